@@ -1,0 +1,51 @@
+# Two commands do everything on a fresh clone: `make demo` shows Hubel at work, `make test` proves it.
+# Each makes .venv, installs what it needs at the versions of constraints.txt, and runs.
+
+PYTHON ?= python3
+BIN    := .venv/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+comma  := ,
+
+.PHONY: help demo test test-all check lint bench clean
+
+help:
+	@echo "make demo      train LeNet-5 on real handwritten digits, about a minute, and write a report"
+	@echo "make test      lint, types, import order and the fast tests: what CI runs"
+	@echo "make test-all  the same with the slow tests (six training runs, large shapes)"
+	@echo "make check     format the code in place, then 'make test'"
+	@echo "make bench     time Hubel against PyTorch on this machine"
+
+demo: .venv/installed-lab
+	$(BIN)/hubel demo $(ARGS)
+
+test: lint
+	$(BIN)/pytest -m "not slow" $(ARGS)
+
+test-all: lint
+	$(BIN)/pytest $(ARGS)
+
+lint: .venv/installed-lab+dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(BIN)/python tools/budgets.py
+
+check: .venv/installed-lab+dev
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+	$(MAKE) test
+
+bench: .venv/installed-lab+bench
+	$(BIN)/hubel bench $(ARGS)
+
+clean:
+	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+# Installed again only when the lists of what to install are newer than the last time.
+.venv/installed-%: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[$(subst +,$(comma),$*)]'
+	@touch $@
+
+$(BIN)/python:
+	$(PYTHON) -m venv .venv
