@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from math import prod
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 from hubel.errors import HubelError, SpecError, UnsupportedError, unknown
 
@@ -133,12 +133,8 @@ class ConvSpec:
         received = f"Received: output_padding={extra}, stride={steps}, dilation={holes}."
         if any(e >= s for e, s in zip(extra, steps, strict=True)):
             if any(e >= max(s, d) for e, s, d in zip(extra, steps, holes, strict=True)):
-                raise SpecError(
-                    f"output_padding must be smaller than stride or dilation. {received} Use a smaller one."
-                )
-            raise UnsupportedError(
-                f"Hubel's transposed convolutions need output_padding smaller than stride. {received} Use torch's kernel."
-            )
+                raise SpecError(f"output_padding must be less than stride or dilation. {received} Use a smaller one.")
+            raise UnsupportedError(f"Hubel needs output_padding less than stride. {received} Use torch's own kernel.")
         large = tuple(
             (i - 1) * s - 2 * p + d * (k - 1) + 1 + e
             for i, k, s, p, e, d in zip(small, kernel, steps, pads, extra, holes, strict=True)
@@ -304,22 +300,17 @@ class Problem:
     def parse(cls, text: str) -> Problem:
         """The problem that `text` names: `parse(str(problem)) == problem`. Raises `SpecError`."""
         spec, *parts = text.split("/")
-        problem = {"direction": Direction.FORWARD, "bias": False, "dtype": "float32"}
-        given: set[str] = set()
+        meanings = {str(d): ("direction", d) for d in Direction} | {dtype: ("dtype", dtype) for dtype in DTYPES}
+        meanings["bias"] = ("bias", True)
+        given: dict[str, Any] = {}
         for part in parts:
-            if part in set(Direction):
-                name, value = "direction", Direction(part)
-            elif part == "bias":
-                name, value = "bias", True
-            elif part in DTYPES:
-                name, value = "dtype", part
-            else:
-                raise unknown("part of a problem", part, [*Direction, "bias", *DTYPES])
+            if part not in meanings:
+                raise unknown("part of a problem", part, meanings)
+            name, value = meanings[part]
             if name in given:
                 raise SpecError(f'a problem has one {name}. Received: "{text}". Name it once.')
-            given.add(name)
-            problem[name] = value
-        return cls(ConvSpec.parse(spec), **problem)
+            given[name] = value
+        return cls(ConvSpec.parse(spec), **given)
 
 
 Accuracy: TypeAlias = Literal["strict", "default", "fast"]
