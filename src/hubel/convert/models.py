@@ -1,0 +1,255 @@
+"""MODEL, as the command line and `hubel.report` take it, becomes a network in eval mode.
+
+    lenet5                              a name of the zoo (with weights: --weights FILE)
+    package.module:factory              a callable without arguments that returns a network, or the network itself
+    net.pt2                             what torch.export.save wrote
+    weights.safetensors | .pth          a state dict, with the name of its network (--arch)
+    run/                                a folder that `hubel train` wrote
+
+This package stands below the zoo, so the zoo's table is handed in: name -> builder.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from hubel.convert.weights import SUFFIXES, Mismatch, compare, load_into, read_state_dict, require_file, sha256
+from hubel.errors import HubelError, ModelError, UnknownNameError, unknown
+from hubel.records import DOCUMENT_FILE, Document
+
+Builder = Callable[..., nn.Module]
+
+RUN_WEIGHTS = "weights.safetensors"
+_PLANNED = {".onnx": "torch.export.save", ".hubel": "torch.export.save"}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A network and where it came from.
+
+    name: the zoo's name or the text the user gave; arch: the zoo's name, or None if it is not one of the zoo's;
+    weights: "file" or "random"; sha256: of the file they were read from.
+    """
+
+    network: nn.Module
+    name: str
+    weights: Literal["file", "random"]
+    arch: str | None = None
+    source: Path | None = None
+    sha256: str | None = None
+
+    def __str__(self) -> str:
+        origin = f"weights from {self.source}" if self.source else f"{self.weights} weights"
+        return f"{self.name}, {sum(p.numel() for p in self.network.parameters()):,} parameters, {origin}"
+
+
+def resolve(
+    model: str,
+    *,
+    networks: Mapping[str, Builder],
+    arch: str | None = None,
+    weights: str | Path | None = None,
+    seed: int | None = None,
+) -> Loaded:
+    """The network that `model` names.
+
+    networks: the zoo, name -> builder(num_classes=, in_channels=, seed=); arch: the network a state dict belongs to;
+    weights: a state dict to put into the named network or the factory's; seed: of random weights.
+
+    ModelError if it cannot be read or built, or if the weights are another network's; UnknownNameError for a name that
+    is neither in the zoo nor a file.
+    """
+    path = Path(model)
+    if model in networks:
+        loaded = _from_zoo(model, networks, weights, seed)
+    elif path.is_dir():
+        loaded = _from_run(path, networks)
+    elif path.suffix == ".pt2":
+        loaded = Loaded(_exported(path), path.name, "file", source=path, sha256=sha256(path))
+    elif path.suffix in SUFFIXES:
+        loaded = _from_state_dict(path, networks, arch)
+    elif path.suffix in _PLANNED:
+        raise ModelError(
+            f"MODEL can be a zoo name, package.module:factory, .pt2, .safetensors or .pth. Received: {path}, and "
+            f"{path.suffix} is not read yet. Write it with {_PLANNED[path.suffix]} as .pt2."
+        )
+    elif ":" in model:
+        loaded = _from_factory(model, weights)
+    elif path.exists() or os.sep in model:
+        require_file(path, "MODEL")
+        raise ModelError(f"MODEL files end in .pt2, {', '.join(SUFFIXES)}. Received: {path}. Rename or convert it.")
+    else:
+        raise unknown("network", model, networks)
+    if not isinstance(loaded.network, torch.fx.GraphModule):
+        loaded.network.eval()
+    return loaded
+
+
+def _from_zoo(name: str, networks: Mapping[str, Builder], weights: str | Path | None, seed: int | None) -> Loaded:
+    if weights is not None:
+        return _from_state_dict(Path(weights), networks, name)
+    return Loaded(networks[name](seed=seed), name, "random", arch=name)
+
+
+def _from_run(folder: Path, networks: Mapping[str, Builder]) -> Loaded:
+    """A folder of `hubel train`: the document names the network, the weights lie beside it."""
+    if not (folder / DOCUMENT_FILE).is_file():
+        raise ModelError(
+            f"A folder given as MODEL must be one that `hubel train` wrote, with {DOCUMENT_FILE} and {RUN_WEIGHTS}. "
+            f"Received: {folder}. Give the folder after -o of the training."
+        )
+    return _from_state_dict(folder / RUN_WEIGHTS, networks, Document.load(folder).model["name"])
+
+
+def _from_state_dict(path: Path, networks: Mapping[str, Builder], arch: str | None) -> Loaded:
+    state = read_state_dict(path)
+    if arch is None:
+        near = _fitting(state, networks)
+        hint = f"--arch {near[0]}" if near else f"--arch NAME, one of: {', '.join(networks)}"
+        raise ModelError(
+            f"A state dict holds numbers and no network, so the network must be named. Received: {path} alone. "
+            f"Add {hint}."
+        )
+    if arch not in networks:
+        raise unknown("network", arch, networks)
+    network, mismatch = _built_for(state, networks[arch])
+    if mismatch:
+        near = [name for name in _fitting(state, networks) if name != arch]
+        remedy = f"They fit {' and '.join(near)}: use --arch {near[0]}" if near else "Name their network with --arch"
+        raise ModelError(
+            f"The weights must be those of the network {arch}. Received: {path}, which differs ({mismatch}). {remedy}."
+        )
+    load_into(network, state, name=arch, source=path)
+    return Loaded(network, arch, "file", arch=arch, source=path, sha256=sha256(path))
+
+
+def _built_for(state: Mapping[str, Tensor], builder: Builder) -> tuple[nn.Module, Mismatch]:
+    """The network with the number of classes and of input channels that the state dict was saved with."""
+    network = builder()
+    mismatch = compare(network, state)
+    sizes: dict[str, int] = {}
+    for _, file, net in mismatch.misshapen:
+        # The first layer differs in its input channels only, the last in its outputs only.
+        if file[1:] == net[1:]:
+            sizes["num_classes"] = file[0]
+        elif len(file) == len(net) and file[:1] + file[2:] == net[:1] + net[2:]:
+            sizes["in_channels"] = file[1]
+    if not sizes or mismatch.missing or mismatch.unexpected:
+        return network, mismatch
+    other = builder(**sizes)
+    # A wrong guess is no help to the reader: then the mismatch with the plain network is told.
+    return (other, Mismatch()) if not compare(other, state) else (network, mismatch)
+
+
+def _fitting(state: Mapping[str, Tensor], networks: Mapping[str, Builder]) -> list[str]:
+    """The networks of the zoo that a state dict fits. Shapes alone: nothing is allocated."""
+    with torch.device("meta"):
+        return [name for name, builder in networks.items() if not _built_for(state, builder)[1]]
+
+
+def _from_factory(model: str, weights: str | Path | None) -> Loaded:
+    module_name, _, attribute = model.partition(":")
+    # As `python -m` does: the user's own files are importable from where the command is typed.
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found: object = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ModelError(
+            f"package.module:factory must name a module that can be imported from here. Received: {model!r} ({error}). "
+            "Run the command in the folder that holds the package."
+        ) from error
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            table = [name for name in vars(found) if not name.startswith("_")] if hasattr(found, "__dict__") else []
+            raise _unknown_attribute(module_name, part, table)
+        found = getattr(found, part)
+    network = _called(found, model)
+    if weights is None:
+        return Loaded(network, model, "random")
+    load_into(network, read_state_dict(weights), name=model, source=weights)
+    return Loaded(network, model, "file", source=Path(weights), sha256=sha256(Path(weights)))
+
+
+def _unknown_attribute(module_name: str, name: str, table: list[str]) -> UnknownNameError:
+    return unknown(f"name in {module_name}", name, table)
+
+
+def _called(found: object, model: str) -> nn.Module:
+    if not isinstance(found, nn.Module):
+        if not callable(found):
+            raise ModelError(
+                f"package.module:factory must name a callable or a network. Received: {model!r}, "
+                f"a {type(found).__name__}. Write a function without arguments that returns the network."
+            )
+        try:
+            found = found()
+        except HubelError:
+            raise
+        except Exception as error:
+            raise ModelError(
+                f"The factory must return a network when called without arguments. Received from {model!r}: "
+                f"{type(error).__name__}: {error}. Give every argument a default."
+            ) from error
+    if not isinstance(found, nn.Module):
+        raise ModelError(
+            f"The factory must return a torch.nn.Module. Received from {model!r}: {type(found).__name__}. "
+            "Return the network itself."
+        )
+    return found
+
+
+def _exported(path: Path) -> nn.Module:
+    """The module of a `.pt2`. Archives that hold pickled objects or compiled libraries are refused."""
+    require_file(path, "MODEL")
+    from torch.export.pt2_archive._package import PT2ArchiveReader
+
+    try:
+        with PT2ArchiveReader(os.fspath(path)) as archive:
+            entries = [name.lower() for name in archive.get_file_names()]
+    except Exception as error:  # torch raises RuntimeError, ValueError, AssertionError: whatever the bytes provoke
+        raise _not_exported(path, error) from error
+    code = [name for name in entries if "custom_obj" in name or "opaque_obj" in name or "aotinductor" in name]
+    if code:
+        raise ModelError(
+            f"A .pt2 must hold a graph and tensors only. Received: {path}, which holds {code[0]}: objects or compiled "
+            "code that would run on opening. Export the network again without them."
+        )
+    try:
+        with _weights_only():
+            return torch.export.load(path).module()
+    except Exception as error:
+        raise _not_exported(path, error) from error
+
+
+@contextmanager
+def _weights_only() -> Iterator[None]:
+    """torch.export.load passes weights_only=False for some tensors; this variable overrules it."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _not_exported(path: Path, error: Exception) -> ModelError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return ModelError(
+        f"A .pt2 must be an archive of torch.export.save that torch {torch.__version__} can read. Received: {path} "
+        f"({reason}). Export the network again: torch.export.save(torch.export.export(net, (x,)), 'net.pt2')."
+    )
