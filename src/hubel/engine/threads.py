@@ -1,0 +1,193 @@
+"""Runs a list of kernels in one parallel region.
+
+One generated native function, ``run``, takes a *block*: the jobs of a launch as 64-bit words. It copies the block to
+its own stack, writes the base pointers into every job's arguments, opens one parallel region of torch's own OpenMP
+pool (so that the process has one pool, and a core never two busy threads), and in it works through the jobs: the items
+of a job are handed out in chunks through an atomic counter, which stays fair when a core is taken away; between two
+jobs lies a barrier. With one thread there is no region and no barrier.
+
+    block:  number of jobs; then for each job  kernel address, items, chunk, number of words in args, args...
+    args:   words 0..3 the base pointers p0..p3, word 4 the scratch shared by all threads, the kernel's own from word 5
+    kernel: void kernel(ptr args, i64 begin, i64 end, ptr scratch), any split of 0..items, scratch its thread's own
+
+After a fork the pool's threads do not exist in the child, and libgomp would wait for them forever: the child runs
+single-threaded.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hubel.engine.compile import Library, compiled
+from hubel.engine.launcher import launcher_ir
+from hubel.engine.machine import Machine
+
+# Words at the head of a job's args that `run` fills in: p0, p1, p2, p3, shared scratch.
+RESERVED_WORDS = 5
+
+# Scratch of different threads never shares a cache line, and vectors in it are aligned.
+ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class Job:
+    """One kernel over ``items`` work items, handed out ``chunk`` at a time.
+
+    kernel: address of `void kernel(ptr args, i64 begin, i64 end, ptr scratch)`. args: the kernel's own words, which it
+    finds from word 5 on, behind the base pointers and the shared scratch.
+    """
+
+    kernel: int
+    items: int
+    chunk: int
+    args: Sequence[int] = ()
+
+
+class Block:
+    """The jobs of one launch as native words; ``address`` is what ``launch`` takes.
+
+    keep: objects whose memory or code the words point to (tables, Libraries); they live as long as the block.
+    """
+
+    def __init__(self, jobs: Sequence[Job], keep: Sequence[object] = ()) -> None:
+        words = [len(jobs)]
+        for job in jobs:
+            if job.chunk < 1 or job.items < 0:
+                raise ValueError(f"a job needs chunk >= 1 and items >= 0, got chunk={job.chunk}, items={job.items}")
+            words += [job.kernel, job.items, job.chunk, RESERVED_WORDS + len(job.args)]
+            words += [0] * RESERVED_WORDS + list(job.args)
+        self.words = np.array(words, dtype=np.int64)
+        self.address = self.words.ctypes.data
+        self._keep = tuple(keep)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Which threads run kernels. kind: "openmp", "none". path: the library. reason: why there is none."""
+
+    kind: str
+    path: str
+    reason: str
+
+
+def launch(
+    block_address: int,
+    p0: int,
+    p1: int,
+    p2: int,
+    p3: int,
+    threads: int,
+    shared_bytes: int,
+    scratch_stride: int,
+    ftz: int,
+) -> None:
+    """Run the block at ``block_address`` on the pointers p0..p3 and return when all its jobs are done.
+
+    threads: always 1 or the process's usual number: libgomp ends threads when a team shrinks, and starts them anew.
+    shared_bytes, scratch_stride: scratch of all threads together and of each, in bytes; contents are undefined.
+    ftz: 1 to flush denormals to zero while kernels run; the caller's floating-point state is restored.
+    """
+    if threads > _team_limit:
+        threads = _team(threads)
+    need = shared_bytes + threads * (scratch_stride + ALIGNMENT)
+    if need > _arena.size:
+        _arena.grow(need)
+    _run(block_address, p0, p1, p2, p3, threads, shared_bytes, scratch_stride, ftz, _arena.address)
+
+
+def pool() -> Pool:
+    """The threads that launches with more than one thread get in this process, now."""
+    if _forked:
+        return Pool("none", "", "this process was forked; its kernels run single-threaded")
+    path = find_openmp()
+    if path is None:
+        return Pool("none", "", "no OpenMP library is loaded; torch brings one on Linux")
+    return Pool("openmp", path, "")
+
+
+def find_openmp() -> str | None:
+    """The loaded library that offers GOMP_parallel: torch's own, if there are several; None if there is none."""
+    if not sys.platform.startswith("linux"):
+        return None
+    paths = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "omp" in line}
+    libraries = sorted(path for path in paths if "omp" in Path(path).name and ".so" in Path(path).name)
+    for path in sorted(libraries, key=lambda path: "torch/lib" not in path):
+        if hasattr(_loaded(path), "GOMP_parallel"):
+            return path
+    return None
+
+
+class _Arena(threading.local):
+    """Scratch of one calling thread. Grows to the largest launch it has seen, ends with the thread."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self.grow(4096)
+
+    def grow(self, size: int) -> None:
+        self.memory = np.empty(size + ALIGNMENT, dtype=np.uint8)
+        self.address = -(-self.memory.ctypes.data // ALIGNMENT) * ALIGNMENT
+        self.size = size
+
+
+_arena = _Arena()
+_forked = False
+_team_limit = 1
+_launcher: Library | None = None
+
+
+def _team(threads: int) -> int:
+    """The number of threads a launch may have that asks for more than one; finds the pool at first."""
+    global _team_limit
+    # Without torch there is nothing to find, and looking costs far more than a launch.
+    if _forked or "torch" not in sys.modules:
+        return 1
+    path = find_openmp()
+    if path is None:
+        return 1
+    table = (ctypes.c_void_p * 3).from_address(_library().address("openmp"))
+    for index, name in enumerate(("GOMP_parallel", "GOMP_barrier", "omp_get_thread_num")):
+        table[index] = ctypes.cast(getattr(_loaded(path), name), ctypes.c_void_p).value
+    _team_limit = sys.maxsize
+    return threads
+
+
+def _loaded(path: str) -> ctypes.CDLL:
+    """A handle on a library that is loaded already."""
+    return ctypes.CDLL(path, mode=os.RTLD_NOLOAD | os.RTLD_NOW)
+
+
+def _library() -> Library:
+    global _launcher
+    if _launcher is None:
+        machine = Machine.detect()
+        _launcher = compiled("launcher", lambda: launcher_ir(machine), machine)
+    return _launcher
+
+
+def _first_run(*arguments: int) -> None:
+    global _run
+    # ctypes lets go of the interpreter lock while the function runs.
+    prototype = ctypes.CFUNCTYPE(None, *[ctypes.c_ssize_t] * 10)
+    _run = prototype(_library().address("run"))
+    _run(*arguments)
+
+
+_run: Callable[..., None] = _first_run
+
+
+def _after_fork_in_child() -> None:
+    global _forked, _team_limit
+    _forked, _team_limit = True, 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
