@@ -3,7 +3,7 @@
 A convolution is one sum over products, with N images, O output channels, C input channels a group, output positions q
 and kernel taps t (one loop a dimension each: seven loops for a 2-D convolution):
 
-    y[n, o, q] = b[o] + sum over c, t of  x[n, g*C + c, i] * w[o, c, t]     with  i = q * stride - padding + t * dilation
+    y[n, o, q] = b[o] + sum over c, t of  x[n, g*C + c, i] * w[o, c, t]   with  i = q * stride - padding + t * dilation
 
 where g is the group of o, and what lies outside the input is left out (zero padding). Its gradients are sums over the
 same products with the roles exchanged, so all three walk `_products`; everything else in the engine is how these three

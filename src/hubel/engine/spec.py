@@ -251,10 +251,10 @@ class ConvSpec:
 
 
 # The letters of the grammar and the arguments of ConvSpec that they set.
-_LETTERS = dict(
-    n="batch", c="in_channels", o="out_channels", i="input_size",
-    k="kernel_size", s="stride", p="padding", d="dilation", g="groups",
-)  # fmt: skip
+_LETTERS = {
+    "n": "batch", "c": "in_channels", "o": "out_channels", "i": "input_size",
+    "k": "kernel_size", "s": "stride", "p": "padding", "d": "dilation", "g": "groups",
+}  # fmt: skip
 # "x" separates sizes and can be no letter; 18 digits are more than any size that fits 64 bits needs.
 _FIELD = re.compile(r"([a-wyz])([0-9]{1,18}(?:x[0-9]{1,18})*)")
 
@@ -300,8 +300,8 @@ class Problem:
     def parse(cls, text: str) -> Problem:
         """The problem that `text` names: `parse(str(problem)) == problem`. Raises `SpecError`."""
         spec, *parts = text.split("/")
-        meanings = {str(d): ("direction", d) for d in Direction} | {dtype: ("dtype", dtype) for dtype in DTYPES}
-        meanings["bias"] = ("bias", True)
+        meanings: dict[str, tuple[str, Any]] = {"bias": ("bias", True)}
+        meanings |= {str(d): ("direction", d) for d in Direction} | {dtype: ("dtype", dtype) for dtype in DTYPES}
         given: dict[str, Any] = {}
         for part in parts:
             if part not in meanings:
