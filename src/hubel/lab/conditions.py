@@ -1,0 +1,73 @@
+"""The conditions under which something was timed: the machine and how quiet it was, its peak, what Hubel would run."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hubel.engine.machine import Machine
+from hubel.lab.shapes import Case
+
+
+@dataclass(frozen=True)
+class Peak:
+    """A kernel of fused multiply-adds on registers only: `call` runs it once on all threads, `flops` of it."""
+
+    call: Callable[[], object]
+    flops: float
+
+
+def peak(threads: int) -> Peak | None:
+    """The machine's peak as something that can be timed among others; None where it cannot be generated."""
+    return None
+
+
+def accuracy() -> str:
+    """The level that is set: hubel.set_accuracy."""
+    return "default"
+
+
+def algorithm(case: Case, threads: int) -> str:
+    """What Hubel's plan chose for a case, for the table."""
+    return ""
+
+
+class Watch:
+    """Notes, from its making on, how much of the machine others took."""
+
+    def __init__(self) -> None:
+        self.before = _cpu_ticks()
+
+    def machine(self, threads: int) -> dict[str, Any]:
+        """The machine of a document: named, with what else ran on it meanwhile."""
+        return describe_machine() | {
+            "threads": threads,
+            "load": [round(load, 2) for load in os.getloadavg()],
+            "stolen": _stolen(self.before, _cpu_ticks()),
+        }
+
+
+def describe_machine() -> dict[str, Any]:
+    """The fields of `Machine`, and the operating system."""
+    machine = Machine.detect()
+    return dataclasses.asdict(machine) | {"system": " ".join(os.uname()[:3:2])}
+
+
+def _cpu_ticks() -> list[int]:
+    """Ticks of all cores by use (user, nice, system, idle, iowait, irq, softirq, steal, ...); empty if not Linux."""
+    try:
+        return [int(ticks) for ticks in Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
+    except (OSError, ValueError, IndexError):
+        return []
+
+
+def _stolen(before: list[int], after: list[int]) -> float | None:
+    """The share of time that a hypervisor gave to other guests; it shows in no run queue of ours."""
+    spent = [b - a for a, b in zip(before[:8], after[:8], strict=False)]
+    if len(spent) < 8 or sum(spent) <= 0:
+        return None
+    return round(spent[7] / sum(spent), 4)

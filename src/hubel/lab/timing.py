@@ -1,0 +1,255 @@
+"""Comparing running times on a machine that others use too: interleaved rounds, clean samples, medians with intervals.
+
+    for each round                      until enough rounds were clean
+        for each contender, shuffled    nobody always runs on the caches and the clock rate another one left behind
+            one call, not timed         wakes its threads, brings its data back
+            `repeat` calls, timed       one Sample
+
+Two figures of different rounds say little about each other, two of the same round much: ratios are taken within rounds.
+The median is quoted because noise on a machine only ever adds; its interval is the one of order statistics, which
+assumes nothing about the distribution: the k-th smallest and k-th largest of n samples enclose the median with the
+probability 1 - 2 P(Binomial(n, 1/2) < k).  (David and Nagaraja, Order Statistics, 3rd ed., section 7.1)
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import random
+import resource
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from hubel.records import Value
+
+# A sample is clean if the threads of this process waited in the run queue for less than this share of it.
+CLEAN_SHARE = 0.04
+# With 15 samples the interval of the median runs from the 4th to the 12th: narrow enough to call 5 % on a quiet machine.
+CLEAN_ROUNDS = 15
+# On a machine that never falls quiet, stop here and say so.
+MOST_ROUNDS_FACTOR = 4
+# Long against the clock's resolution and a thread's wake-up (50 us), short against the quiet spells of a shared machine.
+SAMPLE_SECONDS = 0.003
+# Idle threads of one library spin for tens of milliseconds on the cores that the next one needs.
+PAUSE_SECONDS = 0.05
+# Calls tried before a sample's length is settled; one alone may have been interrupted.
+_GUESSES = 3
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One side of a comparison: `call` does the work once, inside the context that `enter` returns (not timed).
+
+    family: the library whose threads do the work; a pause goes between contenders of different families.
+    """
+
+    name: str
+    call: Callable[[], object]
+    enter: Callable[[], AbstractContextManager[object]] = nullcontext
+    family: str = "torch"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One timed stretch: seconds a call, the share of it spent waiting for a core, page faults a call."""
+
+    seconds: float
+    waited: float = 0.0
+    faults: float = 0.0
+
+    @property
+    def clean(self) -> bool:
+        return self.waited < CLEAN_SHARE
+
+
+class Meter:
+    """What the operating system knows about this process. Tests put a fake in its place."""
+
+    def seconds(self) -> float:
+        return time.perf_counter()
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def waited(self) -> float:
+        """Seconds that the threads of this process were ready to run and had no core, all together.
+
+        0 where the kernel does not tell (not Linux): every sample passes for clean, and `watches` says so.
+        """
+        total = 0
+        for path in Path("/proc/self/task").glob("*/schedstat"):
+            try:
+                total += int(path.read_text().split()[1])
+            except (OSError, IndexError, ValueError):
+                pass  # the thread ended between being listed and being read
+        return total * 1e-9
+
+    def faults(self) -> int:
+        """Pages that were mapped on first touch so far: what fresh large outputs cost on every call."""
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+    @property
+    def watches(self) -> bool:
+        return Path("/proc/self/schedstat").exists()
+
+
+@dataclass
+class Rounds:
+    """The samples of each contender, round by round: `samples[name][r]` was taken in round r."""
+
+    samples: dict[str, list[Sample]]
+    order: list[list[str]] = field(default_factory=list)
+
+    def clean_rounds(self, names: Iterable[str] | None = None) -> list[int]:
+        """The rounds in which every sample (of `names`) was clean."""
+        names = list(self.samples if names is None else names)
+        return [r for r in range(self._rounds()) if all(self.samples[name][r].clean for name in names)]
+
+    def seconds(self, name: str, *, clean_only: bool = True) -> Value:
+        """The median time of a call, in seconds."""
+        kept = [s.seconds for s in self.samples[name] if s.clean or not clean_only]
+        return median(kept or [s.seconds for s in self.samples[name]], decided=None)
+
+    def ratio(self, slow: str, fast: str, *, clean_only: bool = True) -> Value:
+        """How many times faster `fast` is than `slow`: the median over rounds of slow/fast. decided: not 1."""
+        return median(self.ratios(slow, fast, clean_only=clean_only), against=1.0)
+
+    def ratios(self, slow: str, fast: str, *, clean_only: bool = True) -> list[float]:
+        """slow/fast of each round in which both were clean; of every round if there is no such round."""
+        kept = self.clean_rounds((slow, fast)) if clean_only else []
+        rounds = kept or range(self._rounds())
+        return [self.samples[slow][r].seconds / self.samples[fast][r].seconds for r in rounds]
+
+    def faults(self, name: str) -> float:
+        """Page faults a call, the median."""
+        return float(np.median([s.faults for s in self.samples[name]]))
+
+    def best(self, names: Sequence[str]) -> str:
+        """The fastest of `names`, by the median; the first of equals."""
+        return min(names, key=lambda name: self.seconds(name).value or math.inf)
+
+    def _rounds(self) -> int:
+        return min((len(samples) for samples in self.samples.values()), default=0)
+
+
+def measure(
+    contenders: Sequence[Contender],
+    *,
+    rounds: int = CLEAN_ROUNDS,
+    most: int | None = None,
+    sample_seconds: float = SAMPLE_SECONDS,
+    seed: int = 0,
+    meter: Meter | None = None,
+) -> Rounds:
+    """Time the contenders against each other until `rounds` rounds were clean, `most` at most (4 times as many).
+
+    Every round visits every contender once, in an order drawn from `seed`.
+    """
+    meter = meter or Meter()
+    most = max(rounds, MOST_ROUNDS_FACTOR * rounds if most is None else most)
+    names = [contender.name for contender in contenders]
+    if len(set(names)) != len(names):
+        raise ValueError(f"Contenders have different names. Received: {names}.")
+    repeats = {contender.name: _repeats(contender, sample_seconds, meter) for contender in contenders}
+    taken = Rounds({name: [] for name in names})
+    shuffle, family = random.Random(seed), contenders[-1].family if contenders else ""
+    clean = 0
+    while len(taken.order) < most and clean < rounds and contenders:
+        order = shuffle.sample(list(contenders), len(contenders))
+        this_round = {}
+        for contender in order:
+            if contender.family != family:
+                meter.sleep(PAUSE_SECONDS)
+            family = contender.family
+            this_round[contender.name] = _sample(contender, repeats[contender.name], meter)
+        # Ctrl-C inside a round leaves the rounds before it whole.
+        for name, sample in this_round.items():
+            taken.samples[name].append(sample)
+        taken.order.append([contender.name for contender in order])
+        clean += all(sample.clean for sample in this_round.values())
+    return taken
+
+
+def _repeats(contender: Contender, sample_seconds: float, meter: Meter) -> int:
+    """How many calls fill a sample. The first call may compile; the fastest of the next is the guess."""
+    times = []
+    with contender.enter():
+        contender.call()
+        for _ in range(_GUESSES):
+            start = meter.seconds()
+            contender.call()
+            times.append(meter.seconds() - start)
+    return max(1, min(10_000, math.ceil(sample_seconds / max(min(times), 1e-9))))
+
+
+def _sample(contender: Contender, repeat: int, meter: Meter) -> Sample:
+    call, steps = contender.call, range(repeat)
+    collecting = gc.isenabled()
+    with contender.enter():
+        call()
+        gc.disable()
+        try:
+            faults, waited, start = meter.faults(), meter.waited(), meter.seconds()
+            for _ in steps:
+                call()
+            seconds = meter.seconds() - start
+            waited, faults = meter.waited() - waited, meter.faults() - faults
+        finally:
+            if collecting:
+                gc.enable()
+    return Sample(seconds / repeat, waited / max(seconds, 1e-12), faults / repeat)
+
+
+def median(values: Sequence[float], *, against: float | None = None, decided: bool | None = None) -> Value:
+    """The median with an interval of at least 95 %, by order statistics; `level` is the coverage it really has.
+
+    Fewer than 6 values cannot give 95 %: the interval is their range, at the level that it has.
+    against: what the median is compared with; `decided` = the interval is a 95 % one and excludes it.
+    """
+    if not values:
+        return Value(None, n=0, of="rounds", how="median, order statistics", decided=decided)
+    ordered = sorted(values)
+    n, how = len(ordered), "median, order statistics"
+    rank, level = _interval_rank(n)
+    if n == 1:
+        return Value(ordered[0], n=1, of="rounds", how=how, decided=decided if against is None else False)
+    lo, hi = ordered[rank - 1], ordered[n - rank]
+    if against is not None:
+        decided = level >= 0.95 and not lo <= against <= hi
+    return Value(float(np.median(ordered)), lo, hi, level, n, "rounds", how, decided)
+
+
+def _interval_rank(n: int, level: float = 0.95) -> tuple[int, float]:
+    """The largest k whose k-th smallest and k-th largest of n enclose the median with probability >= level, and that."""
+    tail, k, best = 0.0, 0, 0.0
+    while k < (n + 1) // 2:
+        tail += math.comb(n, k) / 2**n
+        if k and 1 - 2 * tail < level:
+            break
+        k, best = k + 1, max(0.0, 1 - 2 * tail)
+    return k, best
+
+
+def geometric_mean(layers: Mapping[str, Sequence[float]], *, resamples: int = 400, seed: int = 0) -> Value:
+    """The geometric mean over layers of their median ratio, from the ratios of their rounds.
+
+    The interval says how far the rounds may have moved it (rounds drawn anew within each layer, percentile bootstrap);
+    it says nothing about layers that are not in the list.
+    """
+    rows = [np.asarray(ratios, dtype=np.float64) for ratios in layers.values() if len(ratios)]
+    if not rows:
+        return Value(None, n=0, of="rounds", how="geometric mean of medians", decided=None)
+    point = math.exp(float(np.mean([math.log(np.median(row)) for row in rows])))
+    draw = np.random.default_rng(seed)
+    logs = np.zeros(resamples)
+    for row in rows:
+        logs += np.log(np.median(draw.choice(row, (resamples, len(row))), axis=1))
+    lo, hi = np.exp(np.quantile(logs / len(rows), [0.025, 0.975]))
+    fewest = min(len(row) for row in rows)
+    how = "geometric mean of medians, bootstrap over rounds"
+    return Value(point, float(lo), float(hi), 0.95, fewest, "rounds", how, not lo <= 1.0 <= hi)
