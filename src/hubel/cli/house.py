@@ -1,0 +1,64 @@
+"""hubel zoo · cache · doctor: what there is, what is kept, what is seen."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from hubel.cli.failures import FAILED, OK
+from hubel.cli.terminal import console, plain_table
+
+
+def zoo() -> None:
+    """List the networks that can be built by name."""
+    import torch
+
+    from hubel.zoo import ZOO, build
+
+    table = plain_table("network", "parameters", "convolutions")
+    for name in ZOO:
+        # On the meta device a network is its shapes: nothing is allocated.
+        with torch.device("meta"):
+            network = build(name)
+        convolutions = sum(isinstance(module, torch.nn.modules.conv._ConvNd) for module in network.modules())
+        table.add_row(name, f"{sum(p.numel() for p in network.parameters()):,}", str(convolutions))
+    console().print(table)
+
+
+def cache(clear: Annotated[bool, typer.Option("--clear", help="Remove every kernel on disk.")] = False) -> None:
+    """Show, or clear, the folder of compiled kernels."""
+    from hubel import doctor
+    from hubel.engine import cache as kernels
+
+    if clear:
+        removed = kernels.clear()
+        console().print(f"removed {removed} kernel{'' if removed == 1 else 's'}")
+    info = kernels.cache_info()
+    if not info.enabled:
+        console().print(f"off: {info.reason}")
+        return
+    console().print(f"{info.entries} kernels, {doctor.size(info.bytes)} in {info.path}", soft_wrap=True)
+
+
+def doctor(
+    measure: Annotated[bool, typer.Option(help="Measure peak and bandwidth (the first time).")] = True,
+) -> int:
+    """Say what the engine sees of this machine, what is supported, and whether it is set up well."""
+    from hubel.doctor import examine
+
+    lines = examine(measure=measure)
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column(overflow="fold")
+    marks = {"ok": "", "note": "note: ", "fault": "fault: "}
+    for line in lines:
+        table.add_row(line.name, line.value)
+        if line.remedy:
+            table.add_row("", f"{marks[line.verdict]}{line.remedy}", style="yellow" if line.verdict == "note" else "red")
+    console().print(table)
+    faults = sum(line.verdict == "fault" for line in lines)
+    notes = sum(line.verdict == "note" for line in lines)
+    console().print(f"{faults} faults, {notes} notes" if faults or notes else "all well")
+    return FAILED if faults else OK

@@ -1,0 +1,105 @@
+"""hubel demo · train · bench: the main job, training, timing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hubel.cli.terminal import Stages, console
+from hubel.errors import DataError
+
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads of every engine; torch's own number by default.")]
+Seed = Annotated[int, typer.Option(help="Seed of the split, the weights and the order of the images.")]
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write; a new number if it exists.")] = Path(
+        "hubel-demo"
+    ),
+    seed: Seed = 0,
+    threads: Threads = None,
+) -> None:
+    """The main job, about a minute: train on handwritten digits, compare with PyTorch, look inside, write a report."""
+    from hubel.demo import run
+
+    set_threads(threads)
+    with Stages() as stages:
+        done = run(out, seed=seed, progress=stages)
+    console().print(str(done), soft_wrap=True)
+
+
+def train(
+    arch: Annotated[str, typer.Argument(metavar="ARCH", help="A network of `hubel zoo`.")],
+    data: Annotated[str, typer.Option(help="digits, mnist, a folder of images, or an .npz.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the run.")],
+    epochs: Annotated[int | None, typer.Option(min=1)] = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 64,
+    optimizer: Annotated[str, typer.Option(help="adam or sgd")] = "adam",
+    lr: Annotated[float | None, typer.Option(help="Learning rate; the optimizer's usual one by default.")] = None,
+    seed: Seed = 0,
+    engine: Annotated[str, typer.Option(help="hubel or torch: whose convolutions run.")] = "hubel",
+    threads: Threads = None,
+) -> None:
+    """Train a network and keep the run: weights, curves, accuracy with its interval. Ctrl-C keeps what is done."""
+    from hubel.lab.train import train as run
+
+    set_threads(threads)
+    dials = {"epochs": epochs, "lr": lr}
+    chosen = {name: value for name, value in dials.items() if value is not None}
+    with Stages() as stages:
+        done = run(
+            arch,
+            data,
+            batch_size=batch_size,
+            optimizer=optimizer,  # type: ignore[arg-type]  (the function checks it and names the choices)
+            seed=seed,
+            out=out,
+            engine=engine,  # type: ignore[arg-type]
+            progress=stages,
+            **chosen,
+        )
+    console().print(str(done), soft_wrap=True)
+
+
+def bench(
+    targets: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[SPEC|ARCH|FILE]...", help="Problems, networks or shape lists; none: a quick list."),
+    ] = None,
+    against: Annotated[str, typer.Option(help="Engines to compare with, comma between: torch,onnxruntime.")] = "torch",
+    backward: Annotated[bool, typer.Option("--backward", help="The gradients instead of the forward pass.")] = False,
+    threads: Threads = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Replaces every batch size.")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Undisturbed rounds a layer needs.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Keep the run in this folder, too.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the Document.")] = False,
+) -> None:
+    """Time Hubel's convolutions against other engines, interleaved in one process, after checking every answer."""
+    from hubel.lab import bench as timing
+    from hubel.lab.bench_text import render_text
+
+    names = [name.strip() for name in against.split(",") if name.strip()]
+    if not names:
+        raise DataError(f"--against names at least one engine. Received: {against!r}. Leave it out for torch.")
+    more = {} if rounds is None else {"rounds": rounds}
+    with Stages() as stages:
+        document = timing.run(
+            targets or (), against=names, backward=backward, threads=threads, batch=batch, progress=stages, **more
+        )
+    console().print(document.to_json() if json else render_text(document), soft_wrap=True, end="")
+    if out is not None:
+        console(stderr=True).print(f"kept in {timing.save(document, out)}", soft_wrap=True)
+    if document.status == "interrupted":
+        raise KeyboardInterrupt
+
+
+def set_threads(threads: int | None) -> None:
+    """torch's number of threads, which is Hubel's too."""
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
