@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import nn
@@ -34,7 +35,7 @@ class Network:
 
 
 @torch.no_grad()
-def initialise(net: nn.Module, nonlinearity: str = "relu") -> nn.Module:
+def initialise(net: nn.Module, nonlinearity: Literal["relu", "tanh", "linear"] = "relu") -> nn.Module:
     """Draw the weights of every convolution and linear layer; biases start at zero. Returns `net`.
 
     He et al. 2015 (arXiv 1502.01852): normal with variance gain² / fan_in keeps the size of the activations from layer
