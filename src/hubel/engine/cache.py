@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import functools
 import hashlib
+import json
 import logging
 import os
 import stat
@@ -107,20 +108,38 @@ class DiskCache:
 
     def write(self, key: str, payload: bytes) -> None:
         """Store ``payload`` for ``key``: whole or not at all, then drop the oldest entries above the size cap."""
+        if self.enabled and self._put(self._file(key), _wrap(payload, key)):
+            self._shrink()
+
+    def read_json(self, name: str, key: str) -> object:
+        """What ``write_json`` stored under ``name`` for ``key``, or None. The caller checks that it makes sense."""
         if not self.enabled:
-            return
+            return None
+        try:
+            stored = json.loads(_read_own_file(self.path / f"{name}.json"))
+        except (OSError, ValueError):
+            return None
+        return stored.get("value") if isinstance(stored, dict) and stored.get("key") == key else None
+
+    def write_json(self, name: str, key: str, value: object) -> None:
+        """Store something small and readable. One value a name: another key replaces it."""
+        if self.enabled:
+            self._put(self.path / f"{name}.json", json.dumps({"key": key, "value": value}, indent=1).encode())
+
+    def _put(self, path: Path, data: bytes) -> bool:
+        """Write a file so that readers see all of it or nothing; on failure switch off and say False."""
         temporary = None
         try:
             handle, temporary = tempfile.mkstemp(prefix="writing-", suffix=".tmp", dir=self.path)
             with os.fdopen(handle, "wb") as file:
-                file.write(_wrap(payload, key))
-            Path(temporary).replace(self._file(key))
+                file.write(data)
+            Path(temporary).replace(path)
         except OSError as error:
             if temporary is not None:
                 _remove(Path(temporary))
             self._switch_off(_why(error, self.path))
-            return
-        self._shrink()
+            return False
+        return True
 
     def forget(self, key: str) -> None:
         """Remove the entry of ``key``, if there is one."""
@@ -159,7 +178,7 @@ class DiskCache:
         if not self.enabled:
             return 0
         removed = self.entries()
-        for _, _, path in removed:
+        for path in [path for _, _, path in removed] + list(self.path.glob("*.json")):
             _remove(path)
         return len(removed)
 

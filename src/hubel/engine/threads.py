@@ -117,9 +117,11 @@ def find_openmp() -> str | None:
     """The loaded library that offers GOMP_parallel: torch's own, if there are several; None if there is none."""
     if not sys.platform.startswith("linux"):
         return None
-    paths = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "omp" in line}
+    # address, permissions, offset, device, inode, path; a path may hold spaces
+    mapped = [line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines()]
+    paths = {columns[5] for columns in mapped if len(columns) == 6 and columns[5].startswith("/")}
     libraries = sorted(path for path in paths if "omp" in Path(path).name and ".so" in Path(path).name)
-    for path in sorted(libraries, key=lambda path: "torch/lib" not in path):
+    for path in sorted(libraries, key=lambda path: "/torch/lib/" not in path and "/torch.libs/" not in path):
         if hasattr(_loaded(path), "GOMP_parallel"):
             return path
     return None
