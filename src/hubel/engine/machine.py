@@ -69,6 +69,13 @@ class Machine:
         return f"{self.triple} {self.cpu} {self.features}"
 
     @property
+    def isa(self) -> str:
+        """The instruction set in a word, for the names of kernels."""
+        if self.arch == "x86_64":
+            return {16: "avx512", 8: "avx2"}.get(self.lanes, "sse")
+        return "neon"
+
+    @property
     def supported(self) -> tuple[bool, str]:
         """Whether machines like this one are tested in CI, and if not, why."""
         if self.arch != "x86_64" or "linux" not in self.triple:

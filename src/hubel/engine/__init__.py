@@ -1,0 +1,11 @@
+"""The engine: a convolution becomes machine code. Knows numpy and llvmlite, never torch."""
+
+from hubel.engine.choose import choose
+from hubel.engine.invoke import Invocation, kernel_text, prepare
+from hubel.engine.machine import Machine
+from hubel.engine.plan import Plan, Refusal
+from hubel.engine.spec import ConvSpec, Direction, Policy, Problem
+
+__all__ = [
+    "ConvSpec", "Direction", "Invocation", "Machine", "Plan", "Policy", "Problem", "Refusal", "choose", "kernel_text", "prepare",
+]  # fmt: skip

@@ -1,0 +1,19 @@
+"""Ways to do a convolution, one file each, and the table of them.
+
+An algorithm is a module with
+
+    NAME
+    propose(problem, machine, policy) -> Plan | Refusal
+    emit(plan) -> {kernel name: function that writes its IR}
+    bind(plan, x strides, w strides, y strides) -> Bound
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from hubel.engine.algorithms import direct
+
+ALGORITHMS: dict[str, ModuleType] = {
+    direct.NAME: direct,
+}

@@ -1,0 +1,79 @@
+"""Every convolution as the same sum in three dimensions, forward or backward: `Sum` objects.
+
+    out[n, g, m, o·j + r]  =  Σ_c Σ_t  weight[g, m, c, t] · input[n, g, c, s·j + shift_t]
+
+*Forward*: o = 1, r = 0, s is the stride and shift_t = t·dilation − padding. The *input gradient* of a convolution with stride s falls
+apart into s sums an axis, one for each remainder r of the input's position modulo s: those taps t that meet it, each with the whole
+shift (r + padding − t·dilation) ∕ s; here o is the stride and s = 1, and the channels change places.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from math import prod
+
+from hubel.engine.spec import ConvSpec, Direction, Problem
+from hubel.engine.window import Axis
+
+Axes = tuple[Axis, Axis, Axis]
+
+
+@dataclass(frozen=True)
+class Sum:
+    """One such sum: `axes` (z, y, x) of what is read; `taps`: for each axis the kernel positions that take part, in the axes' order;
+    out_step and out_start (o and r) of what is written; `rows` m and `channels` c of a group."""
+
+    axes: Axes
+    taps: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+    out_step: tuple[int, int, int]
+    out_start: tuple[int, int, int]
+    rows: int
+    channels: int
+
+    @property
+    def outputs(self) -> tuple[int, int, int]:
+        return tuple(axis.outputs for axis in self.axes)  # type: ignore[return-value]
+
+    @property
+    def tap_count(self) -> int:
+        return prod(len(t) for t in self.taps)
+
+
+def three(sizes: tuple[int, ...], fill: int) -> tuple[int, int, int]:
+    """Sizes of one to three dimensions as (z, y, x)."""
+    return ((fill,) * (3 - len(sizes)) + sizes)  # type: ignore[return-value]
+
+
+def flattened(spec: ConvSpec) -> ConvSpec:
+    """A 1×1 convolution with stride 1 and no padding as one over a single long row."""
+    plain = set(spec.kernel_size) | set(spec.stride) == {1} and set(spec.padding) == {0}
+    if not plain or spec.ndim == 1:
+        return spec
+    return ConvSpec(spec.batch, spec.in_channels, spec.out_channels, (prod(spec.input_size),), 1, groups=spec.groups)
+
+
+def sums(problem: Problem) -> list[Sum]:
+    """The sums that make up a forward convolution (one) or an input gradient (stride of them an axis)."""
+    spec = problem.spec
+    size, outputs = three(spec.input_size, 1), three(spec.output_size, 1)
+    kernel, stride = three(spec.kernel_size, 1), three(spec.stride, 1)
+    padding, dilation = three(spec.padding, 0), three(spec.dilation, 1)
+    rows, channels = spec.out_channels // spec.groups, spec.in_channels // spec.groups
+    if problem.direction is Direction.FORWARD:
+        axes = tuple(
+            Axis(size[a], outputs[a], stride[a], tuple(t * dilation[a] - padding[a] for t in range(kernel[a])))
+            for a in range(3)
+        )
+        taps = tuple(tuple(range(k)) for k in kernel)
+        return [Sum(axes, taps, (1, 1, 1), (0, 0, 0), rows, channels)]  # type: ignore[arg-type]
+    parts = []
+    for start in product(*(range(min(stride[a], size[a])) for a in range(3))):
+        axes, taps = [], []
+        for a in range(3):
+            meet = [t for t in range(kernel[a]) if (start[a] + padding[a] - t * dilation[a]) % stride[a] == 0]
+            shifts = tuple((start[a] + padding[a] - t * dilation[a]) // stride[a] for t in meet)
+            axes.append(Axis(outputs[a], -(-(size[a] - start[a]) // stride[a]), 1, shifts))
+            taps.append(tuple(meet))
+        parts.append(Sum(tuple(axes), tuple(taps), stride, start, channels, rows))  # type: ignore[arg-type]
+    return parts

@@ -1,0 +1,77 @@
+"""A convolution ready to run: plan chosen, kernels compiled, arguments filled in, only the base pointers open."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from hubel.engine.algorithms import ALGORITHMS
+from hubel.engine.choose import choose
+from hubel.engine.compile import Library, compiled, emit_assembly
+from hubel.engine.machine import Machine
+from hubel.engine.plan import Plan, PlannedJob
+from hubel.engine.spec import Policy, Problem
+from hubel.engine.threads import Block, Job, launch
+from hubel.errors import unknown
+
+Strides = tuple[int, ...]
+
+
+class Invocation:
+    """Runs one problem on tensors with fixed strides. Holds no tensor; may be used by several threads at once.
+
+    packed_bytes: size of the packed weights (0: the kernel reads them as they are). packing_key: equal keys mean the same packed
+    layout of the same weight, whatever the image size.
+    """
+
+    def __init__(self, plan: Plan, x: Strides, w: Strides, y: Strides) -> None:
+        bound = ALGORITHMS[plan.algorithm].bind(plan, x, w, y)
+        libraries = kernels(plan)
+        self.plan = plan
+        self.packed_bytes = 4 * bound.packed
+        self.packing_key = bound.packing_key
+        self._flush = 0 if plan.policy.accuracy == "strict" else 1
+        self._shared, self._scratch = 4 * bound.shared, 4 * bound.scratch
+        self._jobs = _block(bound.jobs, libraries, bound.tables)
+        self._packing = _block(bound.packing, libraries, bound.tables)
+
+    def pack(self, weight: int, packed: int, threads: int = 1) -> None:
+        """Write the packed form of the weights at address `weight` to address `packed`."""
+        launch(self._packing.address, weight, packed, 0, 0, threads, 0, 0, self._flush)
+
+    def __call__(self, p0: int, p1: int, p2: int, p3: int, threads: int = 1) -> None:
+        """Run on base addresses.
+
+        forward: x, packed weights, bias or 0, y · input gradient: dy, packed weights, 0, dx · weight gradient: x, dy, db or 0, dw
+        """
+        launch(self._jobs.address, p0, p1, p2, p3, threads, self._shared, self._scratch, self._flush)
+
+
+def kernels(plan: Plan) -> dict[str, Library]:
+    """The plan's kernels as loaded machine code, compiled or taken from the cache."""
+    sources = ALGORITHMS[plan.algorithm].emit(plan)
+    return {name: compiled(name, source, plan.machine) for name, source in sources.items()}
+
+
+def _block(jobs: tuple[PlannedJob, ...], libraries: dict[str, Library], tables: tuple[object, ...]) -> Block:
+    native = [Job(libraries[job.kernel].address("kernel"), job.items, job.chunk, job.words) for job in jobs]
+    return Block(native, keep=(tables, libraries))
+
+
+@lru_cache(maxsize=4096)
+def prepare(problem: Problem, x: Strides, w: Strides, y: Strides, policy: Policy) -> Invocation:
+    """The invocation for tensors with these element strides: x and y are input and output (or their gradients), w the weight.
+
+    Raises UnsupportedError where the engine hands a problem back.
+    """
+    return Invocation(choose(problem, Machine.detect(), policy), x, w, y)
+
+
+def kernel_text(plan: Plan, form: str) -> str:
+    """The plan's kernels as text: form "ir" (LLVM) or "asm" (for the plan's machine). Raises UnknownNameError for another form."""
+    if form not in ("ir", "asm"):
+        raise unknown("form", form, ("ir", "asm"))
+    parts = []
+    for name, source in ALGORITHMS[plan.algorithm].emit(plan).items():
+        text = source()
+        parts.append(f"; {name}\n{text if form == 'ir' else emit_assembly(text, plan.machine)}")
+    return "\n".join(parts)

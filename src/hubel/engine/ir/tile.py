@@ -1,0 +1,115 @@
+"""Register tiles: the innermost loops, where all the arithmetic of a convolution happens.
+
+An *outer-product tile* keeps rows × vectors accumulators in registers. Each step of the sum takes one weight for each row and
+`vectors` neighbouring vectors of pixels:
+
+    for k in terms:  for r in rows:  for v in vectors:  acc[r][v] += w[k][r] · x[offset[k] + v]
+
+A *dot-product tile* multiplies rows of one matrix with shifted rows of another, lane by lane, and adds the lanes up at the end:
+
+    for q in length:  for a in left:  for b in right:  acc[a][b] += left[a][q] · right[offset[b] + q]
+
+`offset` is a table made beside the plan: it holds where each term of the sum starts, so that one tile serves every kernel size,
+stride, dilation and number of dimensions.
+"""
+
+from __future__ import annotations
+
+from hubel.engine.ir.function import F32, I64, PTR, Function, Value, vector_of
+
+# What outer_product_tile does with its sums: flags of `mode`.
+ADD, BIAS = 1, 2
+
+
+def outer_product_tile(rows: int, vectors: int, lanes: int) -> Function:
+    """tile(w, x, offsets, terms, c, pitch, mode, bias): c[r·pitch + lane] gets the sums of one tile.
+
+    w holds `rows` weights a term, next to each other. `mode` is 0 to overwrite c, ADD to add to it, BIAS to add bias[r] last.
+    """
+    f = Function(
+        "tile",
+        [("w", PTR), ("x", PTR), ("offsets", PTR), ("terms", I64), ("c", PTR), ("pitch", I64), ("mode", I64), ("bias", PTR)],
+        private=True,
+    )
+    vector = vector_of(lanes)
+    zero = f.constant(0.0, vector)
+    with f.loop("k", 0, f.arg("terms"), carry=[f.arg("w")] + [zero] * (rows * vectors)) as k:
+        w, *acc = k.carried
+        x = f.arg("x") + f.load(f.offset(f.arg("offsets"), k.index, I64, "entry"), I64, "offset")
+        pixels = [f.load(x + v * lanes, vector, f"pixels_{v}") for v in range(vectors)]
+        for r in range(rows):
+            weight = f.splat(f.load(w + r, F32, f"w_{r}"), lanes, f"weight_{r}")
+            for v in range(vectors):
+                acc[r * vectors + v] = f.fma(weight, pixels[v], acc[r * vectors + v], f"acc_{r}_{v}")
+        k.carry(w + rows, *acc)
+    sums = k.results[1:]
+
+    for mode in (0, ADD, BIAS, ADD | BIAS):
+        with f.when(f.arg("mode").equals(mode), f"mode{mode}"):
+            for r in range(rows):
+                row = f.arg("c") + f.arg("pitch") * r
+                bias = f.splat(f.load(f.arg("bias") + r, F32, "bias"), lanes) if mode & BIAS else None
+                for v in range(vectors):
+                    total = sums[r * vectors + v]
+                    if mode & ADD:
+                        total = f.load(row + v * lanes, vector) + total
+                    f.store(total if bias is None else total + bias, row + v * lanes)
+    f.ret()
+    return f
+
+
+def dot_product_tile(left: int, right: int, lanes: int) -> Function:
+    """dots(a, a_pitch, b, offsets, length, sums): sums[i·right + j] += Σ_q a[i·a_pitch + q] · b[offsets[j] + q].
+
+    `length` is a multiple of the lanes. The sums are stored as ⌈left·right ∕ lanes⌉ whole vectors.
+    """
+    f = Function(
+        "dots",
+        [("a", PTR), ("a_pitch", I64), ("b", PTR), ("offsets", PTR), ("length", I64), ("sums", PTR)],
+        private=True,
+    )
+    vector = vector_of(lanes)
+    starts_a = [f.arg("a") + f.arg("a_pitch") * i for i in range(left)]
+    starts_b = [f.arg("b") + f.load(f.offset(f.arg("offsets"), j, I64), I64, f"offset_{j}") for j in range(right)]
+    with f.loop("q", 0, f.arg("length"), lanes, carry=[f.constant(0.0, vector)] * (left * right)) as q:
+        acc = list(q.carried)
+        a = [f.load(start + q.index, vector, f"a_{i}") for i, start in enumerate(starts_a)]
+        for j, start in enumerate(starts_b):
+            b = f.load(start + q.index, vector, f"b_{j}")
+            for i in range(left):
+                acc[i * right + j] = f.fma(a[i], b, acc[i * right + j], f"acc_{i}_{j}")
+        q.carry(*acc)
+    for i, total in enumerate(horizontal_sums(f, q.results, lanes)):
+        place = f.arg("sums") + i * lanes
+        f.store(f.load(place, vector) + total, place)
+    f.ret()
+    return f
+
+
+def horizontal_sums(f: Function, vectors: list[Value], lanes: int) -> list[Value]:
+    """The sum over the lanes of each vector, packed: lane i of result n is the sum of vector n·lanes + i.
+
+    Two vectors are folded into one until one is left: 3 instructions a vector, not 2·log₂(lanes). Pairing vector i with vector
+    i + half each time leaves the sums in order.
+    """
+    packed = []
+    zero = f.constant(0.0, vector_of(lanes))
+    for start in range(0, len(vectors), lanes):
+        group = vectors[start : start + lanes]
+        group += [zero] * (lanes - len(group))
+        span = lanes
+        while span > 1:
+            half = len(group) // 2
+            pairs = zip(group[:half], group[half:], strict=True)
+            group = [_fold(f, a, b, span, lanes) if not (a is zero and b is zero) else zero for a, b in pairs]
+            span //= 2
+        packed.append(group[0])
+    return packed
+
+
+def _fold(f: Function, a: Value, b: Value, span: int, lanes: int) -> Value:
+    """a and b hold groups of `span` partial sums; each group's halves are added, and a's groups interleaved with b's."""
+    half = span // 2
+    starts = [origin + base for base in range(0, lanes, span) for origin in (0, lanes)]
+    lower = [start + i for start in starts for i in range(half)]
+    return f.shuffle(a, b, lower, "lower") + f.shuffle(a, b, [i + half for i in lower], "upper")
