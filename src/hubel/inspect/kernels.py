@@ -1,0 +1,171 @@
+"""The weights of every convolution, kernel by kernel: how strong, how smooth, and what training did to them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from hubel.errors import ModelError, unknown
+from hubel.inspect.hooks import conv_layers
+from hubel.records import Array, Column, Method, Record, Uncovered
+
+COLUMNS = [
+    Column(name="norm", unit="", better=None),
+    Column(name="mean", unit="", better=None),
+    Column(name="min", unit="", better=None),
+    Column(name="max", unit="", better=None),
+    Column(name="smoothness", unit="correlation", better=None),
+]
+BEFORE_COLUMNS = [
+    Column(name="norm_before", unit="", better=None),
+    Column(name="smoothness_before", unit="correlation", better=None),
+    Column(name="moved", unit="share of norm_before", better=None),
+]
+
+
+def kernels(
+    net: nn.Module,
+    *,
+    layers: Sequence[str] | None = None,
+    most: int = 32,
+    most_slices: int = 16,
+    before: Mapping[str, Tensor] | None = None,
+) -> Record:
+    """What each kernel looks like. A row a kernel, `conv1:3`; an array a layer with the kernels worth drawing.
+
+    smoothness: the mean correlation of a weight with its neighbours inside a slice, 0 for independent weights, near 1
+        for a smooth patch; each slice about its own mean, null for slices of one weight or of equal weights.
+    moved: ‖w − w_before‖ / ‖w_before‖, given `before`.
+
+    layers: addresses of convolutions, default all. most: how many kernels a layer are kept as pictures, the largest L2
+        norms first; most_slices: how many slices of each of those, likewise; in the network's order, not by rank.
+    before: an earlier `state_dict()` of the same network.
+
+    Arrays, for each layer: `conv1` (kernels, slices, *kernel size), `conv1:kernels` and `conv1:slices` the indices of
+    what is in it, `conv1:before` the same weights earlier. `method.params["layers"]` tells each layer's whole shape and
+    `limit`, the largest |weight| of all that is shown: one symmetric colour scale a layer.
+
+    Raises ModelError if there is no convolution, UnknownNameError for a layer that is not there.
+    """
+    start = time.perf_counter()
+    modules = conv_layers(net)
+    if not modules:
+        raise ModelError(f"A network to look at has convolutions. Received: {type(net).__name__}, which has none.")
+    for name in layers or ():
+        if name not in modules:
+            raise unknown("convolution", name, modules)
+
+    method = Method(name="weights", params={"most": most, "most_slices": most_slices, "layers": {}}, source="")
+    columns = COLUMNS + (BEFORE_COLUMNS if before is not None else [])
+    record = Record(id="kernels", kind="kernels", level="kernel", columns=columns, method=method)
+    for address in layers or modules:
+        _add_layer(record, address, modules[address], most, most_slices, _earlier(net, modules[address], before))
+    record.seconds = time.perf_counter() - start
+    return record
+
+
+def by_output_channel(module: _ConvNd, weight: Tensor | None = None) -> np.ndarray:
+    """The weights as (kernels, slices, *kernel size), whatever torch's layout: transposed ones keep inputs first."""
+    w = (module.weight if weight is None else weight).detach().float().cpu().numpy()
+    if not isinstance(module, _ConvTransposeNd):
+        return w
+    I, O, *size = w.shape  # noqa: E741
+    G = module.groups
+    return w.reshape(G, I // G, O, *size).swapaxes(1, 2).reshape(G * O, I // G, *size)
+
+
+def smoothness(w: np.ndarray) -> np.ndarray:
+    """Neighbour correlation of each kernel in (kernels, slices, *size), NaN where undefined; see `kernels`."""
+    axes = tuple(range(2, w.ndim))
+    w = w.astype(np.float64) - w.mean(axis=axes, keepdims=True, dtype=np.float64)
+    variance = (w * w).mean(axis=axes).sum(axis=1)
+    products, pairs = np.zeros(len(w)), 0
+    for axis in axes:
+        ahead, behind = np.delete(w, 0, axis), np.delete(w, -1, axis)
+        if ahead.size:
+            products += (ahead * behind).mean(axis=axes).sum(axis=1)
+            pairs += 1
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where((variance > 1e-30) & (pairs > 0), products / max(pairs, 1) / variance, np.nan)
+
+
+def _earlier(net: nn.Module, module: _ConvNd, before: Mapping[str, Tensor] | None) -> np.ndarray | None:
+    if before is None:
+        return None
+    name = next(n for n, m in getattr(net, "_orig_mod", net).named_modules() if m is module)
+    key = f"{name}.weight".lstrip(".")
+    if key not in before or before[key].shape != module.weight.shape:
+        found = tuple(before[key].shape) if key in before else "nothing"
+        raise ModelError(
+            f"`before` is a state_dict of the same network, with {key!r} of shape {tuple(module.weight.shape)}. "
+            f"Received: {found}. Pass the state_dict that was saved before training."
+        )
+    return by_output_channel(module, before[key])
+
+
+def _add_layer(record: Record, address: str, module: _ConvNd, most: int, slices: int, old: np.ndarray | None) -> None:
+    w = by_output_channel(module)
+    if not np.isfinite(w).all() or w.size == 0:
+        reason = "it has no weights" if w.size == 0 else f"{np.count_nonzero(~np.isfinite(w))} weights are NaN or infinite"
+        record.uncovered.append(Uncovered(target=address, reason=reason))
+        return
+    _add_rows(record, address, w, old)
+
+    flat = w.reshape(*w.shape[:2], -1)
+    kept = _strongest(np.linalg.norm(flat, axis=(1, 2)), most)
+    inner = np.stack([_strongest(norms, slices) for norms in np.linalg.norm(flat[kept], axis=2)])
+    shown = np.take_along_axis(w[kept], inner.reshape(*inner.shape, *[1] * (w.ndim - 2)), axis=1)
+    record.arrays[address] = Array(shown)
+    record.arrays[f"{address}:kernels"] = Array(kept)
+    record.arrays[f"{address}:slices"] = Array(inner)
+    limit = float(np.abs(shown).max())
+    if old is not None:
+        earlier = np.take_along_axis(old[kept], inner.reshape(*inner.shape, *[1] * (w.ndim - 2)), axis=1)
+        record.arrays[f"{address}:before"] = Array(earlier)
+        limit = max(limit, float(np.abs(earlier).max()))
+    record.method["params"]["layers"][address] = {
+        "type": type(module).__name__,
+        "shape": list(w.shape),
+        "stride": list(module.stride),
+        "groups": module.groups,
+        "dilation": list(module.dilation),
+        "limit": limit,
+    }
+
+
+def _add_rows(record: Record, address: str, w: np.ndarray, old: np.ndarray | None) -> None:
+    flat, smooth = w.reshape(len(w), -1).astype(np.float64), smoothness(w)
+    past = None if old is None else old.reshape(len(old), -1).astype(np.float64)
+    past_smooth = None if old is None else smoothness(old)
+    for k, values in enumerate(flat):
+        row: dict[str, Any] = {
+            "target": f"{address}:{k}",
+            "norm": float(np.linalg.norm(values)),
+            "mean": float(values.mean()),
+            "min": float(values.min()),
+            "max": float(values.max()),
+            "smoothness": _number(smooth[k]),
+        }
+        if past is not None and past_smooth is not None:
+            norm = float(np.linalg.norm(past[k]))
+            row["norm_before"] = norm
+            row["smoothness_before"] = _number(past_smooth[k])
+            row["moved"] = float(np.linalg.norm(values - past[k])) / norm if norm > 0 else None
+        record.rows.append(row)
+    if np.isnan(smooth).any():
+        reason = "a slice of one weight, or of equal weights, has no neighbour correlation"
+        record.uncovered.append(Uncovered(target=address, reason=reason))
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def _strongest(norms: np.ndarray, most: int) -> np.ndarray:
+    """The indices of the `most` largest norms, in their own order."""
+    return np.sort(np.argsort(-norms, kind="stable")[:most])

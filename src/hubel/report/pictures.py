@@ -1,0 +1,119 @@
+"""Arrays as small pictures: indexed PNG data URIs, readable on light and on dark paper.
+
+One language of colour on the whole page: orange is positive, blue is negative, and nothing is nothing. Zero is
+transparent, so that it is the paper in either theme, and strength is opacity. The two hues (Okabe and Ito's vermillion and
+blue) differ for every kind of colour vision; where a sign matters, negative cells also carry a minus, so that no sign is
+told by colour alone.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+POSITIVE, NEGATIVE = (213, 94, 0), (0, 114, 178)
+# Palette: 0..250 the signed scale with zero in the middle, then what frames and marks need.
+_ZERO, _STEPS = 125, 125
+_CLEAR, _FRAME, _LIGHT_MARK, _DARK_MARK = 251, 252, 253, 254
+_SIGNED = np.zeros((255, 4), np.uint8)
+_SIGNED[:_ZERO, :3], _SIGNED[_ZERO + 1 : 251, :3] = NEGATIVE, POSITIVE
+_SIGNED[:251, 3] = np.abs(np.arange(251) - _ZERO) / _STEPS * 255
+_SIGNED[_FRAME], _SIGNED[_LIGHT_MARK], _SIGNED[_DARK_MARK] = (128, 132, 138, 90), (255, 255, 255, 225), (*NEGATIVE, 235)
+_INK = np.zeros((256, 4), np.uint8)
+_INK[:, 3] = np.arange(256)
+# A minus is drawn from this share of the scale on; fainter cells are near zero to the eye anyway.
+_MARK_FROM, _LIGHT_FROM = 0.1, 0.45
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG as a data URI and its size in its own pixels."""
+
+    uri: str
+    width: int
+    height: int
+
+
+def signed(planes: np.ndarray | Sequence[np.ndarray], limit: float, *, cell: int = 8, columns: int = 1, marks: bool = True) -> Picture:
+    """One plane (H, W), or several side by side in `columns`, on the scale -limit..limit; a cell is `cell` pixels wide."""
+    stack = np.asarray(planes, np.float64)
+    stack = stack[None] if stack.ndim == 2 else stack
+    tiles = [_tile(plane, limit, cell, marks, framed=len(stack) > 1) for plane in stack]
+    gap = max(1, cell // 2) if len(tiles) > 1 else 0
+    height, width = tiles[0].shape
+    rows = math.ceil(len(tiles) / columns)
+    sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap), _CLEAR, np.uint8)
+    for i, tile in enumerate(tiles):
+        top, left = i // columns * (height + gap), i % columns * (width + gap)
+        sheet[top : top + height, left : left + width] = tile
+    return _picture(sheet, _SIGNED)
+
+
+def ink(plane: np.ndarray, lo: float, hi: float) -> Picture:
+    """A grey picture (H, W) as ink on paper: lo is paper, hi is black (white on dark paper, by the page's style)."""
+    share = np.clip((np.asarray(plane, np.float64) - lo) / max(hi - lo, 1e-12), 0, 1)
+    return _picture(np.round(share * 255).astype(np.uint8), _INK)
+
+
+def colour(image: np.ndarray, lo: float, hi: float) -> Picture:
+    """An RGB picture (3, H, W); lo..hi is what the eye gets as 0..255."""
+    share = np.clip((np.asarray(image, np.float64) - lo) / max(hi - lo, 1e-12), 0, 1)
+    pixels = np.ascontiguousarray(np.round(share * 255).astype(np.uint8).transpose(1, 2, 0))
+    return Picture(_uri(_png(pixels.reshape(pixels.shape[0], -1), pixels.shape[1], 2)), pixels.shape[1], pixels.shape[0])
+
+
+def shrink(plane: np.ndarray, most: int) -> np.ndarray:
+    """The plane (..., H, W) at most `most` wide and high, by averaging blocks; edges that fill no block are cut off."""
+    step = math.ceil(max(plane.shape[-2:]) / most)
+    if step <= 1:
+        return plane
+    H, W = (size // step for size in plane.shape[-2:])
+    if not H or not W:
+        return plane[..., ::step, ::step]
+    cut = plane[..., : H * step, : W * step]
+    return cut.reshape(*plane.shape[:-2], H, step, W, step).mean((-3, -1))
+
+
+def _tile(plane: np.ndarray, limit: float, cell: int, marks: bool, framed: bool) -> np.ndarray:
+    share = np.clip(np.nan_to_num(plane) / (limit if limit > 0 else 1.0), -1, 1)
+    index = np.where(np.isnan(plane), _CLEAR, np.round(share * _STEPS) + _ZERO).astype(np.uint8)
+    tile = index.repeat(cell, 0).repeat(cell, 1)
+    if marks and cell >= 5:
+        middle, inset = cell // 2, max(1, round(cell * 0.28))
+        thick = max(1, cell // 8)
+        for row, column in zip(*np.nonzero(share < -_MARK_FROM), strict=True):
+            top, left = row * cell + middle - thick // 2, column * cell
+            mark = _LIGHT_MARK if share[row, column] < -_LIGHT_FROM else _DARK_MARK
+            tile[top : top + thick, left + inset : left + cell - inset] = mark
+    if framed:
+        tile = np.pad(tile, 1, constant_values=_FRAME)
+    return tile
+
+
+def _picture(index: np.ndarray, palette: np.ndarray) -> Picture:
+    """Indexed, with only the colours that occur: most kernels need fewer than thirty."""
+    used, compact = np.unique(index, return_inverse=True)
+    pixels = compact.reshape(index.shape).astype(np.uint8)
+    return Picture(_uri(_png(pixels, index.shape[1], 3, palette[used])), index.shape[1], index.shape[0])
+
+
+def _png(rows: np.ndarray, width: int, kind: int, palette: np.ndarray | None = None) -> bytes:
+    """PNG (ISO/IEC 15948) of uint8 rows; kind 2 = RGB, 3 = indexed. No filter: the pictures are blocks of equal cells."""
+    body = np.zeros((rows.shape[0], rows.shape[1] + 1), np.uint8)
+    body[:, 1:] = rows
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, rows.shape[0], 8, kind, 0, 0, 0))]
+    if palette is not None:
+        chunks += [(b"PLTE", palette[:, :3].tobytes()), (b"tRNS", palette[:, 3].tobytes())]
+    chunks += [(b"IDAT", zlib.compress(body.tobytes(), 9)), (b"IEND", b"")]
+    packed = (struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+def _uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")

@@ -1,0 +1,81 @@
+"""An image on its way: input, feature maps, scores. In a demo, one digit that it gets right and one that it gets wrong."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hubel.records import Document, Record
+from hubel.report.html import Html, tag
+from hubel.report.parts import class_name, find, input_image, map_image, score_bars, section, softmax
+from hubel.report.text import count, number, percent, shape
+
+_FLOW_LAYERS = 3  # up to so many layers stand beside one another, from the input to the scores
+
+
+def images(document: Document) -> Html | None:
+    record = find(document, "feature_maps")
+    if record is None or "input" not in record.arrays:
+        return None
+    inputs = record.arrays["input"].data
+    labels = record.arrays["labels"].data if "labels" in record.arrays else None
+    layers = list(record.method["params"]["layers"])
+    figures = [_figure(document, record, i, None if labels is None else int(labels[i]), layers) for i in range(len(inputs))]
+    taps = {params["tap"] for params in record.method["params"]["layers"].values()}
+    text = (
+        f"Each map is one kernel's answer at every place of the image, taken after {_taps(taps)}. "
+        "Orange is positive, blue is negative, blank is zero; the maps of one layer share one scale, in both images."
+        if len(inputs) > 1
+        else f"Each map is one kernel's answer at every place of the image, taken after {_taps(taps)}. "
+        "Orange is positive, blue is negative, blank is zero; the maps of one layer share one scale."
+    )
+    title = record.method["params"].get("title") or "From the image to the scores"
+    return section("images", title, tag("p", text, class_="lead"), *figures)
+
+
+def _taps(taps: set[str]) -> str:
+    words = {"convolution": "the convolution itself", "pre_add": "the batch norm"}
+    return " or ".join(sorted(words.get(tap, tap) for tap in taps))
+
+
+def _figure(document: Document, record: Record, i: int, label: int | None, layers: list[str]) -> Html:
+    scores = record.arrays["scores"].data[i] if "scores" in record.arrays else None
+    flow = len(layers) <= _FLOW_LAYERS
+    picture = input_image(record.arrays["input"].data[i], f"Input image {i + 1}", 168)
+    stages = [tag("div", tag("h4", "input"), picture, _size(record.arrays["input"].data.shape[1:]), class_="stage input")]
+    stages += [_maps(record, address, i, flow) for address in layers]
+    if scores is not None:
+        table = score_bars(document, scores, label)
+        ends = tag("div", tag("h4", "scores"), table, class_="stage answer")
+        stages = [*stages, ends] if flow else [stages[0], ends, *stages[1:]]
+    caption = tag("figcaption", *_caption(document, record, i, scores, label))
+    return tag("figure", caption, tag("div", *stages, class_="flow" if flow else "flow deep"), class_="journey")
+
+
+def _size(sizes: tuple[int, ...]) -> Html:
+    return tag("p", shape(sizes), class_="size")
+
+
+def _maps(record: Record, address: str, i: int, flow: bool) -> Html:
+    maps = record.arrays[address].data
+    kernels = record.arrays[f"{address}:kernels"].data
+    params = record.method["params"]["layers"][address]
+    limit = float(np.abs(maps).max())
+    width = 72 if len(kernels) <= 8 else 48
+    tiles = [map_image(f"{address}:{k}", maps[i, j], limit, width) for j, k in enumerate(kernels)]
+    total = params["shape"][0]
+    chosen = f"the strongest {len(kernels)} of {count(total, 'map')}" if len(kernels) < total else count(total, "map")
+    size = tag("p", f"{chosen} of {shape(params['shape'][1:])}; scale to ±{number(limit)}", class_="size")
+    grid = tag("div", *tiles, class_="maps" if len(kernels) <= 8 else "maps many")
+    return tag("div", tag("h4", address), grid, size, class_="stage")
+
+
+def _caption(document: Document, record: Record, i: int, scores: np.ndarray | None, label: int | None) -> list[Html]:
+    titles = record.method["params"].get("titles")
+    if scores is None:
+        return [tag("h3", f"Image {i + 1}")]
+    best = int(scores.argmax())
+    answer = f"It answers {class_name(document, best)} ({percent(float(softmax(scores)[best]))} of the softmax)"
+    truth = "." if label is None else ", and it is." if label == best else f"; it is {class_name(document, label)}."
+    return [tag("h3", titles[i] if titles else f"Image {i + 1}"), tag("p", answer + truth)]
+
+
