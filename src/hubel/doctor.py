@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 
 from hubel.engine import cache, compile
 from hubel.engine.machine import KIB, MIB, Machine
@@ -42,7 +43,9 @@ def _software() -> Iterator[Line]:
     yield Line("hubel", f"{metadata.version('hubel')}, Python {platform.python_version()}, {platform.system()}")
     version = metadata.version("torch")
     tested = version.startswith(tuple(f"{release}." for release in TESTED_TORCH))
-    remedy = "" if tested else f"tested with torch {' and '.join(TESTED_TORCH)}; enable() checks the operators it replaces"
+    remedy = (
+        "" if tested else f"tested with torch {' and '.join(TESTED_TORCH)}; enable() checks the operators it replaces"
+    )
     yield Line("torch", version, "ok" if tested else "note", remedy)
     yield Line("llvmlite", f"{metadata.version('llvmlite')}, LLVM {compile.llvm_version()}")
 
@@ -74,11 +77,11 @@ def _team() -> Iterator[Line]:
     """Whose thread pool runs the kernels."""
     from hubel.engine import threads
 
-    path = threads.library_path()
-    if path:
-        yield Line("thread pool", f"torch's own: {os.path.basename(path)}")  # noqa: PTH119  (the name is enough)
+    pool = threads.pool()
+    if pool.kind == "none":
+        yield Line("thread pool", "none", "note", f"kernels run on one thread: {pool.reason}")
     else:
-        yield Line("thread pool", "none found", "note", "kernels run on one thread: torch's OpenMP library is not loaded")
+        yield Line("thread pool", f"{pool.kind}, {Path(pool.path).name}")
 
 
 def _memory() -> Iterator[Line]:

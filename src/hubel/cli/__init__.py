@@ -1,8 +1,8 @@
 """The command line: parse, call one function, print.
 
-    hubel demo · train · bench      the main job, training, timing           cli/work.py
-    hubel plan · report             what will run and why, what was learned   cli/look.py
-    hubel zoo · cache · doctor      what there is, what is kept, what is seen cli/house.py
+hubel demo · train · bench      the main job, training, timing           cli/work.py
+hubel plan · report             what will run and why, what was learned   cli/look.py
+hubel zoo · cache · doctor      what there is, what is kept, what is seen cli/house.py
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """One clear message instead of a traceback: how every command ends.
 
-    0      done
-    1      `hubel check` found something (later); a pipe that closed early
-    2      nothing could be done: `error: ...` once on stderr
-    130    Ctrl-C; what was done is kept
+0      done
+1      `hubel check` found something (later); a pipe that closed early
+2      nothing could be done: `error: ...` once on stderr
+130    Ctrl-C; what was done is kept
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ def exit_code(command: Callable[[], object], *, debug: bool = False) -> int:
     except Exception as error:
         text = " ".join(str(error).split()) or "no message"
         hint = "" if debug else " Run it again with --debug for the traceback."
-        return _failed(f"unexpected {type(error).__name__}: {text}. This is a fault in Hubel or in the model.{hint}", debug)
+        return _failed(
+            f"unexpected {type(error).__name__}: {text}. This is a fault in Hubel or in the model.{hint}", debug
+        )
     return code if isinstance(code, int) else OK
 
 

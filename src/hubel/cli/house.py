@@ -56,7 +56,9 @@ def doctor(
     for line in lines:
         table.add_row(line.name, line.value)
         if line.remedy:
-            table.add_row("", f"{marks[line.verdict]}{line.remedy}", style="yellow" if line.verdict == "note" else "red")
+            table.add_row(
+                "", f"{marks[line.verdict]}{line.remedy}", style="yellow" if line.verdict == "note" else "red"
+            )
     console().print(table)
     faults = sum(line.verdict == "fault" for line in lines)
     notes = sum(line.verdict == "note" for line in lines)

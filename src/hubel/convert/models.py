@@ -38,7 +38,8 @@ class Loaded:
     """A network and where it came from.
 
     name: the zoo's name or the text the user gave; arch: the zoo's name, or None if it is not one of the zoo's;
-    weights: "file" or "random"; sha256: of the file they were read from.
+    weights: "random" if they are drawn anew each time the network is built; sha256: of the file they were read from;
+    input_shape: of one image, (C, H, W), where the file tells it.
     """
 
     network: nn.Module
@@ -47,9 +48,11 @@ class Loaded:
     arch: str | None = None
     source: Path | None = None
     sha256: str | None = None
+    input_shape: tuple[int, ...] | None = None
 
     def __str__(self) -> str:
-        origin = f"weights from {self.source}" if self.source else f"{self.weights} weights"
+        own = "random weights" if self.weights == "random" else "its own weights"
+        origin = f"weights from {self.source}" if self.source else own
         return f"{self.name}, {sum(p.numel() for p in self.network.parameters()):,} parameters, {origin}"
 
 
@@ -63,8 +66,9 @@ def resolve(
 ) -> Loaded:
     """The network that `model` names.
 
-    networks: the zoo, name -> builder(num_classes=, in_channels=, seed=); arch: the network a state dict belongs to;
-    weights: a state dict to put into the named network or the factory's; seed: of random weights.
+    networks: the zoo, name -> builder(num_classes=None, in_channels=None, seed=None).
+    arch: the network a state dict belongs to. weights: a state dict to put into the zoo's network or the factory's.
+    seed: of random weights.
 
     ModelError if it cannot be read or built, or if the weights are another network's; UnknownNameError for a name that
     is neither in the zoo nor a file.
@@ -75,7 +79,7 @@ def resolve(
     elif path.is_dir():
         loaded = _from_run(path, networks)
     elif path.suffix == ".pt2":
-        loaded = Loaded(_exported(path), path.name, "file", source=path, sha256=sha256(path))
+        loaded = _exported(path)
     elif path.suffix in SUFFIXES:
         loaded = _from_state_dict(path, networks, arch)
     elif path.suffix in _PLANNED:
@@ -176,7 +180,7 @@ def _from_factory(model: str, weights: str | Path | None) -> Loaded:
         found = getattr(found, part)
     network = _called(found, model)
     if weights is None:
-        return Loaded(network, model, "random")
+        return Loaded(network, model, "random" if _draws(found, network) else "file")
     load_into(network, read_state_dict(weights), name=model, source=weights)
     return Loaded(network, model, "file", source=Path(weights), sha256=sha256(Path(weights)))
 
@@ -209,7 +213,15 @@ def _called(found: object, model: str) -> nn.Module:
     return found
 
 
-def _exported(path: Path) -> nn.Module:
+def _draws(factory: object, network: nn.Module) -> bool:
+    """Whether a factory draws its weights: called again, it makes others. (One that reads a file makes the same.)"""
+    if isinstance(factory, nn.Module) or not callable(factory):
+        return False
+    again: dict[str, Tensor] = dict(factory().named_parameters())  # type: ignore[union-attr]  (it returned a module before)
+    return any(name in again and not torch.equal(p, again[name]) for name, p in network.named_parameters())
+
+
+def _exported(path: Path) -> Loaded:
     """The module of a `.pt2`. Archives that hold pickled objects or compiled libraries are refused."""
     require_file(path, "MODEL")
     from torch.export.pt2_archive._package import PT2ArchiveReader
@@ -227,9 +239,13 @@ def _exported(path: Path) -> nn.Module:
         )
     try:
         with _weights_only():
-            return torch.export.load(path).module()
+            program = torch.export.load(path)
+            network = program.module()
     except Exception as error:
         raise _not_exported(path, error) from error
+    inputs = program.example_inputs[0] if program.example_inputs else ()
+    shape = tuple(inputs[0].shape[1:]) if inputs and isinstance(inputs[0], Tensor) else None
+    return Loaded(network, path.name, "file", source=path, sha256=sha256(path), input_shape=shape)
 
 
 @contextmanager
