@@ -123,7 +123,7 @@ class Window:
 
     @property
     def overhang(self) -> int:
-        """How far past the last image a tile may read: the largest advance and a few vectors."""
+        """How far past the last image a tile may read: the largest advance and a vector."""
         z, y, x = (axis.reach for axis in self.axes)
         return z * self.pitch_z + y * self.pitch_y + x + self.lanes
 
@@ -131,7 +131,8 @@ class Window:
     def pitch_phase(self) -> int:
         if self.like:
             return self.images * self.pitch_image + self.lanes
-        return self.images * self.pitch_image + self.overhang
+        # Zeros written behind the last image may run over by a vector.
+        return self.images * self.pitch_image + self.overhang + self.lanes
 
     @cached_property
     def pitch_c(self) -> int:

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from hubel.engine.algorithms import direct
+from hubel.engine.algorithms import direct, weight_gradient
 
 ALGORITHMS: dict[str, ModuleType] = {
     direct.NAME: direct,
+    weight_gradient.NAME: weight_gradient,
 }

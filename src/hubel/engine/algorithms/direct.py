@@ -32,8 +32,8 @@ from hubel.engine.ir.window import WindowWords, fill_window_function
 from hubel.engine.machine import Machine
 from hubel.engine.plan import Bound, Estimate, Plan, PlannedJob, Refusal, Tile
 from hubel.engine.spec import Direction, Policy, Problem
-from hubel.engine.threads import RESERVED_WORDS
 from hubel.engine.tables import Tables
+from hubel.engine.threads import RESERVED_WORDS
 from hubel.engine.window import Window
 
 NAME = "direct"
@@ -76,7 +76,7 @@ def plan_sums(name: str, problem: Problem, machine: Machine, policy: Policy, rea
         kernels=(kernel_name(tile, machine), pack_name(tile, machine)),
         channel_block=block, box=box, row_tiles=row_tiles,
         estimate=Estimate(problem.spec.flops, computed, problem.spec.bytes()),
-        error_bound=error_bound(problem, block * largest.tap_count),
+        error_bound=error_bound(problem),
         reason=reason,
     )  # fmt: skip
 
