@@ -85,8 +85,8 @@ def _images(value: Any) -> torch.Tensor:
         array = array[:, None]
     if array.ndim != 4:
         raise DataError(
-            f"Images are (N, H, W), (N, C, H, W) or (N, H, W, C). Received: {list(array.shape)}. Reshape them; one image "
-            "alone needs a first dimension of 1."
+            f"Images are (N, H, W), (N, C, H, W) or (N, H, W, C). Received: {list(array.shape)}. Reshape them; one "
+            "image alone needs a first dimension of 1."
         )
     if array.shape[-1] in (1, 3) and array.shape[1] not in (1, 3):
         array = array.transpose(0, 3, 1, 2)
