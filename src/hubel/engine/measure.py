@@ -63,7 +63,7 @@ def _measured(machine: Machine, threads: int) -> Measured:
         fma_gflops_1=one,
         # Never below one core's: then the other cores were busy with somebody else's work.
         fma_gflops_all=max(one, fma_gflops(machine, threads, rounds=40)) if threads > 1 else one,
-        dram_gb_s=read_gb_s(machine, threads, min(4 * machine.l3, DRAM_BUFFER_CAP), rounds=4),
+        dram_gb_s=read_gb_s(machine, threads, min(4 * machine.l3, DRAM_BUFFER_CAP), rounds=8),
         l2_gb_s=read_gb_s(machine, 1, machine.l2 // 2, rounds=200),
         threads=threads,
     )
@@ -104,9 +104,10 @@ def fma_ir(machine: Machine) -> str:
     phis = [
         f"  %acc{i} = phi {vector} [ zeroinitializer, %item ], [ %acc{i}_{FMA_REPEATS}, %round ]" for i in range(count)
     ]
+    # acc + factor·factor: the form in which every instruction set accumulates in place
     body = [
-        f"  %acc{i}_{r + 1} = call {vector} @llvm.fma({vector} %acc{i}{f'_{r}' if r else ''}, {vector} %factor, "
-        f"{vector} %factor)"
+        f"  %acc{i}_{r + 1} = call {vector} @llvm.fma({vector} %factor, {vector} %factor, "
+        f"{vector} %acc{i}{f'_{r}' if r else ''})"
         for r in range(FMA_REPEATS)
         for i in range(count)
     ]
@@ -118,7 +119,7 @@ declare {vector} @{intrinsic}({vector}, {vector}, {vector})
 
 define void @fma(ptr %args, i64 %begin, i64 %end, ptr %scratch) #0 {{
 entry:
-  ; half: sums converge to one, neither overflowing nor becoming denormal
+  ; sums start at zero in every item: neither denormal nor near overflow
   %one = insertelement {vector} poison, float 0.5, i32 0
   %factor = shufflevector {vector} %one, {vector} poison, <{machine.lanes} x i32> zeroinitializer
   br label %item
