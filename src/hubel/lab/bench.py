@@ -8,12 +8,13 @@ multiply-adds: the peak of the machine as it was in those rounds, not as it was 
     render_text(document) -> str                   its tables, as plain text
     save(document, folder)                         a JSON file and the rendered text, named by date; nothing is replaced
 
-Each engine may lay its tensors out as it likes best: `x torch` is the fastest layout of torch over the fastest of Hubel,
-as medians of the rounds; the figures of every layout stand beside it.
+Each engine may lay its tensors out as it likes best: `x torch` is the fastest layout of torch over the fastest of
+Hubel, the median of the rounds; the figures of every layout stand beside it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 import time
@@ -249,7 +250,7 @@ def _cells(layer: Layer, libraries: Sequence[str]) -> dict[str, Cell]:
     for name, found in layer.checked.items():
         cells[f"{name} error"] = found.error if math.isfinite(found.error) else None
         if taken.samples.get(name):
-            cells[f"{name} ms"] = _scaled(taken.seconds(name), 1e3)
+            cells[f"{name} ms"] = timing.scaled(taken.seconds(name), 1e3)
             cells[f"{name} page faults"] = taken.faults(name)
     cells["clean rounds"], cells["rounds"] = len(taken.clean_rounds()), len(taken.order)
     return cells
@@ -299,14 +300,8 @@ def save(document: Document, folder: str | Path) -> Path:
 
 def rate(flops: float, seconds: Value) -> Value:
     """GFLOP/s from a time; its interval is the time's, turned round."""
-    scale = flops * 1e-9
-    turned = [None if t is None else scale / t for t in (seconds.value, seconds.hi, seconds.lo)]
-    return Value(*turned, seconds.level, seconds.n, seconds.of, seconds.how, None)
-
-
-def _scaled(value: Value, scale: float) -> Value:
-    scaled = [None if number is None else number * scale for number in (value.value, value.lo, value.hi)]
-    return Value(*scaled, value.level, value.n, value.of, value.how, value.decided)
+    value, lo, hi = (None if t is None else flops * 1e-9 / t for t in (seconds.value, seconds.hi, seconds.lo))
+    return dataclasses.replace(seconds, value=value, lo=lo, hi=hi)
 
 
 def _value(ratios: Sequence[float], decided: bool | None = False) -> Cell:

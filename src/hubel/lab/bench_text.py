@@ -12,10 +12,20 @@ RULE = "-"
 
 
 def render_text(document: Document) -> str:
-    """The whole run: what was measured on what, a table a direction, means by class, and what has no figure and why."""
-    bench, classes = document.record("bench"), document.record("classes")
-    engines: dict[str, list[str]] = bench.method["params"]["engines"]
+    """A run of `bench`, `step_time` or `overhead`, whole: what was measured on what, and the tables of its records."""
     parts = [_heading(document)]
+    for record in document.records:
+        if record.id == "bench":
+            parts += _bench(record, document.record("classes"))
+        elif record.id in _SINGLE:
+            parts.append(_SINGLE[record.id](record))
+    return "\n\n".join(parts) + "\n"
+
+
+def _bench(bench: Record, classes: Record) -> list[str]:
+    """A table a direction, means by class, what has no figure and why, and how to read it all."""
+    engines: dict[str, list[str]] = bench.method["params"]["engines"]
+    parts = []
     labels: dict[str, dict[str, Any]] = bench.method["params"]["layers"]
     for work in dict.fromkeys(label["work"] for label in labels.values()):
         rows = [row for row in bench.rows if labels[row["target"]]["work"] == work]
@@ -24,8 +34,41 @@ def render_text(document: Document) -> str:
         parts.append("means: geometric, over the layers of a class\n" + _classes(classes, list(engines)[1:], labels))
     if bench.uncovered:
         parts.append("no figure\n" + _no_figure(bench, labels))
-    parts.append(_legend(engines))
-    return "\n\n".join(parts) + "\n"
+    return [*parts, _legend(engines)]
+
+
+def _step(record: Record) -> str:
+    """Training steps, an engine a line."""
+    head = ["training step", "ms", "95 %", "5th..95th percentile", "x torch", "95 %", "slower in"]
+    lines = []
+    for row in record.rows:
+        spread = f"{row['p5 ms']:.2f}..{row['p95 ms']:.2f}"
+        line = [row["target"], _number(row["ms"], ".2f"), _interval(row["ms"]), spread]
+        line += [_ratio(row.get("x torch")), _interval(row.get("x torch")), _number(row.get("slower"), ".0%")]
+        lines.append(line)
+    params = record.method["params"]
+    note = f"x torch: {params['torch']} over hubel, median of {params['rounds']} rounds, slower steps included"
+    return f"{table(head, lines)}\n\n{note}; {params['clean rounds']} rounds were clean."
+
+
+def _overhead(record: Record) -> str:
+    """Microseconds a call, a contender a line."""
+    lines = [
+        [
+            r["target"],
+            _number(r["us"], ".2f"),
+            _interval(r["us"]),
+            _number(r.get("overhead"), ".2f"),
+            _interval(r.get("overhead")),
+        ]
+        for r in record.rows
+    ]
+    params = record.method["params"]
+    note = f"above empty: above the same override returning torch.empty; clean rounds {params['clean rounds']}"
+    return f"{table(['call', 'us', '95 %', 'above empty', '95 %'], lines)}\n\n{note}/{params['rounds']}."
+
+
+_SINGLE = {"step": _step, "overhead": _overhead}
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
@@ -112,8 +155,8 @@ def _legend(engines: dict[str, list[str]]) -> str:
     ours = next(iter(engines))
     return "\n".join(
         [
-            f"x torch: the fastest layout of torch over the fastest of {ours}, median of the ratios within rounds, 95 %",
-            "interval by order statistics; cl: channels-last. Gradients re-pack their weights on every call.",
+            f"x torch: the fastest layout of torch over the fastest of {ours}, median of the ratios within rounds,",
+            "95 % interval by order statistics; cl: channels-last. Gradients re-pack their weights on every call.",
             "of peak: against fused multiply-adds on registers, timed in the same rounds. error: against float64.",
             f"rounds: clean/all; {UNSETTLED}: fewer clean ones than asked for. t: handed back to torch.",
         ]

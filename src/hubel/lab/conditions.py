@@ -9,7 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hubel.engine import measure
+from hubel.engine.choose import choose
+from hubel.engine.compile import compiled
 from hubel.engine.machine import Machine
+from hubel.engine.spec import Accuracy, Direction, Policy
+from hubel.engine.threads import Block, Job, launch
+from hubel.errors import CacheError, UnsupportedError
 from hubel.lab.shapes import Case
 
 
@@ -22,18 +28,38 @@ class Peak:
 
 
 def peak(threads: int) -> Peak | None:
-    """The machine's peak as something that can be timed among others; None where it cannot be generated."""
-    return None
+    """The machine's peak as something that can be timed among others; None where no generated code runs."""
+    machine = Machine.detect()
+    accumulators = measure._accumulators(machine)
+    try:
+        library = compiled(f"measure_fma_{machine.lanes}x{accumulators}", lambda: measure.fma_ir(machine), machine)
+    except (UnsupportedError, CacheError):
+        return None
+    # A millisecond a core, like the samples of small layers.
+    items = measure.FMA_ITEMS * threads
+    block = Block([Job(library.address("fma"), items, 1)], keep=[library])
+    flops = 2.0 * items * measure.FMA_ROUNDS * measure.FMA_REPEATS * accumulators * machine.lanes
+    return Peak(lambda: launch(block.address, 0, 0, 0, 0, threads, 0, 64, 0), flops)
 
 
-def accuracy() -> str:
+def accuracy() -> Accuracy:
     """The level that is set: hubel.set_accuracy."""
-    return "default"
+    from hubel.ops.accuracy import policy
+
+    return policy(1).accuracy
 
 
 def algorithm(case: Case, threads: int) -> str:
-    """What Hubel's plan chose for a case, for the table."""
-    return ""
+    """What Hubel's plan chose for a case, for the table; "-" where it hands back to torch."""
+    directions = [Direction.INPUT_GRADIENT, Direction.WEIGHT_GRADIENT] if case.both else [case.problem.direction]
+    names = []
+    for direction in directions:
+        problem = dataclasses.replace(case.problem, direction=direction)
+        try:
+            names.append(choose(problem, Machine.detect(), Policy(accuracy(), threads=threads)).algorithm)
+        except UnsupportedError:
+            names.append("-")
+    return ", ".join(dict.fromkeys(names))
 
 
 class Watch:

@@ -14,6 +14,7 @@ training: their version is bumped each time, for every engine alike, so that re-
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import math
 from collections.abc import Callable, Sequence
@@ -24,12 +25,13 @@ from typing import Any
 import torch
 from torch.autograd.graph import increment_version
 
-from hubel.engine.spec import ConvSpec, Direction
+from hubel.engine.plan import error_unit, terms_of
+from hubel.engine.spec import Direction
 from hubel.errors import unknown
 from hubel.lab.shapes import Case
 from hubel.lab.timing import Contender
 
-# Errors allowed, in units of u = 3e-7 * max(1, sqrt(K / 2304)) for K terms an output, on N(0, 1) data.
+# Errors allowed on N(0, 1) data, in units of `error_unit`.
 UNITS = {"strict": 2.0, "default": 6.0, "fast": 20.0}
 # Other libraries promise nothing. Above this their figure is not one for float32.
 PEER_ERROR = 1e-5
@@ -187,35 +189,37 @@ def check(contender: Contender, case: Case, reference: Outputs, bound: float) ->
         except Exception as failure:  # a peer may fail in any way; the others still run
             return Checked(math.inf, False, f"failed: {type(failure).__name__}: {failure}".splitlines()[0])
     handed_back = getattr(log, "fallback", 0) > 0
-    error = max((distance(out, ref) for out, ref in zip(_tensors(outputs), reference, strict=True)), default=0.0)
-    # Written so that NaN is wrong too.
+    error = worst_distance(outputs, reference)
     wrong = None if error <= bound else f"wrong: relative error {error:.1e}, allowed {bound:.1e}"
     return Checked(error, not handed_back, wrong)
 
 
 def error_bound(case: Case, accuracy: str, library: str) -> float:
     """The relative error allowed: Hubel's own promise, and for the others the larger of that and `PEER_ERROR`."""
-    promise = UNITS[accuracy] * 3e-7 * max(1.0, math.sqrt(summed_terms(case) / 2304))
+    directions = [case.problem.direction]
+    if case.both:
+        directions.append(Direction.INPUT_GRADIENT)
+    terms = max(terms_of(dataclasses.replace(case.problem, direction=direction)) for direction in directions)
+    promise = UNITS[accuracy] * error_unit(terms)
     return promise if library == "hubel" else max(promise, PEER_ERROR)
 
 
-def summed_terms(case: Case) -> int:
-    """K: how many products an element of the result sums; of two results, the longer sum."""
-    spec = case.spec
-    data, weight, _ = gradients_wanted(case)
-    terms = [
-        spec.taps * spec.out_channels // spec.groups if data else 0,
-        spec.batch * math.prod(spec.output_size) if weight else 0,
-    ]
-    return max(terms) or spec.taps * spec.in_channels // spec.groups
+def worst_distance(outputs: object, reference: Outputs) -> float:
+    """The largest `distance` of the outputs; infinite if there are more or fewer of them than there should be."""
+    given = outputs if isinstance(outputs, tuple) else (outputs,)
+    if len(given) != len(reference):
+        return math.inf
+    return max(distance(output, expected) for output, expected in zip(given, reference, strict=True))
 
 
-def distance(output: torch.Tensor, reference: torch.Tensor) -> float:
-    """‖output − reference‖ / ‖reference‖ in float64; infinite if the shapes differ."""
-    if output.shape != reference.shape:
+def distance(output: object, reference: torch.Tensor) -> float:
+    """‖output − reference‖ / ‖reference‖ in float64; infinite for NaN, another shape, or no tensor at all."""
+    if not isinstance(output, torch.Tensor) or output.shape != reference.shape:
         return math.inf
     scale = float(torch.linalg.vector_norm(reference))
-    return float(torch.linalg.vector_norm(output.double() - reference)) / (scale or 1.0)
+    error = float(torch.linalg.vector_norm(output.double() - reference)) / (scale or 1.0)
+    # NaN would slip through comparisons and through max().
+    return error if math.isfinite(error) else math.inf
 
 
 def float64(case: Case, tensors: Tensors) -> Outputs:
@@ -223,7 +227,7 @@ def float64(case: Case, tensors: Tensors) -> Outputs:
 
     Image by image: torch's float64 path unrolls a whole batch (im2col), which would not fit into memory.
     """
-    spec: ConvSpec = case.spec
+    spec = case.spec
     x, w, dy = (tensor.detach().double() for tensor in (tensors.x, tensors.w, tensors.dy))
     b = None if tensors.b is None else tensors.b.detach().double()
     sizes = spec.stride, spec.padding, spec.dilation
@@ -242,7 +246,3 @@ def float64(case: Case, tensors: Tensors) -> Outputs:
     results += [torch.stack(dw).sum(0)] if weight else []
     results += [torch.stack(db).sum(0)] if bias else []
     return tuple(results)
-
-
-def _tensors(outputs: object) -> Outputs:
-    return outputs if isinstance(outputs, tuple) else (outputs,)  # type: ignore[return-value]

@@ -30,7 +30,7 @@ n1c6o16i14x14k5x5s1p0/bias        lenet conv2
 
 @dataclass(frozen=True)
 class Case:
-    """One line of a benchmark: a problem and its name. `both`: weight and input gradient in one call, as autograd asks."""
+    """One line of a benchmark: a problem and its name. both: weight and input gradient in one call, as in training."""
 
     problem: Problem
     name: str
@@ -94,9 +94,8 @@ def resolve(targets: Sequence[str], *, batch: int | None = None, backward: bool 
     for problem, name in layers:
         spec = problem.spec if batch is None else dataclasses.replace(problem.spec, batch=batch)
         for case in _cases(dataclasses.replace(problem, spec=spec), name, backward):
-            known = cases.get(case.target)
-            names = case.name if known is None or case.name in known.name.split(", ") else f"{known.name}, {case.name}"
-            cases[case.target] = dataclasses.replace(case, name=names)
+            names = cases[case.target].name.split(", ") if case.target in cases else []
+            cases[case.target] = dataclasses.replace(case, name=", ".join(dict.fromkeys([*names, name])))
     return list(cases.values())
 
 

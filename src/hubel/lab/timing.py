@@ -13,6 +13,8 @@ probability 1 - 2 P(Binomial(n, 1/2) < k).  (David and Nagaraja, Order Statistic
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import gc
 import math
 import random
@@ -29,11 +31,14 @@ from hubel.records import Value
 
 # A sample is clean if the threads of this process waited in the run queue for less than this share of it.
 CLEAN_SHARE = 0.04
-# With 15 samples the interval of the median runs from the 4th to the 12th: narrow enough to call 5 % on a quiet machine.
+# With 15 samples the interval of the median runs from the 4th to the 12th: a few per cent on a quiet machine.
 CLEAN_ROUNDS = 15
 # On a machine that never falls quiet, stop here and say so.
 MOST_ROUNDS_FACTOR = 4
-# Long against the clock's resolution and a thread's wake-up (50 us), short against the quiet spells of a shared machine.
+# ... or after this long, once there are enough rounds for an interval of the median at all.
+BUDGET_SECONDS = 60.0
+FEWEST_ROUNDS = 6
+# Long against the clock's resolution and a thread's wake-up (50 us), short against a shared machine's quiet spells.
 SAMPLE_SECONDS = 0.003
 # Idle threads of one library spin for tens of milliseconds on the cores that the next one needs.
 PAUSE_SECONDS = 0.05
@@ -83,10 +88,9 @@ class Meter:
         """
         total = 0
         for path in Path("/proc/self/task").glob("*/schedstat"):
-            try:
+            # A thread may end between being listed and being read.
+            with contextlib.suppress(OSError, IndexError, ValueError):
                 total += int(path.read_text().split()[1])
-            except (OSError, IndexError, ValueError):
-                pass  # the thread ended between being listed and being read
         return total * 1e-9
 
     def faults(self) -> int:
@@ -142,13 +146,15 @@ def measure(
     *,
     rounds: int = CLEAN_ROUNDS,
     most: int | None = None,
+    budget: float = BUDGET_SECONDS,
     sample_seconds: float = SAMPLE_SECONDS,
     seed: int = 0,
     meter: Meter | None = None,
 ) -> Rounds:
     """Time the contenders against each other until `rounds` rounds were clean, `most` at most (4 times as many).
 
-    Every round visits every contender once, in an order drawn from `seed`.
+    Every round visits every contender once, in an order drawn from `seed`. budget: seconds after which no further round
+    begins, `FEWEST_ROUNDS` excepted.
     """
     meter = meter or Meter()
     most = max(rounds, MOST_ROUNDS_FACTOR * rounds if most is None else most)
@@ -158,8 +164,10 @@ def measure(
     repeats = {contender.name: _repeats(contender, sample_seconds, meter) for contender in contenders}
     taken = Rounds({name: [] for name in names})
     shuffle, family = random.Random(seed), contenders[-1].family if contenders else ""
-    clean = 0
+    clean, end = 0, meter.seconds() + budget
     while len(taken.order) < most and clean < rounds and contenders:
+        if len(taken.order) >= FEWEST_ROUNDS and meter.seconds() > end:
+            break
         order = shuffle.sample(list(contenders), len(contenders))
         this_round = {}
         for contender in order:
@@ -224,8 +232,14 @@ def median(values: Sequence[float], *, against: float | None = None, decided: bo
     return Value(float(np.median(ordered)), lo, hi, level, n, "rounds", how, decided)
 
 
+def scaled(value: Value, scale: float) -> Value:
+    """The same estimate in another unit."""
+    middle, lo, hi = (None if number is None else number * scale for number in (value.value, value.lo, value.hi))
+    return dataclasses.replace(value, value=middle, lo=lo, hi=hi)
+
+
 def _interval_rank(n: int, level: float = 0.95) -> tuple[int, float]:
-    """The largest k whose k-th smallest and k-th largest of n enclose the median with probability >= level, and that."""
+    """The largest k whose k-th smallest and largest of n enclose the median at `level` or more, and what they reach."""
     tail, k, best = 0.0, 0, 0.0
     while k < (n + 1) // 2:
         tail += math.comb(n, k) / 2**n

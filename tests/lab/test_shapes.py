@@ -1,0 +1,130 @@
+"""Shape lists, the classes layers fall into, and what the targets of `hubel bench` resolve to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hubel.engine.spec import ConvSpec, Direction, Problem
+from hubel.errors import DataError, SpecError, UnknownNameError
+from hubel.lab import shapes
+
+SHIPPED = Path(__file__).resolve().parents[2] / "benchmarks" / "shapes"
+
+
+def test_a_list_has_a_problem_and_a_name_a_line():
+    text = "# ResNet\n\nn1c64o64i56x56k3x3s1p1   resnet 3x3 64@56  # a comment\nc3o8i9x9k3\n"
+    assert shapes.parse(text) == [
+        (Problem(ConvSpec(1, 64, 64, (56, 56), 3, padding=1)), "resnet 3x3 64@56"),
+        (Problem(ConvSpec(1, 3, 8, (9, 9), 3)), "c3o8i9x9k3"),
+    ]
+
+
+def test_a_bad_line_is_named():
+    with pytest.raises(DataError, match=r"my list, line 2: .*names no convolution"):
+        shapes.parse("c3o8i9x9k3\nresnet c3o8i9x9k3", "my list")
+
+
+@pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.txt")), ids=lambda path: path.stem)
+def test_shipped_lists_parse_and_repeat_nothing(path):
+    layers = shapes.parse(path.read_text(), path.name)
+    assert layers
+    problems = [problem for problem, _ in layers]
+    assert len(set(problems)) == len(problems)
+    assert all(name != str(problem) for problem, name in layers)
+
+
+def test_the_lists_that_claims_are_made_about_hold_what_they_say():
+    kinds = {path.stem: {shapes.kind(p.spec) for p, _ in shapes.parse(path.read_text())} for path in SHIPPED.glob("*")}
+    assert kinds["dense3x3"] == {"3x3"}
+    assert kinds["pointwise"] == {"1x1"}
+    assert kinds["depthwise"] == {"depthwise"}
+    assert kinds["weight_gradient"] == {"3x3", "1x1"}
+    assert kinds["lenet"] == {"small"}
+    weights = shapes.parse((SHIPPED / "weight_gradient.txt").read_text())
+    assert {(p.direction, p.spec.batch) for p, _ in weights} == {(Direction.WEIGHT_GRADIENT, 16)}
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("c64o64i56x56k3p1", "3x3"),
+        ("c32o64i56x56k3p1", "3x3 narrow"),
+        ("c64o128i56x56k3s2p1", "strided"),
+        ("c256o64i56x56k1", "1x1"),
+        ("c24o144i56x56k1", "1x1 narrow"),
+        ("c96o96i56x56k7p3g96", "depthwise"),
+        ("c96o192i56x56k3p1g96", "depthwise"),
+        ("c128o128i56x56k31p15g128", "depthwise large"),
+        ("c128o128i56x56k3p1g32", "grouped"),
+        ("c3o64i224x224k7s2p3", "stem"),
+        ("c64o96i35x35k5p2", "5x5 dense"),
+        ("c128o128i17x17k1x7p0x3", "1x7 dense"),
+        ("c6o16i14x14k5", "small"),
+        ("n64c6o16i14x14k5", "small"),
+        ("c1o64i16000k9", "conv1d"),
+        ("c64o64i8x28x28k3p1", "conv3d"),
+        ("c1o1i4x4k3", "small"),
+    ],
+)
+def test_kinds(text, kind):
+    assert shapes.kind(ConvSpec.parse(text)) == kind
+
+
+def test_nothing_asked_for_gives_the_quick_list():
+    assert len(shapes.resolve([])) == len(shapes.parse(shapes.QUICK))
+
+
+def test_a_problem_a_file_a_list_and_a_network(tmp_path, monkeypatch):
+    (tmp_path / "mine.txt").write_text("c3o8i9x9k3 first\n")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "benchmarks" / "shapes").mkdir(parents=True)
+    (tmp_path / "benchmarks" / "shapes" / "ours.txt").write_text("c5o8i9x9k3 second\n")
+    cases = shapes.resolve(["c4o8i9x9k3", "mine.txt", "ours", "lenet5"])
+    assert [case.spec.in_channels for case in cases] == [4, 3, 5, 1, 6]
+    assert [case.name for case in cases][1:] == ["first", "second", "lenet5 conv 1", "lenet5 conv 2"]
+    assert cases[3].problem == Problem(ConvSpec(1, 1, 6, (28, 28), 5, padding=2), bias=True)
+    assert cases[4].spec == ConvSpec(1, 6, 16, (14, 14), 5)
+
+
+def test_a_problem_named_twice_runs_once_under_both_names(tmp_path):
+    (tmp_path / "twice.txt").write_text("c3o8i9x9k3 first\nn1c3o8i9x9k3x3s1 second\nc3o8i9x9k3 first\n")
+    (case,) = shapes.resolve([str(tmp_path / "twice.txt")])
+    assert case.name == "first, second"
+
+
+def test_backward_asks_for_each_gradient_and_both():
+    cases = shapes.resolve(["c3o8i9x9k3/bias", "c4o8i9x9k3/input_gradient"], backward=True)
+    assert [case.target for case in cases] == [
+        "n1c3o8i9x9k3x3s1p0/weight_gradient",
+        "n1c3o8i9x9k3x3s1p0/input_gradient",
+        "n1c3o8i9x9k3x3s1p0/backward",
+        "n1c4o8i9x9k3x3s1p0/input_gradient",
+    ]
+    assert cases[2].flops == 2 * cases[0].flops == 2 * cases[0].spec.flops
+    assert [case.work for case in cases[:3]] == ["weight_gradient", "input_gradient", "backward"]
+
+
+def test_batch_replaces_every_batch():
+    cases = shapes.resolve(["n2c3o8i9x9k3", "c4o8i9x9k3/weight_gradient"], batch=16)
+    assert [case.spec.batch for case in cases] == [16, 16]
+
+
+def test_unknown_names_offer_near_ones(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UnknownNameError, match='"lenet6".*"lenet5"'):
+        shapes.resolve(["lenet6"])
+    with pytest.raises(SpecError, match="names no convolution"):
+        shapes.resolve(["n1c3o8"])
+    with pytest.raises(SpecError, match="batch must be at least 0"):
+        shapes.resolve(["c3o8i9x9k3"], batch=-1)
+
+
+def test_files_that_are_no_lists(tmp_path):
+    (tmp_path / "empty.txt").write_text("# nothing\n")
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match="holds none"):
+        shapes.resolve([str(tmp_path / "empty.txt")])
+    with pytest.raises(DataError, match="is a text file"):
+        shapes.resolve([str(tmp_path / "binary.txt")])
