@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 from hubel.engine import cache, compile
 from hubel.engine.machine import KIB, MIB, Machine
+from hubel.engine.measure import measured
 
 # The releases of torch whose operator schemas and threads the tests run against: see constraints.txt.
 TESTED_TORCH = ("2.13",)
@@ -109,17 +110,10 @@ def _environment() -> Iterator[Line]:
 
 
 def _speed(machine: Machine) -> Iterator[Line]:
-    measured: Callable = _measured()
     found = measured(machine)
     cores = f", {found.fma_gflops_all:.0f} on all cores" if machine.cores > 1 else ""
     yield Line("FMA peak", f"{found.fma_gflops_1:.0f} GFLOP/s on one core{cores} (measured)")
     yield Line("bandwidth", f"memory {found.dram_gb_s:.1f} GB/s, L2 {found.l2_gb_s:.0f} GB/s (measured)")
-
-
-def _measured() -> Callable:
-    from hubel.engine.machine import measured  # type: ignore[attr-defined]
-
-    return measured
 
 
 def _features(machine: Machine) -> str:

@@ -70,7 +70,7 @@ def _usage(error: Exception) -> str:
     message: str = error.format_message() if hasattr(error, "format_message") else str(error)  # type: ignore[attr-defined]
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "hubel"
-    return f"{message.rstrip('.')}. See: {command} --help"
+    return f"{message if message.endswith(('.', '?')) else message + '.'} See: {command} --help"
 
 
 def _os_error(error: OSError) -> str:

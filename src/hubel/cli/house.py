@@ -60,7 +60,6 @@ def doctor(
                 "", f"{marks[line.verdict]}{line.remedy}", style="yellow" if line.verdict == "note" else "red"
             )
     console().print(table)
-    faults = sum(line.verdict == "fault" for line in lines)
-    notes = sum(line.verdict == "note" for line in lines)
-    console().print(f"{faults} faults, {notes} notes" if faults or notes else "all well")
+    faults, notes = (sum(line.verdict == verdict for line in lines) for verdict in ("fault", "note"))
+    console().print(f"faults: {faults}, notes: {notes}" if faults or notes else "all well")
     return FAILED if faults else OK

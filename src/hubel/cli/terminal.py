@@ -6,10 +6,10 @@ import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-# Where there is no terminal, a line of progress is printed at most this often.
+# Where there is no terminal, the same stage is printed again at most this often.
 LINE_SECONDS = 10.0
 
 
@@ -27,38 +27,35 @@ def plain_table(*columns: str, title: str | None = None) -> Table:
 
 
 class Stages:
-    """Progress of a long command on stderr: a bar with stage and time left on a terminal, plain lines otherwise.
+    """Progress of a long command, on stderr, so that what it prints can be piped.
 
     with Stages() as stages:
-        work(progress=stages)       # calls stages(done, total, "what comes next")
+        work(progress=stages)       # calls stages(done, total, "what is being done")
+
+    On a terminal a bar with the stage and the time left; elsewhere a line when the stage changes, and now and then.
     """
 
     def __init__(self) -> None:
         self._console = console(stderr=True)
         self._bar: Progress | None = None
-        self._task: TaskID | None = None
-        self._printed = ("", 0.0)
+        self._task = TaskID(0)
+        self._printed, self._when = "", 0.0
 
     def __enter__(self) -> Stages:
-        if self._console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
-            self._bar = Progress(*columns, TimeRemainingColumn(), console=self._console, transient=True)
-            self._task = self._bar.add_task("", total=None)
-            self._bar.start()
         return self
+
+    def __call__(self, done: float, total: float, stage: str) -> None:
+        if self._console.is_terminal:
+            if self._bar is None:
+                columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+                self._bar = Progress(*columns, console=self._console, transient=True)
+                self._task = self._bar.add_task(stage, total=total)
+                self._bar.start()
+            self._bar.update(self._task, completed=done, total=total, description=stage)
+        elif stage != self._printed or time.monotonic() - self._when > LINE_SECONDS:
+            self._printed, self._when = stage, time.monotonic()
+            self._console.print(f"{done / total if total else 1:4.0%}  {stage}", soft_wrap=True)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._bar is not None:
             self._bar.stop()
-
-    def __call__(self, done: float, total: float, stage: str) -> None:
-        """`done` of `total` units of work; `stage` names what is being done, or comes next."""
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=done, total=total, description=stage)
-            return
-        before, when = self._printed
-        word = stage.split(",")[0]
-        if word != before or time.monotonic() - when > LINE_SECONDS:
-            self._printed = (word, time.monotonic())
-            share = f" ({done / total:.0%})" if total else ""
-            self._console.print(f"{stage}{share}", soft_wrap=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from hubel.cli.failures import INTERRUPTED, OK
 from hubel.cli.terminal import Stages, console
 from hubel.errors import DataError
 
@@ -33,34 +35,29 @@ def demo(
 def train(
     arch: Annotated[str, typer.Argument(metavar="ARCH", help="A network of `hubel zoo`.")],
     data: Annotated[str, typer.Option(help="digits, mnist, a folder of images, or an .npz.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the run.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for the run; runs/ARCH-DATA by default.")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(min=1)] = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 64,
-    optimizer: Annotated[str, typer.Option(help="adam or sgd")] = "adam",
+    batch_size: Annotated[int | None, typer.Option(min=1)] = None,
+    optimizer: Annotated[str | None, typer.Option(help="adam or sgd")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate; the optimizer's usual one by default.")] = None,
     seed: Seed = 0,
-    engine: Annotated[str, typer.Option(help="hubel or torch: whose convolutions run.")] = "hubel",
+    engine: Annotated[str | None, typer.Option(help="hubel or torch: whose convolutions run.")] = None,
     threads: Threads = None,
-) -> None:
+) -> int:
     """Train a network and keep the run: weights, curves, accuracy with its interval. Ctrl-C keeps what is done."""
-    from hubel.lab.train import train as run
+    from hubel import lab
 
     set_threads(threads)
-    dials = {"epochs": epochs, "lr": lr}
-    chosen = {name: value for name, value in dials.items() if value is not None}
+    dials = {"epochs": epochs, "batch_size": batch_size, "optimizer": optimizer, "lr": lr, "engine": engine}
+    chosen: dict[str, Any] = {name: value for name, value in dials.items() if value is not None}
+    folder = out or new_folder(Path("runs") / f"{arch}-{Path(data).stem}")
     with Stages() as stages:
-        done = run(
-            arch,
-            data,
-            batch_size=batch_size,
-            optimizer=optimizer,  # type: ignore[arg-type]  (the function checks it and names the choices)
-            seed=seed,
-            out=out,
-            engine=engine,  # type: ignore[arg-type]
-            progress=stages,
-            **chosen,
-        )
-    console().print(str(done), soft_wrap=True)
+        run = lab.train(arch, data, seed=seed, out=folder, progress=stages, **chosen)
+    console().print(str(run), soft_wrap=True)
+    console().print(f"look inside: hubel report {folder} --data {data}", soft_wrap=True)
+    return INTERRUPTED if run.document.status == "interrupted" else OK
 
 
 def bench(
@@ -75,7 +72,7 @@ def bench(
     rounds: Annotated[int | None, typer.Option(min=1, help="Undisturbed rounds a layer needs.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Keep the run in this folder, too.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the Document.")] = False,
-) -> None:
+) -> int:
     """Time Hubel's convolutions against other engines, interleaved in one process, after checking every answer."""
     from hubel.lab import bench as timing
     from hubel.lab.bench_text import render_text
@@ -83,7 +80,7 @@ def bench(
     names = [name.strip() for name in against.split(",") if name.strip()]
     if not names:
         raise DataError(f"--against names at least one engine. Received: {against!r}. Leave it out for torch.")
-    more = {} if rounds is None else {"rounds": rounds}
+    more: dict[str, Any] = {} if rounds is None else {"rounds": rounds}
     with Stages() as stages:
         document = timing.run(
             targets or (), against=names, backward=backward, threads=threads, batch=batch, progress=stages, **more
@@ -91,8 +88,13 @@ def bench(
     console().print(document.to_json() if json else render_text(document), soft_wrap=True, end="")
     if out is not None:
         console(stderr=True).print(f"kept in {timing.save(document, out)}", soft_wrap=True)
-    if document.status == "interrupted":
-        raise KeyboardInterrupt
+    return INTERRUPTED if document.status == "interrupted" else OK
+
+
+def new_folder(path: Path) -> Path:
+    """`path`, or the first of `path-2`, `path-3`, ... that does not exist: nothing is overwritten."""
+    numbered = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
+    return path if not path.exists() else next(folder for folder in numbered if not folder.exists())
 
 
 def set_threads(threads: int | None) -> None:

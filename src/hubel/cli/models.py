@@ -1,0 +1,76 @@
+"""MODEL and its options, as every command that takes a network reads them."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from hubel import zoo
+from hubel.cli.terminal import console
+from hubel.convert.models import Loaded, resolve
+from hubel.errors import ModelError
+
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A zoo name, package.module:factory, .pt2, .safetensors, .pth, or a run.")
+]
+Arch = Annotated[str | None, typer.Option(help="The zoo's network that a state dict belongs to.")]
+Weights = Annotated[Path | None, typer.Option(help="A state dict for the zoo's network or the factory's.")]
+InputSize = Annotated[str | None, typer.Option(help="Of one image: 224, 224x224 or 3x224x224.")]
+
+# Where neither the network nor the user says it: what networks for photographs are made for.
+ASSUMED_SIZE = (224, 224)
+
+
+def load(model: str, arch: str | None, weights: Path | None, seed: int = 0) -> Loaded:
+    """The network that the user named; says on stderr what it is."""
+    networks = {name: partial(zoo.build, name) for name in zoo.ZOO}
+    loaded = resolve(model, networks=networks, arch=arch, weights=weights, seed=seed)
+    console(stderr=True).print(f"model: {loaded}", soft_wrap=True)
+    return loaded
+
+
+def image_shape(loaded: Loaded, text: str | None) -> tuple[int, int, int]:
+    """(C, H, W) of an image for the network: as given, else as the file or the zoo says, else assumed and said so."""
+    if text is not None:
+        sizes = _sizes(text)
+        if len(sizes) == 3:
+            return sizes[0], sizes[1], sizes[2]
+        return _channels(loaded), sizes[0], sizes[-1]
+    if loaded.input_shape is not None and len(loaded.input_shape) == 3:
+        C, H, W = loaded.input_shape
+        return C, H, W
+    if loaded.arch is not None:
+        return _channels(loaded), *zoo.describe(loaded.arch).size
+    shape = (_channels(loaded), *ASSUMED_SIZE)
+    console(stderr=True).print(
+        f"input: {'x'.join(map(str, shape))}, assumed; --input-size says another", soft_wrap=True
+    )
+    return shape
+
+
+def _channels(loaded: Loaded) -> int:
+    """The input channels of the first convolution."""
+    for module in loaded.network.modules():
+        if isinstance(module, torch.nn.modules.conv._ConvNd):
+            return module.in_channels
+    for name, parameter in loaded.network.named_parameters():
+        if parameter.ndim >= 3 and name.endswith("weight"):  # an exported graph has no modules, only their weights
+            return parameter.shape[1]
+    raise ModelError(
+        f"The size of an image must be known, and {loaded.name} has no convolution to tell its channels. "
+        "Received: no --input-size. Add it, as 3x224x224."
+    )
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    words = text.lower().replace("×", "x").split("x")
+    if len(words) > 3 or not all(word.strip().isdigit() and int(word) > 0 for word in words):
+        raise ModelError(
+            f"--input-size is one to three positive numbers with x between. Received: {text!r}. Write 224, 224x224 or "
+            "3x224x224."
+        )
+    return tuple(int(word) for word in words)

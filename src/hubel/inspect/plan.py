@@ -1,0 +1,213 @@
+"""What the engine will run for each convolution of a network, and why: `hubel.plan(net, x)`.
+
+One forward pass is watched for the convolutions it makes, with the shapes they have; each is then put to the engine, on
+this machine or on a named one. Nothing is compiled and nothing is timed: milliseconds are computed, from the work that
+the generated code does and from the machine's measured peak and bandwidth. `hubel bench` measures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hubel.engine import ConvSpec, Direction, Machine, Plan, Policy, Problem, choose
+from hubel.engine.measure import Measured, measured
+from hubel.errors import ModelError, SpecError, UnsupportedError
+from hubel.inspect.hooks import watch
+from hubel.ops import accuracy
+from hubel.records import Column, Record
+
+COLUMNS = [
+    Column(name="macs", unit="", better="down"),
+    Column(name="bytes", unit="B", better="down"),
+    Column(name="ms", unit="ms, computed", better="down"),
+    Column(name="gflops", unit="GFLOP/s, computed", better="up"),
+    Column(name="roofline", unit="share, computed", better="up"),
+    Column(name="error_bound", unit="relative", better="down"),
+]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One convolution. plan: how Hubel does it, or None where torch does, for the `reason`.
+
+    ms: computed; None without a plan or for a machine that is not this one. macs count the plain loops' multiply-adds
+    where the weights are, padding included.
+    """
+
+    address: str
+    problem: Problem
+    plan: Plan | None
+    reason: str
+    ms: float | None = None
+    limit_ms: float | None = None
+
+    @property
+    def algorithm(self) -> str:
+        return self.plan.algorithm if self.plan else "torch"
+
+    @property
+    def gflops(self) -> float | None:
+        """The useful rate that the computed time amounts to."""
+        return self.problem.spec.flops / self.ms * 1e-6 if self.ms else None
+
+    @property
+    def roofline(self) -> float | None:
+        """The least time the machine could need for the useful work, over the computed time: 1 is the roof."""
+        return self.limit_ms / self.ms if self.ms and self.limit_ms else None
+
+
+@dataclass(frozen=True)
+class NetworkPlan:
+    """The rows in the order in which the network runs them; prints as a table. record(): for a Document."""
+
+    rows: tuple[Row, ...]
+    machine: Machine
+    policy: Policy
+
+    def __str__(self) -> str:
+        head = ("layer", "problem", "by", "kernel", "MMAC", "MB", "ms", "GFLOP/s", "of roof", "error <=")
+        body = [_cells(row) for row in self.rows]
+        widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
+        lines = [
+            "  ".join(_set(cell, width, i) for i, (cell, width) in enumerate(zip(line, widths, strict=True))).rstrip()
+            for line in [head, *body]
+        ]
+        total = sum(row.ms or 0.0 for row in self.rows)
+        ours = sum(row.plan is not None for row in self.rows)
+        lines.append(
+            f"{ours} of {len(self.rows)} convolutions on Hubel's kernels"
+            + (f", {total:.3g} ms computed" if total else "")
+        )
+        return "\n".join(lines)
+
+    def record(self) -> Record:
+        """The same as a Record; what is not a number (problem, algorithm, reasons) is in `method.params["layers"]`."""
+        labels: dict[str, Any] = {}
+        rows = []
+        for row in self.rows:
+            spec, plan = row.problem.spec, row.plan
+            labels[row.address] = {
+                "problem": str(row.problem),
+                "algorithm": row.algorithm,
+                "kernel": plan.kernel_key if plan else None,
+                "reason": row.reason,
+                "refusals": {refusal.algorithm: refusal.reason for refusal in plan.refusals} if plan else {},
+            }
+            rows.append(
+                {
+                    "target": row.address,
+                    "macs": spec.macs,
+                    "bytes": spec.bytes(),
+                    "ms": row.ms,
+                    "gflops": row.gflops,
+                    "roofline": row.roofline,
+                    "error_bound": plan.error_bound if plan else None,
+                }
+            )
+        params = {"layers": labels, "machine": self.machine.name, "accuracy": self.policy.accuracy}
+        method = {"name": "the engine's plan; times computed", "params": params, "source": ""}
+        return Record("plan", "plan", list(COLUMNS), rows, level="layer", method=method)  # type: ignore[arg-type]
+
+
+def plan(net: nn.Module, x: Tensor, *, machine: Machine | None = None, backward: bool = False) -> NetworkPlan:
+    """A row for each convolution that `net` makes on `x`, in order.
+
+    machine: another than this one, by `Machine.named`; then nothing is said of time. backward: a row more for each of
+    the gradients of input and weight.
+
+    Raises ModelError if the network cannot run on `x`.
+    """
+    here = Machine.detect()
+    machine = machine or here
+    policy = accuracy.policy(torch.get_num_threads())
+    speed = measured(machine) if machine == here else None
+    rows = [_row(address, problem, machine, policy, speed) for address, problem in _problems(net, x, backward)]
+    return NetworkPlan(tuple(rows), machine, policy)
+
+
+def plan_problem(problem: Problem, *, machine: Machine | None = None) -> Plan:
+    """The plan of one problem, on this machine or on `machine`. UnsupportedError, with every reason, if none."""
+    return choose(problem, machine or Machine.detect(), accuracy.policy(torch.get_num_threads()))
+
+
+class _Convolutions(TorchDispatchMode):
+    """Notes the arguments of every convolution that reaches torch's operators, whatever Python called it by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[ConvSpec, bool, bool, str]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.convolution.default:
+            x, w, b, stride, padding, dilation, transposed, output_padding, groups = args
+            outputs = w.shape[1] * groups if transposed else w.shape[0]
+            sizes = (x.shape[0], x.shape[1], outputs, tuple(x.shape[2:]), tuple(w.shape[2:]))
+            with suppress(SpecError):  # impossible calls are torch's to refuse, in the line after
+                if transposed:
+                    spec = ConvSpec.for_transposed(*sizes, stride, padding, output_padding, dilation, groups)
+                else:
+                    spec = ConvSpec(*sizes, stride, padding, dilation, groups)
+                self.found.append((spec, transposed, b is not None, str(x.dtype).removeprefix("torch.")))
+        return func(*args, **(kwargs or {}))
+
+
+def _problems(net: nn.Module, x: Tensor, backward: bool) -> list[tuple[str, Problem]]:
+    with watch(net, keep=False) as calls, _Convolutions() as seen:
+        try:
+            net(x)
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise ModelError(
+                f"The network must run on the given input. Received: {list(x.shape)} of {x.dtype}, on which it stopped "
+                f"({why}). Pass images of its size."
+            ) from error
+    # Convolutions that no module and no torch.nn.functional made (torch.convolution, say) have no address of their own.
+    named = [call.address for call in calls] if len(calls) == len(seen.found) else None
+    problems: list[tuple[str, Problem]] = []
+    for i, (spec, transposed, bias, dtype) in enumerate(seen.found):
+        address = named[i] if named else f"convolution#{i + 1}"
+        forward, gradient = Direction.FORWARD, Direction.INPUT_GRADIENT
+        if transposed:
+            # A transposed convolution is the input gradient of the one that leads back.
+            forward, gradient = gradient, forward
+        problems.append((address, Problem(spec, forward, bias and forward is Direction.FORWARD, dtype)))
+        if backward:
+            problems.append((f"{address}/input_gradient", Problem(spec, gradient, False, dtype)))
+            problems.append(
+                (f"{address}/weight_gradient", Problem(spec, Direction.WEIGHT_GRADIENT, bias and not transposed, dtype))
+            )
+    return problems
+
+
+def _row(address: str, problem: Problem, machine: Machine, policy: Policy, speed: Measured | None) -> Row:
+    try:
+        chosen = choose(problem, machine, policy)
+    except UnsupportedError as error:
+        return Row(address, problem, None, str(error))
+    if speed is None:
+        return Row(address, problem, chosen, chosen.reason)
+    gflops = speed.fma_gflops_1 if policy.threads == 1 else speed.fma_gflops_all
+    ms = chosen.estimate.ms(gflops, speed.dram_gb_s)
+    limit = 1e3 * max(problem.spec.flops / (gflops * 1e9), problem.spec.bytes() / (speed.dram_gb_s * 1e9))
+    return Row(address, problem, chosen, chosen.reason, ms, limit)
+
+
+def _cells(row: Row) -> Sequence[str]:
+    spec = row.problem.spec
+    kernel = row.plan.kernel_key if row.plan else row.reason
+    bound = f"{row.plan.error_bound:.1e}" if row.plan else "-"
+    numbers = [f"{spec.macs * 1e-6:.3g}", f"{spec.bytes() * 1e-6:.3g}"]
+    numbers += [f"{row.ms:.3g}" if row.ms else "-", f"{row.gflops:.0f}" if row.gflops else "-"]
+    numbers += [f"{row.roofline:.0%}" if row.roofline else "-", bound]
+    return (row.address, str(row.problem), row.algorithm, kernel, *numbers)
+
+
+def _set(cell: str, width: int, column: int) -> str:
+    return cell.ljust(width) if column < 4 else cell.rjust(width)
