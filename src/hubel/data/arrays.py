@@ -44,6 +44,9 @@ def from_python(source: Any) -> Dataset:
     pair = isinstance(source, (tuple, list)) and len(source) == 2 and all(map(_is_array, source))
     if pair and np.ndim(source[0]) != np.ndim(source[1]):
         return Dataset("images", _images(source[0]), _labels(source[1]))
+    if isinstance(source, torch.utils.data.Dataset) and not isinstance(source, Iterable):
+        # A map-style data set is iterable by its length only, which iter() does not know.
+        return _joined(source[i] for i in range(len(source)))  # type: ignore[arg-type]
     if not isinstance(source, Iterable) or isinstance(source, dict):
         raise DataError(
             "Data is a name, a folder, an .npz, (images, labels), images, or batches of these. "

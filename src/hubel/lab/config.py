@@ -36,7 +36,7 @@ class TrainingConfig:
     engine: whose convolutions compute, "hubel" or "torch".
     """
 
-    epochs: int = 12
+    epochs: int = 20
     batch_size: int = 64
     optimizer: Literal["adam", "sgd"] = "adam"
     lr: float | None = None

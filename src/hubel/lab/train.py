@@ -54,7 +54,7 @@ def train(
     arch: str | nn.Module | Callable[[], nn.Module],
     data: Any,
     *,
-    epochs: int = 12,
+    epochs: int = 20,
     batch_size: int = 64,
     optimizer: Literal["adam", "sgd"] = "adam",
     lr: float | None = None,
