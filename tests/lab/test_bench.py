@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -18,6 +19,15 @@ from hubel.records import Document, Value, json_schema
 
 SMALL = "n2c3o8i9x9k3p1"
 DEPTHWISE = "n1c8o8i9x9k3p1g8"
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Idle teams of other tests' threads would only make these slow."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 class Clock(timing.Meter):
@@ -185,7 +195,7 @@ def test_an_interrupted_run_keeps_its_layers(clock):
             raise KeyboardInterrupt
 
     before = torch.get_num_threads()
-    document = bench.run([SMALL, DEPTHWISE], rounds=3, threads=1, progress=stop)
+    document = bench.run([SMALL, DEPTHWISE], rounds=3, threads=2, progress=stop)
     assert document.status == "interrupted"
     assert len(document.record("bench").rows) == 1
     assert torch.get_num_threads() == before
