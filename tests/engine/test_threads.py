@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import ctypes
 import dataclasses
+import errno
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -124,9 +127,17 @@ def add_everywhere(threads: int, items: int = 1000, jobs: int = 3) -> np.ndarray
 
 
 @pytest.fixture
-def no_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_openmp(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As on a system whose torch brings no OpenMP library."""
     monkeypatch.setattr(threads_module, "_team_limit", 1)
+    monkeypatch.setattr(threads_module, "_runtime_set", False)
     monkeypatch.setattr(threads_module, "find_openmp", lambda: None)
+    yield
+    monkeypatch.undo()
+    # The launcher's own table goes back to OpenMP, too.
+    threads_module._team_limit = 1
+    threads_module._runtime_set = False
+    add_everywhere(TEAM)
 
 
 def test_alone_a_job_is_one_call() -> None:
@@ -286,11 +297,62 @@ def test_torch_and_launches_share_the_pool() -> None:
         torch.set_num_threads(before_torch)
 
 
-@pytest.mark.usefixtures("no_pool")
-def test_without_a_pool_launches_are_single_threaded_and_right() -> None:
-    assert add_everywhere(TEAM).tolist() == [3.0] * 1000
+@pytest.mark.usefixtures("no_openmp")
+def test_without_openmp_a_team_of_our_own_does_the_same() -> None:
+    assert pool().kind == "own"
+    for threads in (1, 2, 5):
+        for _ in range(20):
+            assert add_everywhere(threads).tolist() == [3.0] * 1000
+    assert record(10, 3, TEAM)[:, 0].tolist() == [3] * 9 + [1]
+    test_a_job_sees_what_all_threads_wrote_before(TEAM)
+    test_scratch_is_aligned_apart_and_inside_the_arena(3, 100, 1000)
+    test_several_python_threads_launch_the_same_block_at_once(TEAM)
+    test_denormals_are_flushed_only_when_asked(TEAM)
+    # Nothing stays behind, and nothing is inherited.
+    assert in_child(lambda: record(10, 3, TEAM)[:, 0].tolist() == [10] * 10) == "right"
+
+
+@pytest.mark.usefixtures("no_openmp")
+def test_when_no_more_threads_can_be_had_the_team_is_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    prototype = ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_void_p] * 4)
+    real = prototype(("pthread_create", ctypes.CDLL(None)))
+    calls: list[int] = []
+
+    def create(*arguments: int) -> int:
+        calls.append(1)
+        return real(*arguments) if len(calls) % 2 else errno.EAGAIN
+
+    scarce = prototype(create)
+    add_everywhere(TEAM)
+    table = (ctypes.c_void_p * 5).from_address(threads_module._library().address("runtime"))
+    table[2] = ctypes.cast(scarce, ctypes.c_void_p).value
+    for _ in range(10):
+        assert add_everywhere(4).tolist() == [3.0] * 1000
+    assert len(calls) == 20
+    # The table's address of `scarce` ends with this test.
+    table[2] = ctypes.cast(ctypes.CDLL(None).pthread_create, ctypes.c_void_p).value
+
+
+def test_without_any_threads_launches_are_the_callers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads_module, "_team_limit", 1)
+    monkeypatch.setattr(threads_module, "_runtime_set", False)
+    monkeypatch.setattr(threads_module, "find_openmp", lambda: None)
+    monkeypatch.setattr(threads_module.os, "name", "nt")
     assert record(10, 3, TEAM)[:, 0].tolist() == [10] * 10
     assert pool().kind == "none"
+
+
+@linux
+@pytest.mark.usefixtures("no_openmp")
+def test_torch_imported_later_brings_its_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "torch")
+    add_everywhere(TEAM)
+    assert pool().kind == "own"
+    assert threads_module._team_limit == 1
+    monkeypatch.undo()
+    monkeypatch.setattr(threads_module, "_team_limit", 1)
+    assert add_everywhere(TEAM).tolist() == [3.0] * 1000
+    assert threads_module._team_limit == sys.maxsize
 
 
 def test_the_engine_alone_runs_without_torch(tmp_path: Path) -> None:
@@ -339,15 +401,15 @@ def test_the_floating_point_state_of_every_thread_is_restored(threads: int, call
 
     assert torch.set_flush_denormal(callers)
     try:
-        before = control(0)[0] & FTZ_DAZ
-        assert before == (FTZ_DAZ if callers else 0)
+        # Every thread works in the caller's state, and adds the flushing when asked.
+        assert np.all(control(0) & FTZ_DAZ == (FTZ_DAZ if callers else 0))
         assert np.all(control(1) & FTZ_DAZ == FTZ_DAZ)
-        # The caller's state again; another thread's is what torch left there.
         assert (np.float32(1e-40) * np.float32(1.0) == 0.0) == callers
-        if not callers:
-            assert np.all(control(0) & FTZ_DAZ == 0)
     finally:
         torch.set_flush_denormal(False)
+    # The other thread is as torch left it, too.
+    assert np.all(torch.full((100_000,), 1e-40).mul(1.0).numpy() != 0.0)
+    assert np.all(control(0) & FTZ_DAZ == 0)
 
 
 @pytest.mark.parametrize("name", MACHINES)

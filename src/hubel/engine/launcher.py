@@ -6,15 +6,17 @@ from hubel.engine.machine import Machine
 from hubel.errors import UnsupportedError
 
 # The words of %Region: jobs, number of jobs, counters, scratch, bytes of shared scratch, bytes of a thread's scratch,
-# flush denormals, whether a team runs it.
+# floating-point control word (the caller's: a result must not depend on which thread computes it), who runs the region
+# (0 the caller alone, 1 an OpenMP team, 2 a team of our own).
 LAUNCHER_IR = """
 %Region = type { ptr, i64, ptr, ptr, i64, i64, i64, i64 }
 
-; GOMP_parallel, GOMP_barrier, omp_get_thread_num; filled in after loading
-@openmp = global [3 x ptr] zeroinitializer
+; Addresses, filled in after loading: parallel (GOMP_parallel or @own_parallel), GOMP_barrier, and for @own_parallel
+; pthread_create, pthread_join, sched_yield. Parallel is read once a launch, and may change between launches.
+@runtime = global [5 x ptr] zeroinitializer
 
 declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)
-DECLARE_FLOATING_POINT_CONTROL
+declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)
 
 define void @run(ptr %block, i64 %p0, i64 %p1, i64 %p2, i64 %p3, i64 %threads, i64 %shared_bytes, i64 %stride,
                  i64 %flush, ptr %scratch) #0 {
@@ -47,11 +49,14 @@ copy:
   %own = alloca i64, i64 %length, align 64
   %bytes = shl i64 %length, 3
   call void @llvm.memcpy.p0.p0.i64(ptr align 8 %own, ptr align 8 %block, i64 %bytes, i1 false)
-  %counter_words = shl i64 %jobs_count, 3        ; a cache line each
-  %counters = alloca i64, i64 %counter_words, align 64
+  %lines = add i64 %jobs_count, 3                ; a cache line each: a counter a job, then the state of the team
+  %line_words = shl i64 %lines, 3
+  %counters = alloca i64, i64 %line_words, align 64
+  %line_bytes = shl i64 %line_words, 3
+  call void @llvm.memset.p0.i64(ptr align 64 %counters, i8 0, i64 %line_bytes, i1 false)
   br label %fill
 
-fill:                                            ; base pointers into every job, counters to zero
+fill:                                            ; base pointers into every job
   %filled = phi i64 [ 0, %copy ], [ %filled_next, %fill_body ]
   %offset = phi i64 [ 1, %copy ], [ %offset_next, %fill_body ]
   %fill_more = icmp ult i64 %filled, %jobs_count
@@ -70,9 +75,6 @@ fill_body:
   store i64 %p3, ptr %args3
   %args4 = getelementptr i64, ptr %args, i64 4
   store ptr %scratch, ptr %args4
-  %counter_word = shl i64 %filled, 3
-  %counter = getelementptr i64, ptr %counters, i64 %counter_word
-  store i64 0, ptr %counter
   %job_length = add i64 %args_count, 4
   %offset_next = add i64 %offset, %job_length
   %filled_next = add i64 %filled, 1
@@ -87,15 +89,21 @@ start:
   %region3 = insertvalue %Region %region2, ptr %scratch, 3
   %region4 = insertvalue %Region %region3, i64 %shared_bytes, 4
   %region5 = insertvalue %Region %region4, i64 %stride, 5
-  %region6 = insertvalue %Region %region5, i64 %flush, 6
+  %callers_control = call i64 @control()
+  %flushing = icmp ne i64 %flush, 0
+  %flush_bits = select i1 %flushing, i64 FLUSH_BITS, i64 0
+  %control = or i64 %callers_control, %flush_bits
+  %region6 = insertvalue %Region %region5, i64 %control, 6
   %several = icmp sgt i64 %threads, 1
   %as_team = and i1 %several, %splits
-  %team_word = zext i1 %as_team to i64
+  %parallel_at = load atomic ptr, ptr @runtime acquire, align 8
+  %ours = icmp eq ptr %parallel_at, @own_parallel
+  %kind = select i1 %ours, i64 2, i64 1
+  %team_word = select i1 %as_team, i64 %kind, i64 0
   %region7 = insertvalue %Region %region6, i64 %team_word, 7
   store %Region %region7, ptr %region
   br i1 %as_team, label %parallel, label %serial
 parallel:
-  %parallel_at = load ptr, ptr @openmp
   %team_size = trunc i64 %threads to i32
   call void %parallel_at(ptr @member, ptr %region, i32 %team_size, i32 0)
   ret void
@@ -105,17 +113,25 @@ serial:
 }
 
 define internal void @member(ptr %region) #0 {
-  %thread_num_at = load ptr, ptr getelementptr ([3 x ptr], ptr @openmp, i64 0, i64 2)
-  %thread = call i32 %thread_num_at()
-  %thread_word = zext i32 %thread to i64
-  call void @work(ptr %region, i64 %thread_word)
+  %next_at = call ptr @team_state(ptr %region, i64 0)
+  %thread = atomicrmw add ptr %next_at, i64 1 monotonic
+  call void @work(ptr %region, i64 %thread)
   ret void
+}
+
+; 0: threads that have come in; 1: arrivals at barriers; 2: size of our own team, 0 while it is being made
+define internal ptr @team_state(ptr %region, i64 %line) alwaysinline #0 {
+  %all = load %Region, ptr %region
+  %jobs_count = extractvalue %Region %all, 1
+  %counters = extractvalue %Region %all, 2
+  %index = add i64 %jobs_count, %line
+  %word = shl i64 %index, 3
+  %at = getelementptr i64, ptr %counters, i64 %word
+  ret ptr %at
 }
 
 define internal void @work(ptr %region, i64 %thread) #0 {
 entry:
-  %saved_control = alloca i32
-  %flush_control = alloca i32
   %all = load %Region, ptr %region
   %jobs = extractvalue %Region %all, 0
   %jobs_count = extractvalue %Region %all, 1
@@ -123,9 +139,8 @@ entry:
   %scratch = extractvalue %Region %all, 3
   %shared_bytes = extractvalue %Region %all, 4
   %stride = extractvalue %Region %all, 5
-  %flush = extractvalue %Region %all, 6
+  %control = extractvalue %Region %all, 6
   %team_word = extractvalue %Region %all, 7
-  %flushing = icmp ne i64 %flush, 0
   %team = icmp ne i64 %team_word, 0
   %stride_up = add i64 %stride, 63               ; rounded up to cache lines
   %stride_lines = and i64 %stride_up, -64
@@ -134,14 +149,15 @@ entry:
   %thread_offset = mul i64 %thread, %stride_lines
   %own_offset = add i64 %shared_lines, %thread_offset
   %own = getelementptr i8, ptr %scratch, i64 %own_offset
-  br i1 %flushing, label %set_flush, label %next_job
-set_flush:
-SET_FLUSH
+  %saved_control = call i64 @control()
+  call void @set_control(i64 %control)
   br label %next_job
 
 next_job:
-  %done = phi i64 [ 0, %entry ], [ 0, %set_flush ], [ %done_next, %job_done ], [ %done_next, %barrier ]
-  %job = phi ptr [ %jobs, %entry ], [ %jobs, %set_flush ], [ %job_next, %job_done ], [ %job_next, %barrier ]
+  %done = phi i64 [ 0, %entry ], [ %done_next, %job_done ],
+                 [ %done_next, %openmp_barrier ], [ %done_next, %own_barrier ]
+  %job = phi ptr [ %jobs, %entry ], [ %job_next, %job_done ],
+                 [ %job_next, %openmp_barrier ], [ %job_next, %own_barrier ]
   %more = icmp ult i64 %done, %jobs_count
   br i1 %more, label %open_job, label %finish
 open_job:
@@ -182,15 +198,88 @@ job_done:
   %alone_or_last = select i1 %team, i1 %last, i1 true
   br i1 %alone_or_last, label %next_job, label %barrier
 barrier:
-  %barrier_at = load ptr, ptr getelementptr ([3 x ptr], ptr @openmp, i64 0, i64 1)
+  %ours = icmp eq i64 %team_word, 2
+  br i1 %ours, label %own_barrier, label %openmp_barrier
+openmp_barrier:
+  %barrier_at = load ptr, ptr getelementptr ([5 x ptr], ptr @runtime, i64 0, i64 1)
   call void %barrier_at()
+  br label %next_job
+own_barrier:
+  call void @own_barrier(ptr %region, i64 %done_next)
   br label %next_job
 
 finish:
-  br i1 %flushing, label %restore, label %out
-restore:
-RESTORE
-  br label %out
+  call void @set_control(i64 %saved_control)
+  ret void
+}
+
+; Where there is no OpenMP: threads made for this launch and ended with it. It costs some 20 µs a launch, keeps nothing
+; alive between launches, and takes the place of GOMP_parallel.
+define void @own_parallel(ptr %function, ptr %region, i32 %team_size, i32 %flags) #0 {
+entry:
+  %others = sub i32 %team_size, 1
+  %handles = alloca i64, i32 %others
+  %create = load ptr, ptr getelementptr ([5 x ptr], ptr @runtime, i64 0, i64 2)
+  %join = load ptr, ptr getelementptr ([5 x ptr], ptr @runtime, i64 0, i64 3)
+  br label %make
+make:
+  %made = phi i32 [ 0, %entry ], [ %made_next, %made_one ]
+  %make_more = icmp ult i32 %made, %others
+  br i1 %make_more, label %make_one, label %begin
+make_one:
+  %handle = getelementptr i64, ptr %handles, i32 %made
+  %failed = call i32 %create(ptr %handle, ptr null, ptr @own_start, ptr %region)
+  %refused = icmp ne i32 %failed, 0              ; no more threads to be had: the team is smaller
+  br i1 %refused, label %begin, label %made_one
+made_one:
+  %made_next = add i32 %made, 1
+  br label %make
+
+begin:
+  %team = add i32 %made, 1
+  %team_word = zext i32 %team to i64
+  %team_at = call ptr @team_state(ptr %region, i64 2)
+  store atomic i64 %team_word, ptr %team_at release, align 8
+  call void @member(ptr %region)
+  br label %end
+end:
+  %joined = phi i32 [ 0, %begin ], [ %joined_next, %join_one ]
+  %join_more = icmp ult i32 %joined, %made
+  br i1 %join_more, label %join_one, label %out
+join_one:
+  %ended_at = getelementptr i64, ptr %handles, i32 %joined
+  %ended = load i64, ptr %ended_at
+  %ignored = call i32 %join(i64 %ended, ptr null)
+  %joined_next = add i32 %joined, 1
+  br label %end
+out:
+  ret void
+}
+
+define internal ptr @own_start(ptr %region) #0 {
+  call void @member(ptr %region)
+  ret ptr null
+}
+
+; The %times-th meeting of all threads. Giving the core away while waiting keeps it fair when there are too few.
+define internal void @own_barrier(ptr %region, i64 %times) #0 {
+entry:
+  %yield = load ptr, ptr getelementptr ([5 x ptr], ptr @runtime, i64 0, i64 4)
+  %arrived_at = call ptr @team_state(ptr %region, i64 1)
+  %team_at = call ptr @team_state(ptr %region, i64 2)
+  %before = atomicrmw add ptr %arrived_at, i64 1 acq_rel
+  br label %look
+look:
+  %team = load atomic i64, ptr %team_at acquire, align 8
+  %arrived = load atomic i64, ptr %arrived_at acquire, align 8
+  %needed = mul i64 %team, %times
+  %known = icmp ne i64 %team, 0
+  %enough = icmp uge i64 %arrived, %needed
+  %all_here = and i1 %known, %enough
+  br i1 %all_here, label %out, label %wait
+wait:
+  %ignored = call i32 %yield()
+  br label %look
 out:
   ret void
 }
@@ -198,38 +287,49 @@ out:
 attributes #0 = { nounwind }
 """
 
-# FTZ and DAZ are bits 15 and 6 of MXCSR; FZ is bit 24 of FPCR and flushes inputs and outputs alike.
-FLOATING_POINT_CONTROL = {
-    "x86_64": {
-        "DECLARE_FLOATING_POINT_CONTROL": """declare void @llvm.x86.sse.stmxcsr(ptr)
-declare void @llvm.x86.sse.ldmxcsr(ptr)""",
-        "SET_FLUSH": """  call void @llvm.x86.sse.stmxcsr(ptr %saved_control)
-  %control = load i32, ptr %saved_control
-  %control_flushing = or i32 %control, 32832
-  store i32 %control_flushing, ptr %flush_control
-  call void @llvm.x86.sse.ldmxcsr(ptr %flush_control)""",
-        "RESTORE": "  call void @llvm.x86.sse.ldmxcsr(ptr %saved_control)",
-    },
-    "aarch64": {
-        "DECLARE_FLOATING_POINT_CONTROL": """declare i64 @llvm.aarch64.get.fpcr()
-declare void @llvm.aarch64.set.fpcr(i64)""",
-        "SET_FLUSH": """  %control = call i64 @llvm.aarch64.get.fpcr()
-  %control_low = trunc i64 %control to i32
-  store i32 %control_low, ptr %saved_control
-  %control_flushing = or i64 %control, 16777216
-  call void @llvm.aarch64.set.fpcr(i64 %control_flushing)""",
-        "RESTORE": """  %control_saved = load i32, ptr %saved_control
-  %control_word = zext i32 %control_saved to i64
-  call void @llvm.aarch64.set.fpcr(i64 %control_word)""",
-    },
+# The floating-point control word of a thread, and the bits in it that flush denormals: FTZ and DAZ, bits 15 and 6 of
+# MXCSR; FZ, bit 24 of FPCR, which flushes inputs and outputs alike.
+FLUSH_BITS = {"x86_64": 0x8040, "aarch64": 0x1000000}
+CONTROL_IR = {
+    "x86_64": """
+declare void @llvm.x86.sse.stmxcsr(ptr)
+declare void @llvm.x86.sse.ldmxcsr(ptr)
+
+define internal i64 @control() #0 {
+  %at = alloca i32
+  call void @llvm.x86.sse.stmxcsr(ptr %at)
+  %bits = load i32, ptr %at
+  %word = zext i32 %bits to i64
+  ret i64 %word
+}
+
+define internal void @set_control(i64 %word) #0 {
+  %at = alloca i32
+  %bits = trunc i64 %word to i32
+  store i32 %bits, ptr %at
+  call void @llvm.x86.sse.ldmxcsr(ptr %at)
+  ret void
+}
+""",
+    "aarch64": """
+declare i64 @llvm.aarch64.get.fpcr()
+declare void @llvm.aarch64.set.fpcr(i64)
+
+define internal i64 @control() #0 {
+  %word = call i64 @llvm.aarch64.get.fpcr()
+  ret i64 %word
+}
+
+define internal void @set_control(i64 %word) #0 {
+  call void @llvm.aarch64.set.fpcr(i64 %word)
+  ret void
+}
+""",
 }
 
 
 def launcher_ir(machine: Machine) -> str:
-    """The IR module for ``machine``. Raises UnsupportedError for architectures without a denormal switch known here."""
-    if machine.arch not in FLOATING_POINT_CONTROL:
-        raise UnsupportedError(f"no launcher for {machine.arch}; known: {', '.join(FLOATING_POINT_CONTROL)}")
-    text = LAUNCHER_IR
-    for name, lines in FLOATING_POINT_CONTROL[machine.arch].items():
-        text = text.replace(name, lines)
-    return text
+    """The IR module for ``machine``. Raises UnsupportedError for architectures whose control word is not known here."""
+    if machine.arch not in CONTROL_IR:
+        raise UnsupportedError(f"no launcher for {machine.arch}; known: {', '.join(CONTROL_IR)}")
+    return LAUNCHER_IR.replace("FLUSH_BITS", str(FLUSH_BITS[machine.arch])) + CONTROL_IR[machine.arch]

@@ -23,6 +23,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -71,7 +72,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Pool:
-    """Which threads run kernels. kind: "openmp", "none". path: the library. reason: why there is none."""
+    """Which threads run kernels. kind: "openmp", "own", "none". path: the OpenMP library. reason: why there is none."""
 
     kind: str
     path: str
@@ -108,9 +109,11 @@ def pool() -> Pool:
     if _forked:
         return Pool("none", "", "this process was forked; its kernels run single-threaded")
     path = find_openmp()
-    if path is None:
-        return Pool("none", "", "no OpenMP library is loaded; torch brings one on Linux")
-    return Pool("openmp", path, "")
+    if path is not None:
+        return Pool("openmp", path, "")
+    if os.name != "posix":
+        return Pool("none", "", f"no OpenMP library is loaded, and there are no POSIX threads on {sys.platform}")
+    return Pool("own", "", "no OpenMP library is loaded; every launch makes its own threads, some 20 µs each")
 
 
 def find_openmp() -> str | None:
@@ -142,24 +145,42 @@ class _Arena(threading.local):
 
 _arena = _Arena()
 _forked = False
+# Launches with more threads than this ask `_team` first.
 _team_limit = 1
+_runtime_set = False
+_searched_with_torch = False
 _launcher: Library | None = None
 
 
 def _team(threads: int) -> int:
-    """The number of threads a launch may have that asks for more than one; finds the pool at first."""
-    global _team_limit
-    # Without torch there is nothing to find, and looking costs far more than a launch.
-    if _forked or "torch" not in sys.modules:
+    """The number of threads for a launch that wants several; finds them, as long as torch's may still come."""
+    global _team_limit, _searched_with_torch
+    if _forked:
         return 1
-    path = find_openmp()
-    if path is None:
-        return 1
-    table = (ctypes.c_void_p * 3).from_address(_library().address("openmp"))
-    for index, name in enumerate(("GOMP_parallel", "GOMP_barrier", "omp_get_thread_num")):
-        table[index] = ctypes.cast(getattr(_loaded(path), name), ctypes.c_void_p).value
-    _team_limit = sys.maxsize
-    return threads
+    torch_loaded = "torch" in sys.modules
+    if not _runtime_set or (torch_loaded and not _searched_with_torch):
+        path = find_openmp()
+        if path is not None:
+            library = _loaded(path)
+            _set_runtime(library.GOMP_parallel, library.GOMP_barrier)
+            _team_limit = sys.maxsize
+        elif os.name == "posix":
+            libc = ctypes.CDLL(None)
+            own = _library().address("own_parallel")
+            _set_runtime(own, None, libc.pthread_create, libc.pthread_join, libc.sched_yield)
+        _searched_with_torch = torch_loaded
+    return threads if _runtime_set else 1
+
+
+def _set_runtime(*functions: Any) -> None:
+    """Tell the launcher who makes teams: parallel, GOMP_barrier, pthread_create, pthread_join, sched_yield."""
+    global _runtime_set
+    table = (ctypes.c_void_p * 5).from_address(_library().address("runtime"))
+    # Backwards: the first entry decides whether the others are used, perhaps by a launch on another thread right now.
+    for index, function in reversed(list(enumerate(functions))):
+        if function is not None:
+            table[index] = function if isinstance(function, int) else ctypes.cast(function, ctypes.c_void_p).value
+    _runtime_set = True
 
 
 def _loaded(path: str) -> ctypes.CDLL:
