@@ -127,20 +127,28 @@ def _labelled_rows(
     loss = F.cross_entropy(whole, labels, reduction="none")
     right = whole.argmax(1) == labels
     changes = np.stack([(F.cross_entropy(a, labels, reduction="none") - loss).double().numpy() for a in after])
-    p_loss = [sign_flip(d, resamples, rng) for d in changes]
-    lost = [int((right & (a.argmax(1) != labels)).sum()) for a in after]
-    gained = [int((~right & (a.argmax(1) == labels)).sum()) for a in after]
+    # What happened to each answer: 1 gained, -1 lost, 0 as before.
+    turns = np.stack([((a.argmax(1) == labels).int() - right.int()).double().numpy() for a in after])
+    lost, gained = (turns < 0).sum(1).tolist(), (turns > 0).sum(1).tolist()
+    p_loss = sign_flip(changes, resamples, rng)
     p_accuracy = [mcnemar(down, up) for down, up in zip(lost, gained, strict=True)]
     decided_loss, decided_accuracy = (benjamini_hochberg(p, 1 - level) for p in (p_loss, p_accuracy))
+    (loss_lo, loss_hi), (turn_lo, turn_hi) = (
+        bootstrap(d, level, resamples, np.random.default_rng(rng.integers(2**32))) for d in (changes, turns)
+    )
 
     rows = []
     for i, name in enumerate(names):
-        lo, hi = bootstrap(changes[i], level, resamples, rng)
-        value = float(changes[i].mean())
-        cells = {"loss_change": Value(value, lo, hi, level, N, "images", "bootstrap", decided_loss[i])}
-        cells["accuracy_change"] = _accuracy_change(lost[i], gained[i], N, level, resamples, rng, decided_accuracy[i])
+        change = Value(float(changes[i].mean()), loss_lo[i], loss_hi[i], level, N, "images", "bootstrap", decided_loss[i])
+        if lost[i] or gained[i]:
+            bounds, how = (turn_lo[i], turn_hi[i]), "bootstrap"
+        else:
+            # No answer changed among N: at this level the true share that would is below the bound, either way.
+            bound = 1 - ((1 - level) / 2) ** (1 / N)
+            bounds, how = (-bound, bound), "binomial, zero events"
+        accuracy = Value(float(turns[i].mean()), *bounds, level, N, "images", how, decided_accuracy[i])
         counts = {"lost": lost[i], "gained": gained[i], "p_loss": p_loss[i], "p_accuracy": p_accuracy[i]}
-        rows.append({"target": name, **cells, **counts})
+        rows.append({"target": name, "loss_change": change, "accuracy_change": accuracy, **counts})
     return rows
 
 
@@ -148,41 +156,32 @@ def _unlabelled_rows(
     names: list[str], whole: Tensor, after: Tensor, level: float, resamples: int, rng: np.random.Generator
 ) -> list[dict]:
     logp = F.log_softmax(whole, 1)
+    kl = [F.kl_div(F.log_softmax(a, 1), logp, reduction="none", log_target=True).sum(1).double().numpy() for a in after]
+    lo, hi = bootstrap(np.stack(kl), level, resamples, rng)
     rows = []
-    for name, a in zip(names, after, strict=True):
-        kl = F.kl_div(F.log_softmax(a, 1), logp, reduction="none", log_target=True).sum(1).double().numpy()
-        lo, hi = bootstrap(kl, level, resamples, rng)
-        changed = int((a.argmax(1) != whole.argmax(1)).sum())
-        value = Value(float(kl.mean()), lo, hi, level, len(kl), "images", "bootstrap")
-        rows.append({"target": name, "kl": value, "changed": changed})
+    for i, (name, a) in enumerate(zip(names, after, strict=True)):
+        value = Value(float(kl[i].mean()), lo[i], hi[i], level, len(kl[i]), "images", "bootstrap")
+        rows.append({"target": name, "kl": value, "changed": int((a.argmax(1) != whole.argmax(1)).sum())})
     return rows
 
 
-def _accuracy_change(
-    lost: int, gained: int, N: int, level: float, resamples: int, rng: np.random.Generator, decided: bool
-) -> Value:
-    if lost == gained == 0:
-        # No answer changed among N: at the given level the true share that would is below this, either way.
-        bound = 1 - ((1 - level) / 2) ** (1 / N)
-        return Value(0.0, -bound, bound, level, N, "images", "binomial, zero events", decided)
-    changes = np.concatenate([-np.ones(lost), np.ones(gained), np.zeros(N - lost - gained)])
-    lo, hi = bootstrap(changes, level, resamples, rng)
-    return Value((gained - lost) / N, lo, hi, level, N, "images", "bootstrap", decided)
+def bootstrap(values: np.ndarray, level: float, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """Percentile intervals of the means of values (M, N), the N drawn with replacement `resamples` times: (2, M)."""
+    N = values.shape[1]
+    means = np.empty((resamples, len(values)))
+    for r in range(resamples):
+        means[r] = values @ (np.bincount(rng.integers(0, N, N), minlength=N) / N)
+    return np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
 
 
-def bootstrap(values: np.ndarray, level: float, resamples: int, rng: np.random.Generator) -> tuple[float, float]:
-    """The percentile interval of the mean of `values`, drawn with replacement `resamples` times."""
-    N = len(values)
-    means = rng.multinomial(N, np.full(N, 1 / N), size=resamples) @ values / N
-    lo, hi = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(lo), float(hi)
+def sign_flip(changes: np.ndarray, resamples: int, rng: np.random.Generator) -> list[float]:
+    """For each row of changes (M, N), two-sided p of "they are symmetric about zero", by flipping signs at random.
 
-
-def sign_flip(changes: np.ndarray, resamples: int, rng: np.random.Generator) -> float:
-    """Two-sided p of "the changes are symmetric about zero", by flipping signs at random; never below 1/(resamples + 1)."""
-    signs = rng.integers(0, 2, size=(resamples, len(changes))) * 2 - 1
-    as_extreme = np.abs(signs @ changes) >= abs(changes.sum()) * (1 - 1e-12)
-    return float((1 + as_extreme.sum()) / (resamples + 1))
+    Never below 1/(resamples + 1).
+    """
+    signs = rng.integers(0, 2, size=(resamples, changes.shape[1])) * 2.0 - 1
+    as_extreme = np.abs(signs @ changes.T) >= np.abs(changes.sum(1)) * (1 - 1e-12)
+    return [float(p) for p in (1 + as_extreme.sum(0)) / (resamples + 1)]
 
 
 def mcnemar(lost: int, gained: int) -> float:

@@ -74,7 +74,7 @@ def by_output_channel(module: _ConvNd, weight: Tensor | None = None) -> np.ndarr
     w = (module.weight if weight is None else weight).detach().float().cpu().numpy()
     if not isinstance(module, _ConvTransposeNd):
         return w
-    I, O, *size = w.shape  # noqa: E741
+    I, O, *size = w.shape
     G = module.groups
     return w.reshape(G, I // G, O, *size).swapaxes(1, 2).reshape(G * O, I // G, *size)
 

@@ -35,7 +35,7 @@ def join(*children: Child) -> Html:
     return Html("".join(parts))
 
 
-def tag(name: str, *children: Child, **attributes: Any) -> Html:
+def tag(element: str, /, *children: Child, **attributes: Any) -> Html:
     """One element. `class_` and `for_` lose their underscore, the others turn into dashes; None and False are left out."""
     written = []
     for key, value in attributes.items():
@@ -43,8 +43,8 @@ def tag(name: str, *children: Child, **attributes: Any) -> Html:
             continue
         key = key.rstrip("_").replace("_", "-")
         written.append(f" {key}" if value is True else f' {key}="{html.escape(str(value), quote=True)}"')
-    head = f"<{name}{''.join(written)}>"
-    return Html(head) if name in _VOID else Html(f"{head}{join(*children)}</{name}>")
+    head = f"<{element}{''.join(written)}>"
+    return Html(head) if element in _VOID else Html(f"{head}{join(*children)}</{element}>")
 
 
 def raw(markup: str) -> Html:

@@ -1,0 +1,83 @@
+"""A Document becomes one HTML file that asks nothing of anyone: style, script and pictures are inside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import resources
+
+from hubel.records import Document
+from hubel.report.html import Html, join, raw, tag
+from hubel.report.sections.about import about
+from hubel.report.sections.ablation import ablation
+from hubel.report.sections.images import images
+from hubel.report.sections.kernels import kernels
+from hubel.report.sections.learning import learning
+from hubel.report.sections.one_number import one_number
+from hubel.report.sections.speed import speed
+from hubel.report.sections.summary import header, summary
+
+# The order in which a reader meets them. Each takes the Document and returns its section, or None if it has nothing to show.
+SECTIONS: dict[str, Callable[[Document], Html | None]] = {
+    "summary": summary,
+    "images": images,
+    "one-number": one_number,
+    "one-change": ablation,
+    "kernels": kernels,
+    "learning": learning,
+    "speed": speed,
+    "about": about,
+}
+_SHORT = {
+    "images": "Images",
+    "one-number": "One number",
+    "one-change": "One change",
+    "kernels": "Kernels",
+    "learning": "Learning",
+    "speed": "Speed",
+    "about": "About",
+}
+# Nothing is fetched, nothing is sent; only what is written in this file runs.
+_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; "
+    "base-uri 'none'; form-action 'none'"
+)
+
+
+def page(document: Document) -> Html:
+    """The whole page."""
+    built = {name: section(document) for name, section in SECTIONS.items()}
+    links = [tag("a", _SHORT[name], href=f"#{name}") for name, body in built.items() if body and name in _SHORT]
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("meta", name="generator", content=f"hubel {document.hubel}"),
+        tag("link", rel="icon", href="data:,"),
+        tag("title", title(document)),
+        tag("style", raw(_read("page.css"))),
+    )
+    body = tag(
+        "body",
+        tag("a", "Skip to the results", href="#main", class_="skip"),
+        header(document),
+        tag("nav", *links, aria_label="Sections"),
+        tag("main", *built.values(), id="main"),
+        tag("script", raw(_read("page.js"))),
+    )
+    return join(raw("<!doctype html>\n"), tag("html", head, body, lang="en"), "\n")
+
+
+def title(document: Document) -> str:
+    """`lenet5 on mnist`; random weights say so."""
+    name = document.model["name"] + (f" on {document.data['name']}" if document.data else "")
+    return name + (" · random weights" if document.model["weights"] == "random" and not _trained(document) else "") + " · hubel"
+
+
+def _trained(document: Document) -> bool:
+    return any(record.kind == "curves" for record in document.records)
+
+
+def _read(name: str) -> str:
+    return resources.files("hubel.report").joinpath(name).read_text(encoding="utf-8")
