@@ -1,0 +1,61 @@
+"""Hubel makes the convolution kernels of a PyTorch network fast on the CPU, visible, and accountable.
+
+    import torch, hubel
+
+    hubel.enable()                       every convolution on Hubel's kernels, forward and backward; hubel.disable()
+    with hubel.enabled() as log: ...     the same for a block; log.native, log.fallback, log.reasons
+    y = hubel.conv2d(x, w, b)            one convolution; also conv1d, conv3d, conv_transpose1d/2d/3d
+    net = hubel.nn.swap(net)             torch's layers become Hubel's; hubel.nn.restore(net)
+    print(hubel.plan(net, x))            a row a convolution: what will run, and why
+    run = hubel.lab.train("lenet5", "mnist");  hubel.report(run.model, "mnist", out="report.html")
+
+Importing this module stays cheap: what needs more than torch and the engine is imported when it is first named.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from hubel.engine.cache import cache_info
+from hubel.errors import HubelError
+from hubel.ops.accuracy import set_accuracy, set_deterministic
+from hubel.ops.functional import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
+from hubel.ops.override import disable, enable, enabled
+from hubel.ops.warm import warmup
+from hubel.ops.weights import repack
+
+if TYPE_CHECKING:
+    from hubel import convert, data, inspect, lab, nn, report, zoo
+    from hubel.inspect.plan import plan
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "enable", "disable", "enabled",
+    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
+    "nn", "set_accuracy", "set_deterministic", "warmup", "repack", "cache_info",
+    "plan", "zoo", "data", "convert", "inspect", "lab", "report",
+    "HubelError",
+]  # fmt: skip
+
+# Imported when they are first named: where each of them is.
+_LAZY = {
+    "nn": "hubel.nn", "zoo": "hubel.zoo", "data": "hubel.data", "convert": "hubel.convert", "inspect": "hubel.inspect",
+    "lab": "hubel.lab", "report": "hubel.report", "plan": "hubel.inspect.plan:plan",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'hubel' has no attribute {name!r}")
+    module, _, attribute = _LAZY[name].partition(":")
+    value: Any = importlib.import_module(module)
+    if attribute:
+        value = getattr(value, attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

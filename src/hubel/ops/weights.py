@@ -1,0 +1,194 @@
+"""Packed weights, kept as long as they are provably those of the tensor they were packed from.
+
+A kernel reads weights in an order of its own. Packing costs as much as a small convolution, so the packed form of a
+weight is kept, under rules that prefer packing again to being wrong:
+
+- only for Parameters and persistent buffers, and never for inference tensors, which have no version counter;
+- by weak reference to the tensor object; a record ends with its tensor;
+- valid while object, `data_ptr`, `_version`, the count of optimizer steps (fused optimizers do not bump `_version`)
+  and a sample of the values (writes through `.data` or numpy bump nothing) are what they were;
+- at most two packed forms a weight: forward and input gradient.
+
+Every other weight is packed for its one call. What none of these can see: a write through `.data`, numpy or another
+process that leaves every sampled value as it was. `repack` is for those.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import sys
+import threading
+import weakref
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_buffer_registration_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from hubel.engine.invoke import Invocation
+
+_FORMS = 2
+# Values sampled from a weight: one of every output channel up to this many channels, some 32 of a small weight.
+_MOST_ROWS, _FEWEST = 512, 32
+
+
+class Packed:
+    """One packed form: `address` is valid as long as this object is. The rest is what it was packed from."""
+
+    __slots__ = ("address", "buffer", "generation", "pointer", "sample", "values", "version")
+
+    def __init__(self, buffer: Tensor) -> None:
+        self.buffer = buffer
+        self.address = buffer.data_ptr()
+
+
+class _Record:
+    """The packed forms of one weight by packing key."""
+
+    __slots__ = ("forms", "weight")
+
+    def __init__(self, weight: weakref.ref[Tensor]) -> None:
+        self.weight = weight
+        self.forms: dict[Any, Packed] = {}
+
+
+_records: dict[int, _Record] = {}
+_buffers: dict[int, tuple[weakref.ref[nn.Module], str]] = {}
+_lock = threading.RLock()  # a weak reference may end while the lock is held
+_generation = 0
+_generations = itertools.count(1)
+
+
+def packed(w: Tensor, invocation: Invocation, threads: int) -> Packed:
+    """`w` in the order that `invocation` reads. Hold the result until the kernel has returned."""
+    record = _records.get(id(w))
+    if record is not None and record.weight() is w:
+        form = record.forms.get(invocation.packing_key)
+        if (
+            form is not None
+            and form.pointer == w.data_ptr()
+            and form.version == w._version
+            and form.generation == _generation
+            # Last: the memory may be read only if it is still the weight's.
+            and form.values.tobytes() == form.sample
+        ):
+            return form
+    return _pack(w, invocation, threads)
+
+
+def repack(net: nn.Module) -> nn.Module:
+    """Forget the packed weights of `net`, and return it; they are packed again when they are next used.
+
+    Needed only after writes that Hubel cannot see: through `.data`, numpy or another process, and to so few values
+    that the sampled ones (one of every output channel) are not among them.
+    """
+    with _lock:
+        for tensor in itertools.chain(net.parameters(), net.buffers()):
+            _records.pop(id(tensor), None)
+    learn_buffers(net)
+    return net
+
+
+def learn_buffers(net: nn.Module) -> None:
+    """Have weights that are persistent buffers of `net` kept packed, those made before `import hubel` too."""
+    for module in net.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            _buffer_registered(module, name, buffer)
+
+
+def _pack(w: Tensor, invocation: Invocation, threads: int) -> Packed:
+    size = invocation.packed_bytes
+    if not _may_be_kept(w):
+        form = Packed(torch.empty(size, dtype=torch.uint8, device="cpu"))
+        invocation.pack(w.data_ptr(), form.address, threads)
+        return form
+
+    key = invocation.packing_key
+    with _lock:
+        record = _record_of(w)
+        old = record.forms.pop(key, None)
+    # Whoever runs a kernel holds its form: if nobody holds this one (the variable and the argument of getrefcount
+    # aside), nobody reads its buffer. A new buffer for every training step would fault its pages in anew.
+    reusable = old is not None and sys.getrefcount(old) == 2 and old.buffer.numel() == size
+    form = Packed(old.buffer if old is not None and reusable else torch.empty(size, dtype=torch.uint8, device="cpu"))
+    # Read before packing: a write in the meantime then shows as a difference.
+    form.pointer, form.version, form.generation = w.data_ptr(), w._version, _generation
+    form.values = _sampled(w)
+    form.sample = form.values.tobytes()
+    invocation.pack(form.pointer, form.address, threads)
+    with _lock:
+        while len(record.forms) >= _FORMS:
+            del record.forms[next(iter(record.forms))]
+        record.forms[key] = form
+    return form
+
+
+def _record_of(w: Tensor) -> _Record:
+    record = _records.get(id(w))
+    if record is None or record.weight() is not w:
+        name = id(w)
+
+        def end(weight: weakref.ref[Tensor]) -> None:
+            with _lock:
+                if name in _records and _records[name].weight is weight:
+                    del _records[name]
+
+        record = _records[name] = _Record(weakref.ref(w, end))
+    return record
+
+
+def _may_be_kept(w: Tensor) -> bool:
+    if not (isinstance(w, nn.Parameter) or _is_persistent_buffer(w)) or w.is_inference():
+        return False
+    # Sampling walks the memory from the first element to the last: it must be the weight's, all of it.
+    last = sum((size - 1) * stride for size, stride in zip(w.shape, w.stride(), strict=True))
+    return last + 1 == w.numel() and 0 not in w.stride()
+
+
+def _is_persistent_buffer(w: Tensor) -> bool:
+    module_reference, name = _buffers.get(id(w), (None, ""))
+    module = module_reference() if module_reference is not None else None
+    return module is not None and module._buffers.get(name) is w and name not in module._non_persistent_buffers_set
+
+
+def _sampled(w: Tensor) -> np.ndarray:
+    """A view of some of the weight's values, spread over all of its memory, as bits (NaN equals itself then).
+
+    It does not keep the memory alive: read it only while the weight's `data_ptr` is what it was.
+    """
+    numbers = w.numel()
+    rows = w.shape[0]
+    row = numbers // rows
+    if rows > _MOST_ROWS:
+        step = row * -(-rows // _MOST_ROWS)
+    else:
+        step = row // max(1, _FEWEST // rows)
+    # One less, so that it is not always the same tap of the kernel.
+    step = max(1, step - 1)
+    memory: Any = (ctypes.c_char * (4 * numbers)).from_address(w.data_ptr())
+    return np.frombuffer(memory, dtype=np.int32)[::step]
+
+
+def _optimizer_stepped(*_: object) -> None:
+    global _generation
+    _generation = next(_generations)
+
+
+def _buffer_registered(module: nn.Module, name: str, buffer: Tensor | None) -> None:
+    if buffer is None:
+        return
+    key = id(buffer)
+
+    def end(reference: weakref.ref[nn.Module]) -> None:
+        # The number may by then be another buffer's.
+        if _buffers.get(key, (None,))[0] is reference:
+            del _buffers[key]
+
+    _buffers[key] = (weakref.ref(module, end), name)
+
+
+register_optimizer_step_post_hook(_optimizer_stepped)
+register_module_buffer_registration_hook(_buffer_registered)
