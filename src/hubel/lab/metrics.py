@@ -66,6 +66,7 @@ def accuracy(labels: np.ndarray, logits: np.ndarray, losses: np.ndarray, indices
     """
     predicted = logits.argmax(1)
     correct = int((predicted == labels).sum())
+    finite = bool(np.isfinite(losses).all())
     return Record(
         id="accuracy",
         kind="accuracy",
@@ -79,7 +80,7 @@ def accuracy(labels: np.ndarray, logits: np.ndarray, losses: np.ndarray, indices
             {
                 "target": "held out",
                 "accuracy": wilson(correct, len(labels)),
-                "loss": mean(losses),
+                "loss": mean(losses) if finite else None,
                 "correct": correct,
                 "images": len(labels),
             }
@@ -92,6 +93,7 @@ def accuracy(labels: np.ndarray, logits: np.ndarray, losses: np.ndarray, indices
             "loss": Array(losses, "nat"),
         },
         method=Method(name="accuracy", params={}, source="interval: Wilson 1927, JASA 22:209"),
+        uncovered=[] if finite else [{"target": "held out", "reason": "the loss of some images is no finite number"}],
     )
 
 

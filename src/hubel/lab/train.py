@@ -321,7 +321,7 @@ def _kernels(engine: str) -> AbstractContextManager[Any]:
     """Whose convolutions compute: a context; for Hubel's it yields the log of calls."""
     if engine == "torch":
         return nullcontext()
-    from hubel.ops import enabled
+    from hubel.ops.override import enabled
 
     return enabled()
 
