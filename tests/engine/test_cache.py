@@ -273,3 +273,13 @@ def test_no_temporary_file_outlives_a_write(folder: Path) -> None:
     for index in range(20):
         store.write(str(index), b"code")
     assert not list(folder.glob("*.tmp"))
+
+
+def test_a_user_without_a_home_gets_no_folder_named_tilde(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "is HOME set?" in DiskCache(Path("~/.cache/hubel")).reason
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setenv("HUBEL_CACHE_DIR", "named")
+    assert cache.folder() == tmp_path / "named"

@@ -186,6 +186,10 @@ class DiskCache:
         return self.path / (hashlib.sha256(key.encode()).hexdigest()[:40] + SUFFIX)
 
     def _open(self) -> None:
+        if not self.path.is_absolute():
+            # "~/.cache" of a user without a home: taken literally, a folder wherever the process happens to be.
+            self._switch_off(f"{self.path} is no absolute path (is HOME set?)")
+            return
         try:
             if not self.path.is_dir():
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -255,7 +259,7 @@ class DiskCache:
 def folder() -> Path:
     """Where objects are kept: ``$HUBEL_CACHE_DIR``, else the user's cache folder."""
     named = os.environ.get("HUBEL_CACHE_DIR")
-    return Path(named) if named else platformdirs.user_cache_path("hubel")
+    return Path(named).expanduser().absolute() if named else platformdirs.user_cache_path("hubel")
 
 
 def disk() -> DiskCache:
