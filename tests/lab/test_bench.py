@@ -163,7 +163,8 @@ def test_an_engine_that_raises_or_declines_is_named(clock):
 
 def test_classes_have_a_mean_and_their_worst_layer(clock, monkeypatch):
     slow = bench.run([SMALL, DEPTHWISE, "n1c8o8i9x9k5p2g8"], rounds=15).record("classes")
-    assert [row["target"] for row in slow.rows] == ["forward small", "forward depthwise"]
+    assert [row["target"] for row in slow.rows] == ["forward small", "forward depthwise", "forward all"]
+    assert slow.row("forward all")["layers"] == 3
     row = slow.row("forward depthwise")
     assert row["layers"] == 2
     assert row["unsettled"] == 0

@@ -79,8 +79,15 @@ def test_samples_are_seconds_a_call_and_calls_fill_a_sample():
 
 def test_a_slow_call_is_timed_alone():
     meter, log = FakeMeter(), []
-    measure([meter.call("a", 2.0, log=log)], rounds=1, meter=meter)
-    assert len(log) == 1 + timing._GUESSES + 1 + 1
+    measure([meter.call("a", 0.1, log=log)], rounds=1, meter=meter)
+    # The first, two guesses, a warm one, and one that is timed.
+    assert len(log) == 5
+
+
+def test_a_very_slow_call_is_neither_guessed_at_nor_warmed_up_for_long():
+    meter, log = FakeMeter(), []
+    measure([meter.call("a", 2.0, log=log)], rounds=3, meter=meter)
+    assert len(log) == 1 + 1 + 3
 
 
 def test_calls_happen_inside_the_context_and_leave_it():

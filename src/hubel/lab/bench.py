@@ -259,9 +259,7 @@ def _cells(layer: Layer, libraries: Sequence[str]) -> dict[str, Cell]:
 def _class_record(result: _Run) -> Record:
     """Geometric means over the layers of a class and direction, and the worst layer in it."""
     ours, rivals = result.libraries[0], result.libraries[1:]
-    groups: dict[str, list[Layer]] = {}
-    for layer in result.layers:
-        groups.setdefault(f"{layer.case.work} {shapes.kind(layer.case.spec)}", []).append(layer)
+    groups = _groups(result.layers)
     columns = [_column("layers", "layers", None), _column("unsettled", "layers", "down")]
     for library in rivals:
         columns += [_column(f"x {library}", "ratio", "up"), _column(f"worst x {library}", "ratio", "up")]
@@ -283,6 +281,19 @@ def _class_record(result: _Run) -> Record:
         rows.append(row)
     method = {"name": "geometric mean over layers of the median ratio", "params": {"worst": worst}, "source": ""}
     return Record(id="classes", kind="bench", columns=columns, rows=rows, method=method)  # type: ignore[arg-type]
+
+
+def _groups(layers: Sequence[Layer]) -> dict[str, list[Layer]]:
+    """The layers by direction and class, and all of a direction where it has several classes."""
+    groups: dict[str, list[Layer]] = {}
+    for work in dict.fromkeys(layer.case.work for layer in layers):
+        here = [layer for layer in layers if layer.case.work == work]
+        kinds = dict.fromkeys(shapes.kind(layer.case.spec) for layer in here)
+        for kind in kinds:
+            groups[f"{work} {kind}"] = [layer for layer in here if shapes.kind(layer.case.spec) == kind]
+        if len(kinds) > 1:
+            groups[f"{work} all"] = here
+    return groups
 
 
 def save(document: Document, folder: str | Path) -> Path:

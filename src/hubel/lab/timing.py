@@ -2,7 +2,7 @@
 
     for each round                      until enough rounds were clean
         for each contender, shuffled    nobody always runs on the caches and the clock rate another one left behind
-            one call, not timed         wakes its threads, brings its data back
+            one call, not timed         wakes its threads, brings its data back (left out where calls are long)
             `repeat` calls, timed       one Sample
 
 Two figures of different rounds say little about each other, two of the same round much: ratios are taken within rounds.
@@ -44,6 +44,9 @@ SAMPLE_SECONDS = 0.003
 PAUSE_SECONDS = 0.05
 # Calls tried before a sample's length is settled; one alone may have been interrupted.
 _GUESSES = 3
+_MOST_REPEATS = 10_000
+# A call this long does not notice the state in which another engine left threads and caches.
+_LONG_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -161,7 +164,7 @@ def measure(
     names = [contender.name for contender in contenders]
     if len(set(names)) != len(names):
         raise ValueError(f"Contenders have different names. Received: {names}.")
-    repeats = {contender.name: _repeats(contender, sample_seconds, meter) for contender in contenders}
+    guesses = {contender.name: _guess(contender, meter) for contender in contenders}
     taken = Rounds({name: [] for name in names})
     shuffle, family = random.Random(seed), contenders[-1].family if contenders else ""
     clean, end = 0, meter.seconds() + budget
@@ -174,7 +177,7 @@ def measure(
             if contender.family != family:
                 meter.sleep(PAUSE_SECONDS)
             family = contender.family
-            this_round[contender.name] = _sample(contender, repeats[contender.name], meter)
+            this_round[contender.name] = _sample(contender, guesses[contender.name], sample_seconds, meter)
         # Ctrl-C inside a round leaves the rounds before it whole.
         for name, sample in this_round.items():
             taken.samples[name].append(sample)
@@ -183,23 +186,25 @@ def measure(
     return taken
 
 
-def _repeats(contender: Contender, sample_seconds: float, meter: Meter) -> int:
-    """How many calls fill a sample. The first call may compile; the fastest of the next is the guess."""
+def _guess(contender: Contender, meter: Meter) -> float:
+    """About how many seconds a call takes. The first call may compile; the fastest of the next is the guess."""
     times = []
     with contender.enter():
         contender.call()
-        for _ in range(_GUESSES):
+        while len(times) < _GUESSES and sum(times) < _LONG_SECONDS:
             start = meter.seconds()
             contender.call()
             times.append(meter.seconds() - start)
-    return max(1, min(10_000, math.ceil(sample_seconds / max(min(times), 1e-9))))
+    return max(min(times), 1e-9)
 
 
-def _sample(contender: Contender, repeat: int, meter: Meter) -> Sample:
+def _sample(contender: Contender, guess: float, sample_seconds: float, meter: Meter) -> Sample:
+    repeat = max(1, min(_MOST_REPEATS, math.ceil(sample_seconds / guess)))
     call, steps = contender.call, range(repeat)
     collecting = gc.isenabled()
     with contender.enter():
-        call()
+        if guess < _LONG_SECONDS:
+            call()
         gc.disable()
         try:
             faults, waited, start = meter.faults(), meter.waited(), meter.seconds()
