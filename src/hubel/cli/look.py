@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
-from hubel.cli.models import Arch, InputSize, Model, Weights, image_shape, load
-from hubel.cli.terminal import console
-from hubel.cli.work import Threads, set_threads
+from hubel.cli.document_text import render_text
+from hubel.cli.models import Arch, InputSize, Model, Weights, class_names, image_shape, is_run, load, load_run
+from hubel.cli.terminal import Stages, console
+from hubel.cli.work import Seed, Threads, set_threads
+from hubel.convert.preprocess import preprocessing
 from hubel.engine import Machine, Plan, Problem, kernel_text
 
 
@@ -49,10 +51,44 @@ def report(
     arch: Arch = None,
     weights: Weights = None,
     input_size: InputSize = None,
+    preprocess: Annotated[str, typer.Option(help="unit, imagenet, FILE.json or package.module:fn")] = "unit",
+    classes: Annotated[Path | None, typer.Option(help="A text file, a class name a line.")] = None,
+    images: Annotated[int, typer.Option(min=1, help="At most so many are drawn from the data.")] = 256,
+    seed: Seed = 0,
+    text: Annotated[bool, typer.Option("--text", help="Print the numbers instead of writing a page.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the Document instead of writing a page.")] = False,
     threads: Threads = None,
 ) -> None:
     """Look inside a network and write what is there as one HTML file."""
-    raise NotImplementedError
+    from hubel.report import build, render
+
+    set_threads(threads)
+    words = [word.strip() for word in only.split(",")] if only else None
+    with Stages() as stages:
+        if arch is None and weights is None and is_run(model):
+            run = load_run(model)
+            document = build(run, data, only=words, progress=stages)
+        else:
+            loaded = load(model, arch, weights, seed)
+            shape = None if data is None else image_shape(loaded, input_size)
+            document = build(
+                loaded.network,
+                data,
+                name=loaded.name,
+                weights=loaded.weights,
+                only=words,
+                input_size=shape and shape[1:],
+                classes=class_names(classes),
+                preprocess=preprocessing(preprocess),
+                images=images,
+                seed=seed,
+                progress=stages,
+            )
+            document.model["sha256"] = loaded.sha256
+    if text or json:
+        console().print(document.to_json() if json else render_text(document), soft_wrap=True, end="")
+    else:
+        console().print(str(render(document, out)), soft_wrap=True)
 
 
 def _is_problem(text: str) -> bool:

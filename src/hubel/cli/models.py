@@ -9,10 +9,11 @@ from typing import Annotated
 import torch
 import typer
 
-from hubel import zoo
+from hubel import lab, zoo
 from hubel.cli.terminal import console
-from hubel.convert.models import Loaded, resolve
-from hubel.errors import ModelError
+from hubel.convert.models import RUN_WEIGHTS, Loaded, resolve
+from hubel.errors import DataError, ModelError
+from hubel.records import DOCUMENT_FILE
 
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="A zoo name, package.module:factory, .pt2, .safetensors, .pth, or a run.")
@@ -50,6 +51,43 @@ def image_shape(loaded: Loaded, text: str | None) -> tuple[int, int, int]:
         f"input: {'x'.join(map(str, shape))}, assumed; --input-size says another", soft_wrap=True
     )
     return shape
+
+
+def is_run(model: str) -> bool:
+    """Whether MODEL is a folder that `hubel train` wrote; a demo's folder counts, its run is inside."""
+    return _run_folder(model) is not None
+
+
+def load_run(model: str) -> lab.TrainingRun:
+    """The run in the folder `model`; says on stderr what it is."""
+    folder = _run_folder(model)
+    assert folder is not None
+    run = lab.load_run(folder)
+    assert run.document.data is not None
+    trained = f"trained on {run.document.data['name']}, accuracy {run.accuracy.value:.1%}"
+    console(stderr=True).print(f"model: {run.document.model['name']} of {folder}, {trained}", soft_wrap=True)
+    return run
+
+
+def _run_folder(model: str) -> Path | None:
+    candidates = (Path(model), Path(model) / "run")
+    return next(
+        (path for path in candidates if (path / RUN_WEIGHTS).is_file() and (path / DOCUMENT_FILE).is_file()), None
+    )
+
+
+def class_names(path: Path | None) -> list[str] | None:
+    """The names in a text file, a line each; blank lines at the end are no classes."""
+    if path is None:
+        return None
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8").rstrip().splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise DataError(f"--classes is a text file, a class name a line. Received: {path} ({reason}).") from None
+    if not all(names):
+        raise DataError(f"--classes is a text file, a class name a line. Received: {path}, with a blank line between.")
+    return names
 
 
 def _channels(loaded: Loaded) -> int:

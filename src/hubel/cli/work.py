@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import shutil
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +24,7 @@ def demo(
     ),
     seed: Seed = 0,
     threads: Threads = None,
-) -> None:
+) -> int:
     """The main job, about a minute: train on handwritten digits, compare with PyTorch, look inside, write a report."""
     from hubel.demo import run
 
@@ -30,6 +32,9 @@ def demo(
     with Stages() as stages:
         done = run(out, seed=seed, progress=stages)
     console().print(str(done), soft_wrap=True)
+    if shutil.which("hubel") is None:
+        console().print(f"(first: source {Path(sys.prefix) / 'bin' / 'activate'})", soft_wrap=True)
+    return INTERRUPTED if done.document.status == "interrupted" else OK
 
 
 def train(

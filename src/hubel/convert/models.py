@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from hubel.convert.weights import SUFFIXES, Mismatch, compare, load_into, read_state_dict, require_file, sha256
-from hubel.errors import HubelError, ModelError, UnknownNameError, unknown
+from hubel.errors import HubelError, ModelError, unknown
 from hubel.records import DOCUMENT_FILE, Document
 
 Builder = Callable[..., nn.Module]
@@ -162,22 +162,7 @@ def _fitting(state: Mapping[str, Tensor], networks: Mapping[str, Builder]) -> li
 
 
 def _from_factory(model: str, weights: str | Path | None) -> Loaded:
-    module_name, _, attribute = model.partition(":")
-    # As `python -m` does: the user's own files are importable from where the command is typed.
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        found: object = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ModelError(
-            f"package.module:factory must name a module that can be imported from here. Received: {model!r} ({error}). "
-            "Run the command in the folder that holds the package."
-        ) from error
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            table = [name for name in vars(found) if not name.startswith("_")] if hasattr(found, "__dict__") else []
-            raise _unknown_attribute(module_name, part, table)
-        found = getattr(found, part)
+    found = imported(model, "package.module:factory")
     network = _called(found, model)
     if weights is None:
         return Loaded(network, model, "random" if _draws(found, network) else "file")
@@ -185,8 +170,25 @@ def _from_factory(model: str, weights: str | Path | None) -> Loaded:
     return Loaded(network, model, "file", source=Path(weights), sha256=sha256(Path(weights)))
 
 
-def _unknown_attribute(module_name: str, name: str, table: list[str]) -> UnknownNameError:
-    return unknown(f"name in {module_name}", name, table)
+def imported(text: str, what: str) -> object:
+    """What `package.module:name.name` names; modules in the working directory count. `what` opens the message."""
+    module_name, _, attribute = text.partition(":")
+    # As `python -m` does: the user's own files are importable from where the command is typed.
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found: object = importlib.import_module(module_name)
+    except (ImportError, ValueError) as error:
+        raise ModelError(
+            f"{what} must name a module that can be imported from here. Received: {text!r} ({error}). "
+            "Run the command in the folder that holds the package."
+        ) from error
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            table = [name for name in dir(found) if not name.startswith("_")]
+            raise unknown(f"name in {module_name}", part, table)
+        found = getattr(found, part)
+    return found
 
 
 def _called(found: object, model: str) -> nn.Module:
