@@ -170,6 +170,12 @@ def test_with_no_clean_round_all_count():
     assert taken.seconds("a").value == 3.0
 
 
+def test_disturbed_rounds_decide_nothing():
+    samples = {"a": [Sample(2.0 + i / 10, 0.5) for i in range(20)], "b": [Sample(1.0)] * 20}
+    assert Rounds(samples).ratio("a", "b").decided is False
+    assert Rounds(samples).ratio("a", "b", clean_only=False).decided is True
+
+
 def test_best_is_the_smallest_median():
     assert rounds_of(a=[1.0, 9.0, 9.0], b=[2.0, 2.0, 2.0]).best(["a", "b"]) == "b"
 

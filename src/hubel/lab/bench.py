@@ -236,7 +236,8 @@ def _cells(layer: Layer, libraries: Sequence[str]) -> dict[str, Cell]:
     taken, ours = layer.taken, libraries[0]
     cells: dict[str, Cell] = {}
     for library in libraries[1:]:
-        cells[f"x {library}"] = _value(layer.ratios(ours, library))
+        best, theirs = layer.best(ours), layer.best(library)
+        cells[f"x {library}"] = taken.ratio(theirs, best) if best and theirs else None
         for layout, suffix in LAYOUTS.items():
             slow, fast = library + suffix, ours + suffix
             if taken.samples.get(slow) and taken.samples.get(fast):
@@ -244,7 +245,8 @@ def _cells(layer: Layer, libraries: Sequence[str]) -> dict[str, Cell]:
     fastest = layer.best(ours)
     if fastest:
         cells["rate"] = rate(layer.case.flops, taken.seconds(fastest))
-    cells["share of peak"] = _value(layer.peak_shares(ours), decided=None)
+    shares = layer.peak_shares(ours)
+    cells["share of peak"] = timing.median(shares) if shares else None
     if taken.samples.get(PEAK):
         cells["peak"] = rate(layer.peak_flops, taken.seconds(PEAK))
     for name, found in layer.checked.items():
@@ -313,11 +315,6 @@ def rate(flops: float, seconds: Value) -> Value:
     """GFLOP/s from a time; its interval is the time's, turned round."""
     value, lo, hi = (None if t is None else flops * 1e-9 / t for t in (seconds.value, seconds.hi, seconds.lo))
     return dataclasses.replace(seconds, value=value, lo=lo, hi=hi)
-
-
-def _value(ratios: Sequence[float], decided: bool | None = False) -> Cell:
-    """The median of ratios, compared with 1 unless `decided` is None; null where there are none."""
-    return timing.median(ratios, against=None if decided is None else 1.0) if ratios else None
 
 
 def _column(name: str, unit: str, better: Any) -> Column:

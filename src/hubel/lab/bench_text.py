@@ -111,12 +111,13 @@ def _layers(rows: list[dict[str, Any]], labels: dict[str, Any], engines: dict[st
         line = [label["name"], row["target"].split("/")[0], label["algorithm"] or "-"]
         # Handed back to torch: the figure is torch's own kernel's, behind our dispatch.
         line += [_time(row.get(f"{n} ms")) + ("t" if n in label["handed back"] else "") for n in shown]
-        line += [_ratio(row.get(f"x {rival}")) for rival in rivals]
+        clean = int(row["clean rounds"])
+        unsettled = UNSETTLED if clean < wanted else ""
+        line += [_ratio(row.get(f"x {rival}")) + unsettled for rival in rivals]
         line += [_interval(row.get(f"x {rivals[0]}")) if rivals else "-"]
         line += [_number(row.get("rate"), ".0f"), _number(row.get("share of peak"), ".0%")]
         line += [_number(row.get(f"{label['fastest'].get(ours)} error"), ".0e")]
-        clean = int(row["clean rounds"])
-        line += [f"{clean}/{row['rounds']}" + (UNSETTLED if clean < wanted else "")]
+        line += [f"{clean}/{row['rounds']}"]
         lines.append(line)
     return table(head, lines, left=3)
 
@@ -158,7 +159,7 @@ def _legend(engines: dict[str, list[str]]) -> str:
             f"x torch: the fastest layout of torch over the fastest of {ours}, median of the ratios within rounds,",
             "95 % interval by order statistics; cl: channels-last. Gradients re-pack their weights on every call.",
             "of peak: against fused multiply-adds on registers, timed in the same rounds. error: against float64.",
-            f"rounds: clean/all; {UNSETTLED}: fewer clean ones than asked for. t: handed back to torch.",
+            f"rounds: clean/all; {UNSETTLED}: fewer clean ones than asked for, no figure to quote. t: handed to torch.",
         ]
     )
 

@@ -123,8 +123,14 @@ class Rounds:
         return median(kept or [s.seconds for s in self.samples[name]], decided=None)
 
     def ratio(self, slow: str, fast: str, *, clean_only: bool = True) -> Value:
-        """How many times faster `fast` is than `slow`: the median over rounds of slow/fast. decided: not 1."""
-        return median(self.ratios(slow, fast, clean_only=clean_only), against=1.0)
+        """How many times faster `fast` is than `slow`: the median over rounds of slow/fast.
+
+        decided: the interval excludes 1, and (with `clean_only`) it comes from clean rounds.
+        """
+        value = median(self.ratios(slow, fast, clean_only=clean_only), against=1.0)
+        if clean_only and not self.clean_rounds((slow, fast)):
+            return dataclasses.replace(value, decided=False)
+        return value
 
     def ratios(self, slow: str, fast: str, *, clean_only: bool = True) -> list[float]:
         """slow/fast of each round in which both were clean; of every round if there is no such round."""
