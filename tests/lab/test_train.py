@@ -13,9 +13,10 @@ import pytest
 import torch
 from torch import nn
 
+import hubel.ops.override
 from hubel import data, lab
 from hubel.errors import DataError, HubelError, ModelError, UnknownNameError
-from hubel.lab import Diverged, TrainingConfig, TrainingRun
+from hubel.lab import ConfigError, Diverged, TrainingConfig, TrainingRun
 from hubel.records import json_schema
 
 QUICK: Any = {"engine": "torch", "epochs": 2, "shift": 1}
@@ -239,6 +240,44 @@ def test_ctrl_c_keeps_what_is_done(tmp_path: Path) -> None:
     assert same(lab.load_run(tmp_path / "run", model=tiny).model.state_dict(), run.model.state_dict())
 
 
+def test_ctrl_c_before_the_first_step_keeps_the_initial_weights() -> None:
+    run = lab.train(tiny, stripes(), **QUICK, progress=press_at(0))
+    assert run.document.status == "interrupted" and "after 0 of 2 epochs" in str(run)
+    assert same(run.model.state_dict(), run.before_state)
+
+
+def test_ctrl_c_after_the_last_step_changes_nothing() -> None:
+    run = lab.train(tiny, stripes(), **QUICK, batch_size=16, progress=press_at(8))
+    assert run.document.status == "complete" and run.history[-1].steps == 8
+
+
+def test_a_last_batch_of_one_image_does_not_stop_batch_norm() -> None:
+    def make() -> nn.Module:
+        return nn.Sequential(tiny(), nn.BatchNorm1d(3))
+
+    run = lab.train(make, stripes(90), **QUICK, batch_size=16, split=(65, 8, 17))
+    assert [epoch.steps for epoch in run.history] == [0, 4, 8]
+
+
+def test_the_engine_that_ran_is_the_one_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+
+    assert lab.train(make, stripes(), epochs=1).document.settings["engine"] == "torch"
+    with hubel.ops.override.enabled(), pytest.raises(ConfigError, match=r"inside hubel\.enable"):
+        lab.train(tiny, stripes(), **QUICK)
+
+
+def test_hubels_kernels_and_torchs_learn_the_same() -> None:
+    runs = [lab.train(seeded, stripes(), engine=engine, epochs=2, shift=0) for engine in ("hubel", "torch")]
+    assert [run.document.settings["engine"] for run in runs] == ["hubel", "torch"]
+    calls = runs[0].document.record("calls")
+    # One forward and one backward a step, one forward a test; none handed back.
+    assert calls.row("native")["calls"] == 2 * 2 + 2 * 2 and calls.row("fallback")["calls"] == 0
+    for one, two in zip(runs[0].history, runs[1].history, strict=True):
+        assert one.val_loss == pytest.approx(two.val_loss, rel=1e-4)
+
+
 def test_ctrl_c_twice_interrupts_as_usual() -> None:
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
@@ -249,8 +288,8 @@ def test_ctrl_c_twice_interrupts_as_usual() -> None:
 def test_progress_counts_every_step() -> None:
     calls: list[tuple[float, float, str]] = []
     lab.train(tiny, stripes(), **QUICK, batch_size=16, progress=lambda *call: calls.append(call))
-    assert [call[0] for call in calls] == list(range(11))
-    assert {call[1] for call in calls} == {10}
+    assert [call[0] for call in calls] == list(range(9))
+    assert {call[1] for call in calls} == {8}
     assert "epoch 1 of 2" in calls[0][2] and "epoch 2 of 2, validation accuracy" in calls[-1][2]
 
 

@@ -31,8 +31,9 @@ from hubel.data.prepare import shifted
 from hubel.data.split import HOLD_OUT
 from hubel.errors import DataError, ModelError, TrainingDiverged
 from hubel.lab import metrics
+from hubel.lab.conditions import accuracy as accuracy_level
 from hubel.lab.conditions import describe_machine
-from hubel.lab.config import TrainingConfig
+from hubel.lab.config import ConfigError, TrainingConfig
 from hubel.lab.run import Epoch, TrainingRun, prepare, serialised, to_curves
 from hubel.records import Column, Document, Method, Record
 
@@ -96,13 +97,13 @@ def train(
     net, name = _network(arch, dataset, config)
     if out is not None:
         prepare(out, overwrite)
-    with torch.random.fork_rng(devices=[]), _kernels(config.engine) as log:
+    with _ctrl_c() as stop, torch.random.fork_rng(devices=[]), _kernels(config.engine) as log:
         torch.manual_seed(config.seed)
         training = Training(net, name, dataset, config)
-        training.run(progress or (lambda done, total, stage: None))
+        training.run(stop, progress or (lambda done, total, stage: None))
         run = training.finish(log)
-    if out is not None:
-        run.save(out, overwrite)
+        if out is not None:
+            run.save(out, overwrite)
     if training.failure is not None:
         where = f"kept in {Path(out)}" if out is not None else "in this error's `run.model`"
         raise Diverged(
@@ -123,7 +124,7 @@ class Training:
         self.padded = F.pad(self.training.images, (config.shift,) * 4)
         self.random = torch.Generator().manual_seed(config.seed)
         self.optimizer = config.make_optimizer(net)
-        self.steps = config.epochs * -(-len(self.training) // config.batch_size)
+        self.steps = config.epochs * len(self._batches(torch.arange(len(self.training))))
         self.step = 0
         self.history: list[Epoch] = []
         self.before = _copy(net)
@@ -131,23 +132,22 @@ class Training:
         self.interrupted = False
         self.failure: str | None = None
 
-    def run(self, progress: Progress) -> None:
-        """All epochs, or as many as Ctrl-C and a finite loss allow."""
+    def run(self, stop: Callable[[], bool], progress: Progress) -> None:
+        """All epochs, or as many as Ctrl-C and a finite loss allow. stop: whether to end after this step."""
         began = time.perf_counter()
         progress(0, self.steps, f"training {self.name}, epoch 1 of {self.config.epochs}")
         self._remember(0, None, None, began)
-        with _ctrl_c() as stop:
-            for epoch in range(1, self.config.epochs + 1):
-                began = time.perf_counter()
-                losses, right, seen = self._epoch(stop, progress)
-                if self.failure is None and seen:
-                    self._remember(epoch, losses / seen, right / seen, began)
-                if self.failure is not None:
-                    self.net.load_state_dict(self.good)
-                    return
-                if stop():
-                    self.interrupted = True
-                    return
+        for epoch in range(1, self.config.epochs + 1):
+            began = time.perf_counter()
+            losses, right, seen = self._epoch(stop, progress)
+            if self.failure is None and seen:
+                self._remember(epoch, losses / seen, right / seen, began)
+            if self.failure is not None:
+                self.net.load_state_dict(self.good)
+                return
+            if stop() and self.step < self.steps:
+                self.interrupted = True
+                return
 
     def _epoch(self, stop: Callable[[], bool], progress: Progress) -> tuple[float, int, int]:
         """One pass over the training images in a new order: sum of losses, number right, images seen."""
@@ -155,7 +155,7 @@ class Training:
         losses, right, seen = 0.0, 0, 0
         order = torch.randperm(len(self.training), generator=self.random)
         assert self.training.labels is not None
-        for rows in order.split(self.config.batch_size):
+        for rows in self._batches(order):
             if stop():
                 break
             rate = self.config.learning_rate(self.step, self.steps)
@@ -179,6 +179,14 @@ class Training:
             seen += len(rows)
             progress(self.step, self.steps, self._stage())
         return losses, right, seen
+
+    def _batches(self, order: Tensor) -> list[Tensor]:
+        """Stretches of `order`. A single image left over joins the batch before: batch norm has no variance of one."""
+        batches = list(order.split(self.config.batch_size))
+        if len(batches) > 1 and len(batches[-1]) == 1:
+            last = batches.pop()
+            batches[-1] = torch.cat([batches[-1], last])
+        return batches
 
     def _remember(self, epoch: int, loss: float | None, accuracy: float | None, began: float) -> None:
         """Validate, and note the epoch; its weights are good if they give a finite loss."""
@@ -224,10 +232,12 @@ class Training:
             "images": [len(self.training), len(self.validation), len(self.held_out)],
         }
         records = [to_curves(self.history, params, self.failure), accuracy, metrics.per_class(confusion, classes)]
-        document = self._document(records + ([] if log is None else [_calls(log)]))
+        # What ran is what counts: with HUBEL_DISABLE=1, or without any convolution, torch computed everything.
+        engine = "hubel" if log is not None and log.native else "torch"
+        document = self._document(records + ([] if log is None else [_calls(log)]), engine)
         return TrainingRun(document, self.net, self.before, self.history, data=self.dataset)
 
-    def _document(self, records: list[Record]) -> Document:
+    def _document(self, records: list[Record], engine: str) -> Document:
         sha256 = hashlib.sha256(serialised(self.net.state_dict())).hexdigest()
         C, H, W = self.dataset.images.shape[1:]
         return Document(
@@ -245,9 +255,9 @@ class Training:
             settings={
                 "profile": None,
                 "seed": self.config.seed,
-                "accuracy": "default",
+                "accuracy": accuracy_level(),
                 "threads": torch.get_num_threads(),
-                "engine": self.config.engine,
+                "engine": engine,
             },
             machine=describe_machine(),
             records=records,
@@ -304,7 +314,7 @@ def _network(arch: str | nn.Module | Callable[[], nn.Module], dataset: Dataset, 
     C, H, W = dataset.images.shape[1:]
     try:
         shape = tuple(predict(built.net, dataset.images[:1]).shape)
-    except RuntimeError as error:
+    except Exception as error:  # whatever a user's own network raises
         raise ModelError(
             f"{built.name} must take the images of {dataset.name}, {C}×{H}×{W}. It stopped with: {error}. Change the "
             "network's input channels or the images' size."
@@ -319,11 +329,13 @@ def _network(arch: str | nn.Module | Callable[[], nn.Module], dataset: Dataset, 
 
 def _kernels(engine: str) -> AbstractContextManager[Any]:
     """Whose convolutions compute: a context; for Hubel's it yields the log of calls."""
-    if engine == "torch":
-        return nullcontext()
-    from hubel.ops.override import enabled
+    from hubel.ops.override import enabled, is_enabled
 
-    return enabled()
+    if engine == "hubel":
+        return enabled()
+    if is_enabled():
+        raise ConfigError("engine='torch' needs torch's kernels. Received: it inside hubel.enable(). Disable it first.")
+    return nullcontext()
 
 
 def _calls(log: Any) -> Record:
@@ -343,7 +355,7 @@ def _copy(net: nn.Module) -> dict[str, Tensor]:
 
 @contextmanager
 def _ctrl_c() -> Iterator[Callable[[], bool]]:
-    """Yields whether Ctrl-C was pressed: a step is never cut in its middle. Pressed twice, it interrupts as usual."""
+    """Yields whether Ctrl-C was pressed: no step, test or file is cut in its middle. Twice interrupts as usual."""
     pressed = False
 
     def handle(number: int, frame: FrameType | None) -> None:

@@ -26,14 +26,16 @@ import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib import metadata, resources
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 import numpy as np
 
 from hubel.errors import DataError
-from hubel.records.codec import from_fields, ordered, plain, write_atomically
+from hubel.records.codec import cell, from_fields, ordered, plain
+from hubel.records.codec import json_schema as json_schema
+from hubel.records.codec import write_atomically as write_atomically
 
 SCHEMA = "hubel/1"
 DOCUMENT_FILE = "document.json"
@@ -345,11 +347,6 @@ def fingerprint(code: str, targets: Iterable[str], structure: str) -> str:
     return hashlib.sha256(json.dumps([code, sorted(targets), structure]).encode()).hexdigest()[:16]
 
 
-def json_schema() -> dict[str, Any]:
-    """The JSON Schema of `document.json`, as shipped."""
-    return json.loads(resources.files("hubel").joinpath("schema/hubel-1.json").read_text(encoding="utf-8"))
-
-
 def _record_to_json(record: Record) -> dict[str, Any]:
     where = f"records[{record.id}]"
     names = [column["name"] for column in record.columns]
@@ -359,7 +356,7 @@ def _record_to_json(record: Record) -> dict[str, Any]:
         if "target" not in row or extra:
             raise DataError(f"A row of {where} has 'target' and the columns {names}. Received: {sorted(row)}.")
         at = f"{where}.{row['target']}"
-        rows.append({"target": str(row["target"])} | {n: _cell(row[n], f"{at}.{n}") for n in names if n in row})
+        rows.append({"target": str(row["target"])} | {n: cell(row[n], f"{at}.{n}") for n in names if n in row})
     arrays = {
         key: {"npz": f"{record.id}/{key}", "shape": list(a.data.shape), "dtype": str(a.data.dtype), "unit": a.unit}
         for key, a in record.arrays.items()
@@ -379,12 +376,6 @@ def _record_to_json(record: Record) -> dict[str, Any]:
         "arrays": arrays,
         "uncovered": [ordered(item, Uncovered, f"{where}.uncovered") for item in record.uncovered],
     }
-
-
-def _cell(value: Any, where: str) -> Any:
-    if value is None or (isinstance(value, (int, float, np.number, Value)) and not isinstance(value, bool)):
-        return plain(value, where)
-    raise DataError(f"A cell is a number, None or a Value. Received: {type(value).__name__} at {where}.")
 
 
 def _finding_to_json(finding: Finding) -> dict[str, Any]:

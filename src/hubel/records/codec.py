@@ -6,10 +6,12 @@ Knows dataclasses and TypedDicts in general, none in particular: the shapes them
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import os
 import tempfile
 from collections.abc import Mapping
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,14 @@ def plain(value: Any, where: str) -> Any:
     raise DataError(f"A Document holds numbers, text, lists and maps. Received: {type(value).__name__} at {where}.")
 
 
+def cell(value: Any, where: str) -> Any:
+    """`value` as a table has it: a number (truth values are none), null, or a Value."""
+    number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    if value is None or number or dataclasses.is_dataclass(value):
+        return plain(value, where)
+    raise DataError(f"A cell is a number, None or a Value. Received: {type(value).__name__} at {where}.")
+
+
 def ordered(value: Any, shape: type, where: str) -> dict[str, Any]:
     """A TypedDict as JSON, its fields in the order of the schema, extra ones after them."""
     missing = shape.__required_keys__ - set(value)  # type: ignore[attr-defined]
@@ -60,6 +70,11 @@ def _revive(item: Any, value_shape: Any) -> Any:
             return value_shape(**{name: part for name, part in item.items() if name in known})
         return {name: _revive(part, value_shape) for name, part in item.items()}
     return [_revive(part, value_shape) for part in item] if isinstance(item, list) else item
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of `document.json`, as shipped."""
+    return json.loads(resources.files("hubel").joinpath("schema/hubel-1.json").read_text(encoding="utf-8"))
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
