@@ -75,25 +75,40 @@ def bench(
     threads: Threads = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Replaces every batch size.")] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Undisturbed rounds a layer needs.")] = None,
+    step: Annotated[bool, typer.Option("--step", help="Whole training steps of a network, batch 64.")] = False,
+    overhead: Annotated[bool, typer.Option("--overhead", help="What enable() adds to a tiny call.")] = False,
+    seed: Seed = 0,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Keep the run in this folder, too.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the Document.")] = False,
 ) -> int:
     """Time Hubel's convolutions against other engines, interleaved in one process, after checking every answer."""
-    from hubel.lab import bench as timing
+    from hubel.lab import bench as layers
+    from hubel.lab import overhead as calls
+    from hubel.lab import step_time as steps
     from hubel.lab.bench_text import render_text
 
-    names = [name.strip() for name in against.split(",") if name.strip()]
-    if not names:
-        raise DataError(f"--against names at least one engine. Received: {against!r}. Leave it out for torch.")
-    more: dict[str, Any] = {} if rounds is None else {"rounds": rounds}
-    with Stages() as stages:
-        document = timing.run(
-            targets or (), against=names, backward=backward, threads=threads, batch=batch, progress=stages, **more
-        )
+    common: dict[str, Any] = {"threads": threads, "seed": seed} | ({} if rounds is None else {"rounds": rounds})
+    words = targets or []
+    if step:
+        document = steps.run(_one(words, "--step", "lenet5"), batch=batch or 64, **common)
+    elif overhead:
+        document = calls.run(_one(words, "--overhead", calls.TINY), **common)
+    else:
+        names = [name.strip() for name in against.split(",") if name.strip()]
+        if not names:
+            raise DataError(f"--against names at least one engine. Received: {against!r}. Leave it out for torch.")
+        with Stages() as stages:
+            document = layers.run(words, against=names, backward=backward, batch=batch, progress=stages, **common)
     console().print(document.to_json() if json else render_text(document), soft_wrap=True, end="")
     if out is not None:
-        console(stderr=True).print(f"kept in {timing.save(document, out)}", soft_wrap=True)
+        console(stderr=True).print(f"kept in {layers.save(document, out)}", soft_wrap=True)
     return INTERRUPTED if document.status == "interrupted" else OK
+
+
+def _one(words: list[str], option: str, default: str) -> str:
+    if len(words) > 1:
+        raise DataError(f"{option} times one thing. Received: {' '.join(words)}. Name one, or none for {default}.")
+    return words[0] if words else default
 
 
 def new_folder(path: Path) -> Path:
