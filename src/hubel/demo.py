@@ -22,9 +22,9 @@ from hubel import lab, zoo
 from hubel.errors import DataError
 from hubel.lab import step_time
 from hubel.lab.run import TrainingRun
-from hubel.ops import enabled
+from hubel.ops.override import enabled
 from hubel.records import Array, Document, Record
-from hubel.report.sections.summary import spoken_sentences
+from hubel.report.sections.summary import spoken
 
 ARCH, DATA = "lenet5", "mnist"
 # What of the progress bar each stage takes: about its share of the time.
@@ -45,7 +45,7 @@ class Demo:
     def __str__(self) -> str:
         return "\n".join(
             [
-                *spoken_sentences(self.document),
+                *spoken(self.document),
                 "",
                 f"The page: {self.report}",
                 "",
@@ -73,16 +73,14 @@ def run(
     rounds: int = step_time.ROUNDS,
     progress: Progress | None = None,
 ) -> Demo:
-    """Everything, in about a minute. Nothing is overwritten: if `out` exists, the next free `out-2`, `out-3`, ... is made.
+    """Everything, in about a minute. Nothing is overwritten: if `out` exists, the next free `out-2`, ... is made.
 
     epochs: of training; rounds: of the timed steps. Ctrl-C while training keeps what is done: the page says that it
     was stopped, and nothing is timed.
     """
     tell = progress or (lambda done, total, stage: None)
     folder = free_folder(Path(out))
-    training = lab.train(
-        ARCH, DATA, seed=seed, epochs=epochs, out=folder / "run", progress=_part(tell, 0.0, _TRAINING)
-    )
+    training = lab.train(ARCH, DATA, seed=seed, epochs=epochs, out=folder / "run", progress=_part(tell, 0.0, _TRAINING))
     document = None
     with enabled():
         document = hubel.report.document_of(training, progress=_part(tell, _TRAINING + _TIMING, _LOOKING))
@@ -108,11 +106,13 @@ def free_folder(wanted: Path) -> Path:
                 f"The demo writes a new folder. Received: {folder} ({error.strerror}). Name another place with --out."
             ) from None
         return folder
-    raise DataError(f"The demo writes a new folder. Received: {wanted}, and {_MOST_FOLDERS} like it exist. Remove some.")
+    raise DataError(
+        f"The demo writes a new folder. Received: {wanted}, and {_MOST_FOLDERS} like it exist. Remove some."
+    )
 
 
 def timed_step(training: TrainingRun, *, rounds: int, seed: int) -> Record:
-    """The step that the run consisted of, under Hubel and under PyTorch: same batch size, same optimizer, real digits."""
+    """The step that the run consisted of, under Hubel and under PyTorch: its batch size, its optimizer, real digits."""
     config = training.config
     images, _, _ = datasets.split(datasets.load(DATA), config["split"], config["split_seed"])
     assert images.labels is not None

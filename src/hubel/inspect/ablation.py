@@ -1,7 +1,7 @@
 """Remove one kernel, and nothing else: the scores before and after, and what it costs over many images.
 
-The headline effect is the paired change of the per-image loss: it moves long before an answer flips. Accuracy comes second,
-with the counts of lost and gained answers and McNemar's exact test on them.
+The headline effect is the paired change of the per-image loss: it moves long before an answer flips. Accuracy comes
+second, with the counts of lost and gained answers and McNemar's exact test on them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ COLUMNS = [
     Column(name="p_loss", unit="", better=None),
     Column(name="p_accuracy", unit="", better=None),
 ]
-UNLABELLED_COLUMNS = [Column(name="kl", unit="nats", better="down"), Column(name="changed", unit="images", better="down")]
+UNLABELLED_COLUMNS = [
+    Column(name="kl", unit="nats", better="down"),
+    Column(name="changed", unit="images", better="down"),
+]
 _BATCH = 256
 
 
@@ -60,12 +63,12 @@ def ablation(
     seed: int = 0,
     keep_scores: int = 16,
 ) -> Record:
-    """Remove each of `kernels` in turn ("conv1:3"; default: every kernel of every convolution) and run images (N, C, H, W).
+    """Remove each of `kernels` in turn ("conv1:3"; default: every kernel there is) and run images (N, C, H, W).
 
     With labels (N,), a row holds the mean change of the cross-entropy of an image, and of the accuracy; without, the
     Kullback-Leibler divergence from the whole network's answer, and how many answers changed. Intervals: bootstrap over
-    images, percentile; where no answer changed, the exact binomial bound. Tests: sign flips for the loss, McNemar's exact
-    test for the accuracy; `decided` says that Benjamini-Hochberg over all rows keeps the effect at 1 - level.
+    images, percentile; where no answer changed, the exact binomial bound. Tests: sign flips for the loss, McNemar's
+    exact test for the accuracy; `decided` says that Benjamini-Hochberg over all rows keeps the effect at 1 - level.
 
     Arrays, if there are at most `keep_scores` images: `scores` (N, classes) and `scores_without` (kernels, N, classes).
     """
@@ -79,8 +82,8 @@ def ablation(
     if not isinstance(output, Tensor) or output.ndim != 2 or (labels is not None and len(labels) != len(images)):
         got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise DataError(
-            "Ablation compares scores, one row an image, and labels, one an image. "
-            f"Received: scores {got} for one image, {len(images)} images, {'no' if labels is None else len(labels)} labels."
+            "Ablation compares scores, one row an image, and labels, one an image. Received: scores of shape "
+            f"{got} for one image, {len(images)} images, {'no' if labels is None else len(labels)} labels."
         )
 
     whole = _scores(net, images)
@@ -117,7 +120,13 @@ def _scores(net: nn.Module, images: Tensor) -> Tensor:
 
 
 def _labelled_rows(
-    names: list[str], whole: Tensor, after: Tensor, labels: Tensor, level: float, resamples: int, rng: np.random.Generator
+    names: list[str],
+    whole: Tensor,
+    after: Tensor,
+    labels: Tensor,
+    level: float,
+    resamples: int,
+    rng: np.random.Generator,
 ) -> list[dict]:
     N = len(labels)
     if N and not (0 <= int(labels.min()) and int(labels.max()) < whole.shape[1]):
@@ -139,7 +148,9 @@ def _labelled_rows(
 
     rows = []
     for i, name in enumerate(names):
-        change = Value(float(changes[i].mean()), loss_lo[i], loss_hi[i], level, N, "images", "bootstrap", decided_loss[i])
+        change = Value(
+            float(changes[i].mean()), loss_lo[i], loss_hi[i], level, N, "images", "bootstrap", decided_loss[i]
+        )
         if lost[i] or gained[i]:
             bounds, how = (turn_lo[i], turn_hi[i]), "bootstrap"
         else:

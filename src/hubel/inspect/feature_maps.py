@@ -21,7 +21,7 @@ COLUMNS = [
 
 
 def feature_maps(net: nn.Module, x: Tensor, *, layers: Sequence[str] | None = None, most: int = 16) -> Record:
-    """The activations of each convolution on the images x (N, C, H, W), or one image (C, H, W), as the network takes them.
+    """The activations of each convolution on images x (N, C, H, W), or one image (C, H, W), as the network takes them.
 
     An activation is taken after the batch norm and the activation function that directly follow the convolution; where
     that is depends on the network, and `method.params["layers"]` says it for each layer as `tap`.
@@ -65,11 +65,16 @@ def run(net: nn.Module, x: Tensor) -> tuple[list[Call], object]:
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise DataError(
                 f"Images have the shape that the network takes. Received: {tuple(x.shape)}, and {type(net).__name__} "
-                f"answered: {str(error).splitlines()[0] if str(error) else type(error).__name__}. Resize or normalise them first."
+                f"answered: {first_line(error)}. Resize or normalise them first."
             ) from error
     if not calls:
         raise ModelError(f"A network to look at has convolutions. Received: {type(net).__name__}, which ran none.")
     return calls, output
+
+
+def first_line(error: Exception) -> str:
+    """What torch said, without the stack that it sometimes appends."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _add_layer(record: Record, call: Call, most: int, batch: int) -> None:

@@ -25,8 +25,8 @@ from torch.overrides import TorchFunctionMode
 
 _NORMS = frozenset({"batch_norm", "instance_norm", "group_norm"})
 _ACTIVATIONS = frozenset(
-    "celu celu_ elu elu_ gelu hardsigmoid hardswish hardtanh hardtanh_ leaky_relu leaky_relu_ mish prelu relu relu6 relu_ "
-    "rrelu selu selu_ sigmoid sigmoid_ silu softplus softsign tanh tanh_".split()
+    "celu celu_ elu elu_ gelu hardsigmoid hardswish hardtanh hardtanh_ leaky_relu leaky_relu_ mish prelu relu relu_ "
+    "relu6 rrelu selu selu_ sigmoid sigmoid_ silu softplus softsign tanh tanh_".split()
 )
 _CONVOLUTIONS = frozenset(f"conv{t}{n}d" for t in ("", "_transpose") for n in (1, 2, 3))
 
@@ -123,7 +123,7 @@ class _Watcher(TorchFunctionMode):
 
 @contextmanager
 def watch(net: nn.Module, edit: Edit | None = None, keep: bool = True) -> Iterator[list[Call]]:
-    """Within the block `net` is in evaluation mode, without gradients, and fills the yielded list, one Call a convolution.
+    """Within the block `net` is in evaluation mode, without gradients, and fills the yielded list with Calls.
 
     edit(address, tensor) may replace a convolution's output; it is asked again after each of its followers, so that a
         channel set to zero stays zero behind a batch norm.

@@ -111,7 +111,9 @@ def _earlier(net: nn.Module, module: _ConvNd, before: Mapping[str, Tensor] | Non
 def _add_layer(record: Record, address: str, module: _ConvNd, most: int, slices: int, old: np.ndarray | None) -> None:
     w = by_output_channel(module)
     if not np.isfinite(w).all() or w.size == 0:
-        reason = "it has no weights" if w.size == 0 else f"{np.count_nonzero(~np.isfinite(w))} weights are NaN or infinite"
+        reason = (
+            "it has no weights" if w.size == 0 else f"{np.count_nonzero(~np.isfinite(w))} weights are NaN or infinite"
+        )
         record.uncovered.append(Uncovered(target=address, reason=reason))
         return
     _add_rows(record, address, w, old)

@@ -33,9 +33,9 @@ def one_number(
     x: one image (C, H, W) as the network takes it. layer: default the first 2-D convolution; kernel and at (row and
     column in the map): default the place where that layer answers most strongly.
 
-    The row `conv1:3` holds sum, bias, value = sum + bias, and map, the number that the network itself wrote there; these
-    two agree up to the rounding of float32. Arrays: `patch`, `kernel`, `products` (slices, kh, kw); for a reader who
-    wants another place, `input` (C, H, W), padded, `weight`, `bias` and `maps`, the layer's outputs before activation.
+    The row `conv1:3` holds sum, bias, value = sum + bias, and map, the number that the network itself wrote there; the
+    last two agree up to the rounding of float32. Arrays: `patch`, `kernel`, `products` (slices, kh, kw); for a reader
+    who wants another place, `input` (C, H, W), padded, `weight`, `bias` and `maps`, the outputs before activation.
     """
     start = time.perf_counter()
     if x.ndim == 4 and len(x) == 1:
@@ -49,11 +49,10 @@ def one_number(
     padded = _pad(module, call.input)[0].double().numpy()
     weight, maps = module.weight.detach().double().numpy(), call.output[0].double().numpy()
     bias = np.zeros(len(weight)) if module.bias is None else module.bias.detach().double().numpy()
-    K, H, W = maps.shape
     k, row, column = _place(maps, kernel, at)
 
     slices, kh, kw = weight.shape[1:]
-    first = k // (K // module.groups) * slices
+    first = k // (len(maps) // module.groups) * slices
     (top, left), (sh, sw), (dh, dw) = (row, column), module.stride, module.dilation
     window = padded[first : first + slices, top * sh :, left * sw :]
     patch = window[:, : dh * (kh - 1) + 1 : dh, : dw * (kw - 1) + 1 : dw]
@@ -62,7 +61,12 @@ def one_number(
     cells = {"sum": total, "bias": float(bias[k]), "value": total + float(bias[k]), "map": float(maps[k, row, column])}
 
     params = {"kernel": k, "stride": list(module.stride), "dilation": list(module.dilation), "groups": module.groups}
-    params |= {"layer": call.address, "padding": [int(p) for p in _padding(module)], "image": list(x.shape), "tap": call.tap}
+    params |= {
+        "layer": call.address,
+        "padding": [int(p) for p in _padding(module)],
+        "image": list(x.shape),
+        "tap": call.tap,
+    }
     record = Record(id="one_number", kind="one_number", level="kernel", columns=COLUMNS, tap="convolution")
     record.method = Method(name="sum of products", params=params, source="hubel.engine.reference")
     record.rows.append({"target": f"{call.address}:{k}", "row": row, "column": column, **cells})
@@ -74,11 +78,15 @@ def one_number(
 
 
 def _choose(calls: list[Call], layer: str | None) -> Call:
-    plain = {c.address: c for c in calls if isinstance(c.module, nn.Conv2d) and not isinstance(c.module, _ConvTransposeNd)}
+    plain = {
+        c.address: c for c in calls if isinstance(c.module, nn.Conv2d) and not isinstance(c.module, _ConvTransposeNd)
+    }
     if layer is not None and layer not in plain:
         raise unknown("2-D convolution", layer, plain)
     if not plain:
-        raise ModelError("One number is shown for a 2-D convolution. Received: a network without. Use `kernels` instead.")
+        raise ModelError(
+            "One number is shown for a 2-D convolution. Received: a network without. Use `kernels` instead."
+        )
     return plain[layer] if layer is not None else next(iter(plain.values()))
 
 

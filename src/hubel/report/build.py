@@ -28,6 +28,9 @@ PREPROCESS: dict[str, tuple[list[float], list[float]] | None] = {
 _MOST_ABLATED = 64
 _ABLATION_IMAGES = 256
 _SHOWN_IMAGES = 2
+# What is drawn of each layer: (kernels, slices of each, maps), for networks of a few convolutions and of many.
+_FEW_LAYERS = 6
+_DRAWN = {"few": (32, 16, 16), "many": (16, 9, 8)}
 
 
 def document_of(run: TrainingRun, *, progress: Progress | None = None, data: Any = None) -> Document:
@@ -44,7 +47,9 @@ def document_of(run: TrainingRun, *, progress: Progress | None = None, data: Any
     held_out = run.held_out(data)
     pictured, titles = right_and_wrong(records["accuracy"])
     assert held_out.labels is not None
-    _look_at(document, run.model, held_out.images, held_out.images, held_out.labels, pictured, titles, list(ANALYSES), tell)
+    _look_at(
+        document, run.model, held_out.images, held_out.images, held_out.labels, pictured, titles, list(ANALYSES), tell
+    )
     return document
 
 
@@ -64,17 +69,20 @@ def build(
 ) -> Document:
     """Run the analyses that a network and its images allow.
 
-    net: any module; a TrainingRun gives the whole story of its training. data: see `hubel.data.load`; None: kernels only.
+    net: any module; a TrainingRun gives the whole story of its training. data: see `hubel.data.load`; None: kernels
+        only.
     name: for the title; weights: "random" if they are, and the title says so; only: keys of `hubel.inspect.ANALYSES`.
     preprocess: "unit" (pixels from 0 to 1), "imagenet" (its mean and deviation), or what makes the network's input from
         images (N, C, H, W). images: at most so many are drawn, with seed; two of them are shown.
 
-    With labels, accuracy is counted on those images; labels that the answers do not follow better than chance are not used.
+    With labels, accuracy is counted on those images; labels that the answers follow no better than chance are not used.
     """
     if isinstance(net, TrainingRun):
         return document_of(net, progress=progress, data=data)
     if not isinstance(net, nn.Module):
-        raise ModelError(f"A report is about a torch.nn.Module. Received: {type(net).__name__}. Pass the network itself.")
+        raise ModelError(
+            f"A report is about a torch.nn.Module. Received: {type(net).__name__}. Pass the network itself."
+        )
     chosen = list(ANALYSES if only is None else only)
     for word in chosen:
         if word not in ANALYSES:
@@ -83,11 +91,14 @@ def build(
 
     dataset = None
     if data is not None:
-        dataset = datasets.load(data, size=input_size, channels=_channels(net, data), classes=classes, limit=images, seed=seed)
+        dataset = datasets.load(
+            data, size=input_size, channels=_channels(net, data), classes=classes, limit=images, seed=seed
+        )
     document = _describe(net, dataset, name or type(net).__name__, weights, preprocess, seed)
     tell(0, 4, "looking at the kernels")
     if "kernels" in chosen:
-        document.records.append(inspect.kernels(net))
+        most, slices, _ = _drawn(net)
+        document.records.append(inspect.kernels(net, most=most, most_slices=slices))
     if dataset is None:
         return document
     inputs = _prepared(dataset.images, preprocess)
@@ -99,27 +110,28 @@ def build(
     return document
 
 
-def right_and_wrong(accuracy: Record) -> tuple[list[int], list[str]]:
+def right_and_wrong(accuracy: Record) -> tuple[list[int], list[list[str]]]:
     """The images to show: a right one of middling loss, and the wrong one that the network was surest about.
 
-    accuracy: the record of that name; the numbers count the images it was made from. If all are right (or wrong), two of
-    that kind.
+    accuracy: the record of that name; the numbers count the images it was made from. If all are right (or wrong), two
+    of that kind. Returns their numbers, and a title and a remark for each.
     """
     logits, labels, predicted = (accuracy.arrays[key].data for key in ("logits", "label", "predicted"))
     shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
     sure = np.exp(shifted).max(1) / np.exp(shifted).sum(1)
     right, wrong = np.nonzero(predicted == labels)[0], np.nonzero(predicted != labels)[0]
     by_sureness = right[np.argsort(sure[right], kind="stable")]
-    chosen, titles = [], []
+    chosen: list[int] = []
+    titles: list[list[str]] = []
     if len(right):
         chosen.append(int(by_sureness[len(right) // 2]))
-        titles.append("One that it gets right")
+        titles.append(["One that it gets right", "Of those, one of middling sureness."])
     if len(wrong):
         chosen.append(int(wrong[sure[wrong].argmax()]))
-        titles.append("One that it gets wrong, and of the wrong ones the one it was surest about")
+        titles.append(["One that it gets wrong", "Of its mistakes, the one it was surest about."])
     if not len(wrong) and len(right) > 1:
         chosen.append(int(by_sureness[0]))
-        titles.append("None was wrong; this is the one it was least sure about")
+        titles.append(["The one it was least sure about", "None was wrong."])
     return chosen, titles
 
 
@@ -130,7 +142,7 @@ def _look_at(
     images: Tensor,
     labels: Tensor | None,
     pictured: list[int],
-    titles: list[str] | None,
+    titles: list[list[str]] | None,
     chosen: list[str],
     tell: Progress,
 ) -> None:
@@ -138,7 +150,7 @@ def _look_at(
     shown, answers = inputs[pictured], None if labels is None else labels[pictured]
     if "feature_maps" in chosen:
         tell(1, 4, "looking at feature maps")
-        maps = inspect.feature_maps(net, shown)
+        maps = inspect.feature_maps(net, shown, most=_drawn(net)[2])
         maps.arrays["image"] = Array(images[pictured].numpy())
         maps.method["params"] |= {"titles": titles, "images": pictured}
         if answers is not None:
@@ -152,7 +164,13 @@ def _look_at(
     tell(4, 4, "writing the page")
 
 
-def _ablate(net: nn.Module, inputs: Tensor, labels: Tensor | None, shown: Tensor, answers: Tensor | None) -> list[Record]:
+def _drawn(net: nn.Module) -> tuple[int, int, int]:
+    return _DRAWN["few" if len(conv_layers(net)) <= _FEW_LAYERS else "many"]
+
+
+def _ablate(
+    net: nn.Module, inputs: Tensor, labels: Tensor | None, shown: Tensor, answers: Tensor | None
+) -> list[Record]:
     """Two records: effects over many images, and the scores of the shown ones. Larger networks are told why not."""
     kernels = sum(m.out_channels for m in conv_layers(net).values())
     if kernels > _MOST_ABLATED:
@@ -170,7 +188,7 @@ def _ablate(net: nn.Module, inputs: Tensor, labels: Tensor | None, shown: Tensor
 
 
 def _aligned(document: Document, net: nn.Module, inputs: Tensor, dataset: Dataset) -> Tensor | None:
-    """The labels, if the network's answers follow them better than chance; with the records `accuracy` and `classes`."""
+    """The labels, if the answers follow them better than chance; adds the records `accuracy` and `classes`."""
     if dataset.labels is None or dataset.classes is None or document.model["weights"] == "random":
         return None
     scores = _scores(net, inputs)
@@ -230,13 +248,16 @@ def _prepared(images: Tensor, preprocess: str | Callable[[Tensor], Tensor]) -> T
         return images
     if images.shape[1] != len(known[0]):
         raise HubelError(
-            f"{preprocess!r} preprocessing is for 3 channels. Received: images with {images.shape[1]}. Use 'unit' or your own function."
+            f"{preprocess!r} preprocessing is for 3 channels. Received: images with {images.shape[1]}. "
+            "Use 'unit' or your own function."
         )
     mean, deviation = (torch.tensor(numbers)[:, None, None] for numbers in known)
     return (images - mean) / deviation
 
 
-def _describe(net: nn.Module, dataset: Dataset | None, name: str, weights: Literal["file", "random"], preprocess: Any, seed: int) -> Document:
+def _describe(
+    net: nn.Module, dataset: Dataset | None, name: str, weights: Literal["file", "random"], preprocess: Any, seed: int
+) -> Document:
     first = next(iter(conv_layers(net).values()), None)
     shape = [1, *dataset.images.shape[1:]] if dataset else [1, first.in_channels if first else 0]
     return Document(
@@ -246,11 +267,19 @@ def _describe(net: nn.Module, dataset: Dataset | None, name: str, weights: Liter
             "weights": weights,
             "params": sum(p.numel() for p in net.parameters()),
             "input": {"shape": shape, "dtype": "float32"},
-            "preprocess": preprocess if isinstance(preprocess, str) else getattr(preprocess, "__name__", "own function"),
+            "preprocess": preprocess
+            if isinstance(preprocess, str)
+            else getattr(preprocess, "__name__", "own function"),
             "classes": dataset.classes if dataset else None,
             "output": None,
         },
         data=dataset.info() if dataset else None,
         machine=describe_machine(),
-        settings={"profile": "quick", "seed": seed, "accuracy": accuracy_level(), "threads": torch.get_num_threads(), "engine": "torch"},
+        settings={
+            "profile": "quick",
+            "seed": seed,
+            "accuracy": accuracy_level(),
+            "threads": torch.get_num_threads(),
+            "engine": "torch",
+        },
     )

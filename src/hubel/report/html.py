@@ -1,12 +1,13 @@
 """Writing HTML so that nothing unescaped can get in: text is escaped unless it is already `Html`.
 
-    tag("p", "a class called ", tag("b", name), class_="note")   ->   <p class="note">a class called <b>…</b></p>
+tag("p", "a class called ", tag("b", name), class_="note")   ->   <p class="note">a class called <b>…</b></p>
 """
 
 from __future__ import annotations
 
 import html
 import json
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -36,7 +37,7 @@ def join(*children: Child) -> Html:
 
 
 def tag(element: str, /, *children: Child, **attributes: Any) -> Html:
-    """One element. `class_` and `for_` lose their underscore, the others turn into dashes; None and False are left out."""
+    """One element. `class_` loses its underscore, the others turn into dashes; None and False are left out."""
     written = []
     for key, value in attributes.items():
         if value is None or value is False:
@@ -50,6 +51,11 @@ def tag(element: str, /, *children: Child, **attributes: Any) -> Html:
 def raw(markup: str) -> Html:
     """Our own files (style, script) and constants. Never anything that a user named."""
     return Html(markup)
+
+
+def plain(markup: Html) -> str:
+    """The text of an element, for a terminal. Our own markup only: tags are cut by their brackets."""
+    return html.unescape(re.sub(r"<[^>]*>", "", markup))
 
 
 def json_script(id: str, data: Any) -> Html:

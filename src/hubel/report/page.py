@@ -7,8 +7,8 @@ from importlib import resources
 
 from hubel.records import Document
 from hubel.report.html import Html, join, raw, tag
-from hubel.report.sections.about import about
 from hubel.report.sections.ablation import ablation
+from hubel.report.sections.about import about
 from hubel.report.sections.images import images
 from hubel.report.sections.kernels import kernels
 from hubel.report.sections.learning import learning
@@ -16,7 +16,7 @@ from hubel.report.sections.one_number import one_number
 from hubel.report.sections.speed import speed
 from hubel.report.sections.summary import header, summary
 
-# The order in which a reader meets them. Each takes the Document and returns its section, or None if it has nothing to show.
+# The order in which a reader meets them. Each is given the Document; None: it has nothing to show.
 SECTIONS: dict[str, Callable[[Document], Html | None]] = {
     "summary": summary,
     "images": images,
@@ -72,7 +72,11 @@ def page(document: Document) -> Html:
 def title(document: Document) -> str:
     """`lenet5 on mnist`; random weights say so."""
     name = document.model["name"] + (f" on {document.data['name']}" if document.data else "")
-    return name + (" · random weights" if document.model["weights"] == "random" and not _trained(document) else "") + " · hubel"
+    return (
+        name
+        + (" · random weights" if document.model["weights"] == "random" and not _trained(document) else "")
+        + " · hubel"
+    )
 
 
 def _trained(document: Document) -> bool:

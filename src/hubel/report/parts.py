@@ -13,7 +13,7 @@ from hubel.report.pictures import Picture
 from hubel.report.text import count, fixed, number, percent, shape
 
 _SPOKEN = 25  # a picture of at most so many cells has all its numbers in its text alternative
-_MAP_PIXELS, _IMAGE_PIXELS = 56, 160
+_MAP_PIXELS, _IMAGE_PIXELS = 48, 224
 
 
 def find(document: Document, id: str) -> Record | None:
@@ -39,7 +39,9 @@ def spoken(values: np.ndarray) -> str:
     if values.size <= _SPOKEN and values.ndim >= 2:
         rows = values.reshape(-1, values.shape[-1])
         return "; ".join(" ".join(fixed(v) for v in row) for row in rows)
-    return f"{values.size:,} numbers from {number(values.min())} to {number(values.max())}, mean {number(values.mean())}"
+    return (
+        f"{values.size:,} numbers from {number(values.min())} to {number(values.max())}, mean {number(values.mean())}"
+    )
 
 
 def planes_of(kernel: np.ndarray) -> tuple[np.ndarray, int]:
@@ -68,7 +70,11 @@ def kernel_picture(kernel: np.ndarray, limit: float, *, cell: int = 8, columns: 
 def kernel_alt(address: str, kernel: np.ndarray, when: str = "") -> str:
     """`kernel conv1:3 after training, L2 norm 1.2: …`, with the numbers themselves where they are few."""
     norm = float(np.linalg.norm(kernel.astype(np.float64)))
-    what = f"{shape(kernel.shape[1:])}" if len(kernel) == 1 else f"{count(len(kernel), 'slice')} of {shape(kernel.shape[1:])}"
+    what = (
+        f"{shape(kernel.shape[1:])}"
+        if len(kernel) == 1
+        else f"{count(len(kernel), 'slice')} of {shape(kernel.shape[1:])}"
+    )
     return f"Kernel {address}{' ' + when if when else ''}, {what}, L2 norm {number(norm)}: {spoken(kernel)}"
 
 
@@ -84,7 +90,12 @@ def map_image(address: str, plane: np.ndarray, limit: float, width: int) -> Html
         f"smallest {number(float(plane.min()))}, above zero at {percent(float((plane > 0).mean()), 0)} of positions"
     )
     picture = pictures.signed(pictures.shrink(plane, _MAP_PIXELS), limit, cell=1, marks=False)
-    return tag("span", image(picture, alt, "map", width), tag("span", f":{address.rpartition(':')[2]}", aria_hidden="true"), class_="tile")
+    return tag(
+        "span",
+        image(picture, alt, "map", width),
+        tag("span", f":{address.rpartition(':')[2]}", aria_hidden="true"),
+        class_="tile",
+    )
 
 
 def input_image(x: np.ndarray, name: str, width: int) -> Html:
@@ -93,7 +104,7 @@ def input_image(x: np.ndarray, name: str, width: int) -> Html:
     alt = f"{name}: {shape(x.shape)} numbers from {number(lo)} to {number(hi)}, mean {number(float(x.mean()))}"
     x = pictures.shrink(x, _IMAGE_PIXELS)
     if len(x) == 3:
-        return image(pictures.colour(x, lo, hi), alt, "photo", width)
+        return image(pictures.photo(x, lo, hi), alt, "photo", width)
     return image(pictures.ink(x.mean(0), lo, hi), alt, "ink", width)
 
 
@@ -116,17 +127,25 @@ def score_bars(document: Document, scores: np.ndarray, label: int | None) -> Htm
     best = int(scores.argmax())
     rows = []
     for k in order:
-        marks = [word for word, holds in (("its answer", k == best), ("the truth", k == label)) if holds]
+        mark = (
+            "its answer, right"
+            if k == best == label
+            else "its answer"
+            if k == best
+            else "the truth"
+            if k == label
+            else None
+        )
         kind = "best" if k == best else "truth" if k == label else ""
         bar = tag("span", class_="bar", style=f"--share:{100 * share[k]:.1f}%", aria_hidden="true")
         cells = [
             tag("th", class_name(document, k), scope="row"),
-            tag("td", bar, tag("small", " and ".join(marks)) if marks else None, class_="track"),
+            tag("td", bar, tag("small", mark) if mark else None, class_="track"),
             tag("td", percent(float(share[k])), class_="num"),
             tag("td", fixed(float(scores[k]), 1), class_="num faint"),
         ]
         rows.append(tag("tr", *cells, class_=kind or None))
-    head = tag("tr", tag("th", "", scope="col"), tag("th", "", scope="col"), tag("th", "softmax", scope="col"), tag("th", "score", scope="col"))
+    head = tag("tr", *[tag("th", word, scope="col") for word in ("", "", "softmax", "score")])
     return tag("table", tag("thead", head), tag("tbody", *rows), class_="scores")
 
 

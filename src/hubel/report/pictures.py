@@ -1,14 +1,15 @@
-"""Arrays as small pictures: indexed PNG data URIs, readable on light and on dark paper.
+"""Arrays as small pictures: data URIs, mostly indexed PNG, readable on light and on dark paper.
 
 One language of colour on the whole page: orange is positive, blue is negative, and nothing is nothing. Zero is
-transparent, so that it is the paper in either theme, and strength is opacity. The two hues (Okabe and Ito's vermillion and
-blue) differ for every kind of colour vision; where a sign matters, negative cells also carry a minus, so that no sign is
-told by colour alone.
+transparent, so that it is the paper in either theme, and strength is opacity. The two hues (Okabe and Ito's vermillion
+and blue) differ for every kind of colour vision; where a sign matters, negative cells also carry a minus, so that no
+sign is told by colour alone.
 """
 
 from __future__ import annotations
 
 import base64
+import io
 import math
 import struct
 import zlib
@@ -16,14 +17,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 
 POSITIVE, NEGATIVE = (213, 94, 0), (0, 114, 178)
-# Palette: 0..250 the signed scale with zero in the middle, then what frames and marks need.
-_ZERO, _STEPS = 125, 125
-_CLEAR, _FRAME, _LIGHT_MARK, _DARK_MARK = 251, 252, 253, 254
-_SIGNED = np.zeros((255, 4), np.uint8)
-_SIGNED[:_ZERO, :3], _SIGNED[_ZERO + 1 : 251, :3] = NEGATIVE, POSITIVE
-_SIGNED[:251, 3] = np.abs(np.arange(251) - _ZERO) / _STEPS * 255
+# The signed scale has so many steps on each side of zero: more than the eye tells apart, and a short palette. Behind it
+# come the entries that gaps, frames and minus signs need.
+_STEPS = 40
+_ZERO, _LEVELS = _STEPS, 2 * _STEPS + 1
+_CLEAR, _FRAME, _LIGHT_MARK, _DARK_MARK = range(_LEVELS, _LEVELS + 4)
+_SIGNED = np.zeros((_LEVELS + 4, 4), np.uint8)
+_SIGNED[:_ZERO, :3], _SIGNED[_ZERO + 1 : _LEVELS, :3] = NEGATIVE, POSITIVE
+_SIGNED[:_LEVELS, 3] = np.abs(np.arange(_LEVELS) - _ZERO) / _STEPS * 255
 _SIGNED[_FRAME], _SIGNED[_LIGHT_MARK], _SIGNED[_DARK_MARK] = (128, 132, 138, 90), (255, 255, 255, 225), (*NEGATIVE, 235)
 _INK = np.zeros((256, 4), np.uint8)
 _INK[:, 3] = np.arange(256)
@@ -33,15 +37,17 @@ _MARK_FROM, _LIGHT_FROM = 0.1, 0.45
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG as a data URI and its size in its own pixels."""
+    """A data URI and its size in its own pixels."""
 
     uri: str
     width: int
     height: int
 
 
-def signed(planes: np.ndarray | Sequence[np.ndarray], limit: float, *, cell: int = 8, columns: int = 1, marks: bool = True) -> Picture:
-    """One plane (H, W), or several side by side in `columns`, on the scale -limit..limit; a cell is `cell` pixels wide."""
+def signed(
+    planes: np.ndarray | Sequence[np.ndarray], limit: float, *, cell: int = 8, columns: int = 1, marks: bool = True
+) -> Picture:
+    """One plane (H, W), or several in `columns`, on the scale -limit..limit; each number is `cell` pixels wide."""
     stack = np.asarray(planes, np.float64)
     stack = stack[None] if stack.ndim == 2 else stack
     tiles = [_tile(plane, limit, cell, marks, framed=len(stack) > 1) for plane in stack]
@@ -62,10 +68,23 @@ def ink(plane: np.ndarray, lo: float, hi: float) -> Picture:
 
 
 def colour(image: np.ndarray, lo: float, hi: float) -> Picture:
-    """An RGB picture (3, H, W); lo..hi is what the eye gets as 0..255."""
+    """An RGB picture (3, H, W), exact to the pixel: for kernels. lo..hi is what the eye gets as 0..255."""
+    pixels = _rgb(image, lo, hi)
+    H, W, _ = pixels.shape
+    return Picture(_uri("png", _png(pixels.reshape(H, -1), W, 2)), W, H)
+
+
+def photo(image: np.ndarray, lo: float, hi: float) -> Picture:
+    """An RGB picture (3, H, W) as a JPEG, a tenth of the bytes: for photographs. Nothing but pixels goes in."""
+    pixels = _rgb(image, lo, hi)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=88)
+    return Picture(_uri("jpeg", file.getvalue()), pixels.shape[1], pixels.shape[0])
+
+
+def _rgb(image: np.ndarray, lo: float, hi: float) -> np.ndarray:
     share = np.clip((np.asarray(image, np.float64) - lo) / max(hi - lo, 1e-12), 0, 1)
-    pixels = np.ascontiguousarray(np.round(share * 255).astype(np.uint8).transpose(1, 2, 0))
-    return Picture(_uri(_png(pixels.reshape(pixels.shape[0], -1), pixels.shape[1], 2)), pixels.shape[1], pixels.shape[0])
+    return np.ascontiguousarray(np.round(share * 255).astype(np.uint8).transpose(1, 2, 0))
 
 
 def shrink(plane: np.ndarray, most: int) -> np.ndarray:
@@ -100,20 +119,22 @@ def _picture(index: np.ndarray, palette: np.ndarray) -> Picture:
     """Indexed, with only the colours that occur: most kernels need fewer than thirty."""
     used, compact = np.unique(index, return_inverse=True)
     pixels = compact.reshape(index.shape).astype(np.uint8)
-    return Picture(_uri(_png(pixels, index.shape[1], 3, palette[used])), index.shape[1], index.shape[0])
+    return Picture(_uri("png", _png(pixels, index.shape[1], 3, palette[used])), index.shape[1], index.shape[0])
 
 
 def _png(rows: np.ndarray, width: int, kind: int, palette: np.ndarray | None = None) -> bytes:
-    """PNG (ISO/IEC 15948) of uint8 rows; kind 2 = RGB, 3 = indexed. No filter: the pictures are blocks of equal cells."""
+    """PNG (ISO/IEC 15948) of uint8 rows; kind 2 = RGB, 3 = indexed. No filter: pictures are blocks of equal cells."""
     body = np.zeros((rows.shape[0], rows.shape[1] + 1), np.uint8)
     body[:, 1:] = rows
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, rows.shape[0], 8, kind, 0, 0, 0))]
     if palette is not None:
         chunks += [(b"PLTE", palette[:, :3].tobytes()), (b"tRNS", palette[:, 3].tobytes())]
     chunks += [(b"IDAT", zlib.compress(body.tobytes(), 9)), (b"IEND", b"")]
-    packed = (struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks)
+    packed = (
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    )
     return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
 
 
-def _uri(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+def _uri(kind: str, data: bytes) -> str:
+    return f"data:image/{kind};base64," + base64.b64encode(data).decode("ascii")

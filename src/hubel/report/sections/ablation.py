@@ -1,4 +1,4 @@
-"""One change at a time: remove one kernel, and see the scores before and after; then what each costs over many images."""
+"""One change at a time: remove one kernel, see the scores before and after; then what each costs over many images."""
 
 from __future__ import annotations
 
@@ -45,7 +45,11 @@ def _workbench(document: Document, scores: Record, effects: Record | None) -> Ht
     maps = find(document, "feature_maps")
     cards = []
     for i in range(len(whole)):
-        picture = input_image(maps.arrays["input"].data[i], f"Input image {i + 1}", 84) if maps else None
+        picture = (
+            input_image(maps.arrays["image" if "image" in maps.arrays else "input"].data[i], f"Input image {i + 1}", 84)
+            if maps
+            else None
+        )
         label = None if labels is None else int(labels[i])
         cards.append(_card(document, i, whole[i], after[targets.index(chosen)][i], label, (lo, hi), picture))
     head = tag("p", "Removed: ", tag("b", chosen, data_out="removed"), class_="removed", aria_live="polite")
@@ -57,9 +61,20 @@ def _workbench(document: Document, scores: Record, effects: Record | None) -> Ht
         "whole": np.round(whole.astype(np.float64), 3).tolist(),
         "after": np.round(after.astype(np.float64), 3).tolist(),
     }
-    key = tag("p", tag("span", class_="dot before"), " before  ", tag("span", class_="dot after"), " after", class_="size key")
+    key = tag(
+        "p", tag("span", class_="dot before"), " before  ", tag("span", class_="dot after"), " after", class_="size key"
+    )
     buttons = _buttons(document, targets, chosen)
-    return tag("div", buttons, head, key, tag("div", *cards, class_="cards"), json_script("ablation-data", data), class_="workbench", data_workbench="ablation")
+    return tag(
+        "div",
+        buttons,
+        head,
+        key,
+        tag("div", *cards, class_="cards"),
+        json_script("ablation-data", data),
+        class_="workbench",
+        data_workbench="ablation",
+    )
 
 
 def _buttons(document: Document, targets: list[str], chosen: str) -> Html:
@@ -77,14 +92,31 @@ def _buttons(document: Document, targets: list[str], chosen: str) -> Html:
                 face = tag("img", src=picture.uri, alt="", class_="pixels", width=picture.width, height=picture.height)
         label = tag("span", f":{k}", aria_hidden="true")
         pressed = "true" if target == chosen else "false"
-        button = tag("button", face, label, type="button", data_remove=target, aria_pressed=pressed, aria_label=f"remove kernel {target}")
+        button = tag(
+            "button",
+            face,
+            label,
+            type="button",
+            data_remove=target,
+            aria_pressed=pressed,
+            aria_label=f"remove kernel {target}",
+        )
         layers.setdefault(address, []).append(button)
-    rows = [tag("div", tag("h4", a), tag("div", *b, class_="choices faces", role="group", aria_label=f"Kernels of {a}")) for a, b in layers.items()]
+    rows = [
+        tag("div", tag("h4", a), tag("div", *b, class_="choices faces", role="group", aria_label=f"Kernels of {a}"))
+        for a, b in layers.items()
+    ]
     return tag("div", *rows, class_="remove js")
 
 
 def _card(
-    document: Document, i: int, before: np.ndarray, after: np.ndarray, label: int | None, limits: tuple[float, float], picture: Html | None
+    document: Document,
+    i: int,
+    before: np.ndarray,
+    after: np.ndarray,
+    label: int | None,
+    limits: tuple[float, float],
+    picture: Html | None,
 ) -> Html:
     lo, hi = limits
     span = max(hi - lo, 1e-9)
@@ -102,12 +134,29 @@ def _card(
             aria_hidden="true",
         )
         name = [class_name(document, int(k)), tag("small", " truth") if k == label else None]
-        numbers = [tag("td", fixed(float(before[k]), 1), class_="num faint"), tag("td", fixed(float(after[k]), 1), class_="num")]
-        rows.append(tag("tr", tag("th", *name, scope="row"), tag("td", track, class_="track"), *numbers, data_class=int(k), class_="truth" if k == label else None))
+        numbers = [
+            tag("td", fixed(float(before[k]), 1), class_="num faint"),
+            tag("td", fixed(float(after[k]), 1), class_="num"),
+        ]
+        rows.append(
+            tag(
+                "tr",
+                tag("th", *name, scope="row"),
+                tag("td", track, class_="track"),
+                *numbers,
+                data_class=int(k),
+                class_="truth" if k == label else None,
+            )
+        )
     head = tag("tr", *[tag("th", word, scope="col") for word in ("", "", "before", "after")])
     was, now = class_name(document, int(before.argmax())), class_name(document, int(after.argmax()))
     verdict = tag("p", _verdict(was, now), data_out="verdict")
-    title = tag("div", picture, tag("div", tag("h3", f"Image {i + 1}" if label is None else f"A {class_name(document, label)}"), verdict), class_="cardhead")
+    title = tag(
+        "div",
+        picture,
+        tag("div", tag("h3", f"Image {i + 1}" if label is None else f"A {class_name(document, label)}"), verdict),
+        class_="cardhead",
+    )
     table = tag("table", tag("thead", head), tag("tbody", *rows), class_="scores moves")
     return tag("div", title, table, class_="card", data_image=i)
 
@@ -127,16 +176,28 @@ def _forest(record: Record) -> Html:
     lo = min([0.0, *[v.lo for v in values if v.lo is not None]])
     hi = max([1e-9, *[v.hi for v in values if v.hi is not None]])
     N = record.method["params"]["images"]
-    columns = ["loss change", "95 % interval", "answers lost", "gained"] if labelled else ["KL", "95 % interval", "answers changed"]
+    columns = (
+        ["loss change", "95 % interval", "answers lost", "gained"]
+        if labelled
+        else ["KL", "95 % interval", "answers changed"]
+    )
     head = tag("tr", *[tag("th", word, scope="col") for word in ("removed", "", *columns)])
     lines = [_line(row, row[column], lo, hi, labelled) for row in rows]
-    what = "mean change of an image's cross-entropy" if labelled else "mean KL divergence from the whole network's answer"
+    what = (
+        "mean change of an image's cross-entropy" if labelled else "mean KL divergence from the whole network's answer"
+    )
     decided = sum(bool(v.decided) for v in values)
     text = f"Each kernel removed alone, over {count(N, 'image')}: {what}, with its interval (bootstrap over images). "
     if labelled:
-        text += f"Decided for {decided} of {len(rows)} (sign-flip test, Benjamini–Hochberg at 5 %); for the others these images cannot tell, and their dots are hollow."
+        text += f"Decided for {decided} of {len(rows)} (sign-flip test, Benjamini–Hochberg at 5 %); "
+        text += "for the others these images cannot tell, and their dots are hollow."
     table = tag("table", tag("thead", head), tag("tbody", *lines), class_="forest")
-    return tag("div", tag("h3", "What each kernel is owed"), tag("p", text, class_="size wide"), tag("div", table, class_="scroll"))
+    return tag(
+        "div",
+        tag("h3", "What each kernel is owed"),
+        tag("p", text, class_="size wide"),
+        tag("div", table, class_="scroll"),
+    )
 
 
 def _line(row: dict, value: Value, lo: float, hi: float, labelled: bool) -> Html:
@@ -148,13 +209,18 @@ def _line(row: dict, value: Value, lo: float, hi: float, labelled: bool) -> Html
         "span",
         tag("i", class_="zero", style=f"left:{at(0):.2f}%"),
         tag("i", class_="whisker", style=f"left:{start:.2f}%;width:{end - start:.2f}%"),
-        tag("i", class_=f"dot {'after' if value.decided or not labelled else 'before'}", style=f"left:{at(value.value):.2f}%"),
+        tag(
+            "i",
+            class_=f"dot {'after' if value.decided or not labelled else 'before'}",
+            style=f"left:{at(value.value):.2f}%",
+        ),
         class_="dumbbell",
         aria_hidden="true",
     )
     bounds = "" if value.lo is None or value.hi is None else interval(value.lo, value.hi, lambda x: fixed(x, 3))
-    cells = [tag("td", fixed(value.value or 0.0, 3, plus=labelled), class_="num"), tag("td", bounds, class_="num faint")]
+    cells = [
+        tag("td", fixed(value.value or 0.0, 3, plus=labelled), class_="num"),
+        tag("td", bounds, class_="num faint"),
+    ]
     cells += [tag("td", number(row[c]), class_="num") for c in (("lost", "gained") if labelled else ("changed",))]
     return tag("tr", tag("th", row["target"], scope="row"), tag("td", track, class_="track"), *cells)
-
-

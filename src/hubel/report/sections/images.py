@@ -1,4 +1,4 @@
-"""An image on its way: input, feature maps, scores. In a demo, one digit that it gets right and one that it gets wrong."""
+"""An image on its way: input, feature maps, scores. With labels, one image that it gets right and one it gets wrong."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ def images(document: Document) -> Html | None:
     record = find(document, "feature_maps")
     if record is None or "input" not in record.arrays:
         return None
-    inputs = record.arrays["input"].data
+    inputs = _shown(record)
     labels = record.arrays["labels"].data if "labels" in record.arrays else None
     layers = list(record.method["params"]["layers"])
-    figures = [_figure(document, record, i, None if labels is None else int(labels[i]), layers) for i in range(len(inputs))]
+    figures = [
+        _figure(document, record, i, None if labels is None else int(labels[i]), layers) for i in range(len(inputs))
+    ]
     taps = {params["tap"] for params in record.method["params"]["layers"].values()}
     text = (
         f"Each map is one kernel's answer at every place of the image, taken after {_taps(taps)}. "
@@ -40,8 +42,12 @@ def _taps(taps: set[str]) -> str:
 def _figure(document: Document, record: Record, i: int, label: int | None, layers: list[str]) -> Html:
     scores = record.arrays["scores"].data[i] if "scores" in record.arrays else None
     flow = len(layers) <= _FLOW_LAYERS
-    picture = input_image(record.arrays["input"].data[i], f"Input image {i + 1}", 168)
-    stages = [tag("div", tag("h4", "input"), picture, _size(record.arrays["input"].data.shape[1:]), class_="stage input")]
+    x = _shown(record)[i]
+    stages = [
+        tag(
+            "div", tag("h4", "input"), input_image(x, f"Input image {i + 1}", 168), _size(x.shape), class_="stage input"
+        )
+    ]
     stages += [_maps(record, address, i, flow) for address in layers]
     if scores is not None:
         table = score_bars(document, scores, label)
@@ -49,6 +55,11 @@ def _figure(document: Document, record: Record, i: int, label: int | None, layer
         stages = [*stages, ends] if flow else [stages[0], ends, *stages[1:]]
     caption = tag("figcaption", *_caption(document, record, i, scores, label))
     return tag("figure", caption, tag("div", *stages, class_="flow" if flow else "flow deep"), class_="journey")
+
+
+def _shown(record: Record) -> np.ndarray:
+    """The images as they were before any preprocessing, where the record has them."""
+    return record.arrays["image" if "image" in record.arrays else "input"].data
 
 
 def _size(sizes: tuple[int, ...]) -> Html:
@@ -76,6 +87,5 @@ def _caption(document: Document, record: Record, i: int, scores: np.ndarray | No
     best = int(scores.argmax())
     answer = f"It answers {class_name(document, best)} ({percent(float(softmax(scores)[best]))} of the softmax)"
     truth = "." if label is None else ", and it is." if label == best else f"; it is {class_name(document, label)}."
-    return [tag("h3", titles[i] if titles else f"Image {i + 1}"), tag("p", answer + truth)]
-
-
+    title, remark = titles[i] if titles else (f"Image {i + 1}", "")
+    return [tag("h3", title), tag("p", f"{answer}{truth} {remark}".strip())]

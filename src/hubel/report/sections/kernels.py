@@ -25,32 +25,58 @@ def _before_and_after(record: Record) -> Html:
     layers = [_pairs(record, address) for address in record.method["params"]["layers"]]
     intro = (
         "Left in each pair: the random weights training began with. Right: what it made of them. "
-        "Both halves, and all kernels of a layer, share one colour scale; orange is positive, blue with a minus is negative, blank is zero."
+        "Both halves, and all kernels of a layer, share one colour scale; orange is positive, blue with a minus is "
+        "negative, blank is zero."
     )
-    return section("kernels", "The kernels, before and after training", tag("p", intro, class_="lead"), *layers, _table(record))
+    return section(
+        "kernels", "The kernels, before and after training", tag("p", intro, class_="lead"), *layers, _table(record)
+    )
 
 
 def _pairs(record: Record, address: str) -> Html:
     info = record.method["params"]["layers"][address]
     after, before = record.arrays[address].data, record.arrays[f"{address}:before"].data
-    cell = 18 if after.shape[1] == 1 else 6
+    cell = 24 if after.shape[1] == 1 else 8
     figures = []
     for j, k in enumerate(record.arrays[f"{address}:kernels"].data):
         row = record.row(f"{address}:{k}")
         columns = 1 if after.shape[1] <= 8 else None
         pair = [
-            image(kernel_picture(w[j], info["limit"], cell=cell, columns=columns), kernel_alt(f"{address}:{k}", w[j], when))
+            image(
+                kernel_picture(w[j], info["limit"], cell=cell, columns=columns),
+                kernel_alt(f"{address}:{k}", w[j], when),
+            )
             for w, when in ((before, "before training"), (after, "after training"))
         ]
         note = "" if row.get("moved") is None else f"moved {percent(row['moved'], 0)}"
         caption = tag("figcaption", tag("b", f":{k}"), " ", tag("small", note))
         arrow = tag("span", "→", class_="op", aria_hidden="true") if after.shape[1] == 1 else None
-        figures.append(tag("figure", tag("div", pair[0], arrow, pair[1], class_="pair"), caption, class_="kernel", id=f"{address}:{k}"))
+        figures.append(
+            tag(
+                "figure",
+                tag("div", pair[0], arrow, pair[1], class_="pair"),
+                caption,
+                class_="kernel",
+                id=f"{address}:{k}",
+            )
+        )
     slices = after.shape[1]
     what = f"{count(info['shape'][0], 'kernel')} of {shape(info['shape'][2:])}"
     what += f", each with {count(slices, 'slice')}, one below the other" if slices > 1 else ""
-    head = tag("div", tag("h3", address), tag("p", what + _hidden(record, address), class_="size"), legend(info["limit"]), class_="layerhead")
-    return tag("div", head, tag("div", *figures, class_="kernels big" if slices == 1 else "kernels"), class_="layer", id=address)
+    head = tag(
+        "div",
+        tag("h3", address),
+        tag("p", what + _hidden(record, address), class_="size"),
+        legend(info["limit"]),
+        class_="layerhead",
+    )
+    return tag(
+        "div",
+        head,
+        tag("div", *figures, class_="kernels big" if slices == 1 else "kernels pairs"),
+        class_="layer",
+        id=address,
+    )
 
 
 def _table(record: Record) -> Html:
@@ -61,12 +87,22 @@ def _table(record: Record) -> Html:
     for row in record.rows:
         cells = ["–" if row.get(n) is None else fixed(row[n], 2) for n in names]
         lines.append(tag("tr", tag("th", row["target"], scope="row"), *[tag("td", c, class_="num") for c in cells]))
-    table = tag("table", tag("thead", tag("tr", *[tag("th", h, scope="col") for h in heads])), tag("tbody", *lines), class_="plain")
+    table = tag(
+        "table",
+        tag("thead", tag("tr", *[tag("th", h, scope="col") for h in heads])),
+        tag("tbody", *lines),
+        class_="plain",
+    )
     text = (
         "Norm: the square root of the sum of squared weights. Moved: the norm of the change over the norm before. "
         "Smoothness: the correlation of a weight with its neighbours in the slice; 0 is noise, 1 a smooth patch."
     )
-    return tag("details", tag("summary", "The numbers of every kernel"), tag("p", text, class_="size wide"), tag("div", table, class_="scroll"))
+    return tag(
+        "details",
+        tag("summary", "The numbers of every kernel"),
+        tag("p", text, class_="size wide"),
+        tag("div", table, class_="scroll"),
+    )
 
 
 def _gallery(document: Document, record: Record) -> Html:
@@ -97,11 +133,19 @@ def _strongest(record: Record, address: str, small: bool) -> Html:
             img = image(picture, alt, "photo", max(2, round(72 / size)) * size)
         else:
             img = image(kernel_picture(shown[j], info["limit"], cell=_cell(shown, small)), alt)
-        caption = tag("figcaption", tag("b", f":{k}"), tag("small", f" {number(record.row(f'{address}:{k}')['norm'], 2)}"))
+        caption = tag(
+            "figcaption", tag("b", f":{k}"), tag("small", f" {number(record.row(f'{address}:{k}')['norm'], 2)}")
+        )
         figures.append(tag("figure", img, caption, class_="kernel", id=f"{address}:{k}"))
     what = f"{info['type']} {shape(info['shape'])}, stride {shape(info['stride'])}"
     what += f", {count(info['groups'], 'group')}" if info["groups"] > 1 else ""
-    head = tag("div", tag("h3", address), tag("p", what + _hidden(record, address), class_="size"), None if rgb else legend(info["limit"]), class_="layerhead")
+    head = tag(
+        "div",
+        tag("h3", address),
+        tag("p", what + _hidden(record, address), class_="size"),
+        None if rgb else legend(info["limit"]),
+        class_="layerhead",
+    )
     return tag("div", head, tag("div", *figures, class_="kernels"), class_="layer", id=address)
 
 

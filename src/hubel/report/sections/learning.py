@@ -31,14 +31,40 @@ def _curves(history: Record) -> Html:
     lines = []
     for n, values in series.items():
         steps = max(len(values) - 1, 1)
-        points = " ".join(f"{100 * i / steps:.2f},{60 - 60 * v / top:.2f}" for i, v in enumerate(values) if v is not None)
+        points = " ".join(
+            f"{100 * i / steps:.2f},{60 - 60 * v / top:.2f}" for i, v in enumerate(values) if v is not None
+        )
         lines.append(tag("polyline", points=points, class_=f"line {n}"))
     words = {"train_loss": "training images", "val_loss": "validation images"}
-    spoken = "; ".join(f"{words[n]}: {', '.join(fixed(v, 3) for v in values if v is not None)}" for n, values in series.items())
-    plot = tag("svg", *lines, viewBox="0 0 100 60", preserveAspectRatio="none", role="img", aria_label=f"Loss by epoch. {spoken}")
-    keys = tag("p", *[tag("span", tag("i", class_=f"key {n}"), f"{words[n]}, last {number(point(history.rows[-1].get(n)) or 0.0)}") for n in names], class_="size keys")
+    spoken = "; ".join(
+        f"{words[n]}: {', '.join(fixed(v, 3) for v in values if v is not None)}" for n, values in series.items()
+    )
+    plot = tag(
+        "svg",
+        *lines,
+        viewBox="0 0 100 60",
+        preserveAspectRatio="none",
+        role="img",
+        aria_label=f"Loss by epoch. {spoken}",
+    )
+    keys = tag(
+        "p",
+        *[
+            tag(
+                "span", tag("i", class_=f"key {n}"), f"{words[n]}, last {number(point(history.rows[-1].get(n)) or 0.0)}"
+            )
+            for n in names
+        ],
+        class_="size keys",
+    )
     axis = tag("div", tag("span", number(top, 2)), tag("span", "0"), class_="axis", aria_hidden="true")
-    feet = tag("div", tag("span", history.rows[0]["target"]), tag("span", history.rows[-1]["target"]), class_="feet", aria_hidden="true")
+    feet = tag(
+        "div",
+        tag("span", history.rows[0]["target"]),
+        tag("span", history.rows[-1]["target"]),
+        class_="feet",
+        aria_hidden="true",
+    )
     return tag("figure", tag("h3", "Loss, cross-entropy"), keys, tag("div", axis, plot, class_="plot"), feet)
 
 
@@ -47,7 +73,11 @@ def _confusion(document: Document, matrix: np.ndarray) -> Html:
     K = len(matrix)
     if K > 20:
         return tag("p", f"The confusion matrix of {K} classes is in the run's arrays.")
-    head = tag("tr", tag("th", tag("span", "truth ↓ answer →"), scope="col"), *[tag("th", class_name(document, k), scope="col") for k in range(K)])
+    head = tag(
+        "tr",
+        tag("th", tag("span", "truth ↓ answer →"), scope="col"),
+        *[tag("th", class_name(document, k), scope="col") for k in range(K)],
+    )
     rows = []
     for k in range(K):
         cells = []
@@ -56,7 +86,9 @@ def _confusion(document: Document, matrix: np.ndarray) -> Html:
             hue = "var(--right)" if k == j else "var(--wrong)"
             strength = 100 * (0.12 + 0.45 * share if k == j else min(1.0, 0.18 + 6 * share)) if n else 0
             style = f"background:color-mix(in srgb,{hue} {strength:.0f}%,transparent)" if n else None
-            cells.append(tag("td", n if n else tag("span", "·", aria_label="0"), style=style, class_="hit" if k == j else None))
+            cells.append(
+                tag("td", n if n else tag("span", "·", aria_label="0"), style=style, class_="hit" if k == j else None)
+            )
         rows.append(tag("tr", tag("th", class_name(document, k), scope="row"), *cells))
     table = tag("table", tag("thead", head), tag("tbody", *rows), class_="confusion")
     return tag("figure", tag("h3", "Which it takes for which"), tag("div", table, class_="scroll"))
@@ -81,5 +113,3 @@ def _cell(name: str, value) -> str:
     if middle is None:
         return "–"
     return percent(middle) if name in ("precision", "recall", "f1", "accuracy") else number(middle)
-
-

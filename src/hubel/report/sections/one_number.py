@@ -43,18 +43,25 @@ def one_number(document: Document) -> Html | None:
         other = float(products.sum(dtype=np.float64) - products[strongest].sum(dtype=np.float64))
         lines.append(tag("p", f"The other {count(rest, 'slice')} add {fixed(other, 4, plus=True)} in the same way."))
     intro = (
-        f"A convolution is this sum, again and again: the kernel is laid on a {kh}×{kw} patch of its input, each pair of numbers "
-        "is multiplied, the products are added, and the bias is added last. "
+        f"A convolution is this sum, again and again: the kernel is laid on a {kh}×{kw} patch of its input, each pair "
+        "of numbers is multiplied, the products are added, and the bias is added last. "
         f"Here at row {row['row']}, column {row['column']} of the map of {row['target']}, before the activation."
     )
-    body = [tag("p", intro, class_="lead"), _place(record), *lines, _sum(row)]
-    return section("one-number", "How one number is made", tag("div", *body, class_="workbench"), _data(record))
+    bench = tag("div", _place(record), *lines, _sum(row), class_="workbench")
+    return section("one-number", "How one number is made", tag("p", intro, class_="lead"), bench, _data(record))
 
 
 def _grid(name: str, title: str, values: np.ndarray, limit: float) -> Html:
     """A table of numbers on the page's colour scale: here nothing needs a text alternative, the numbers are there."""
     rows = [tag("tr", *[_cell(float(v), limit) for v in line]) for line in values]
-    return tag("table", tag("caption", title), tag("tbody", *rows), class_="numbers", data_grid=name)
+    return tag(
+        "table",
+        tag("caption", title),
+        tag("tbody", *rows),
+        class_="numbers",
+        data_grid=name,
+        style=f"--n:{values.shape[1]}",
+    )
 
 
 def _cell(value: float, limit: float) -> Html:
@@ -79,7 +86,9 @@ def _sum(row: dict) -> Html:
     if near != "the same number":
         note = f"They differ by {number(abs(difference), 2)}, more than rounding explains."
     note = note[0].upper() + note[1:]
-    return tag("div", tag("p", *parts, class_="sum"), tag("p", note, class_="size", data_out="note"), aria_live="polite")
+    return tag(
+        "div", tag("p", *parts, class_="sum"), tag("p", note, class_="size", data_out="note"), aria_live="polite"
+    )
 
 
 def _place(record: Record) -> Html:
@@ -91,7 +100,7 @@ def _place(record: Record) -> Html:
     H, W = x.shape[-2:]
     frame = _box(row["column"] * sw, row["row"] * sh, (kw - 1) * dw + 1, (kh - 1) * dh + 1, W, H)
     if len(x) == 3:
-        picture = pictures.colour(pictures.shrink(x, 160), float(x.min()), float(x.max()))
+        picture = pictures.photo(pictures.shrink(x, 224), float(x.min()), float(x.max()))
     else:
         picture = pictures.ink(pictures.shrink(x.mean(0), 160), float(x.min()), float(x.max()))
     k = params["kernel"]
@@ -100,19 +109,35 @@ def _place(record: Record) -> Html:
     alts = (
         f"The layer's input with its padding, {shape(x.shape)}; a frame marks rows {row['row'] * sh} to "
         f"{row['row'] * sh + (kh - 1) * dh} and columns {row['column'] * sw} to {row['column'] * sw + (kw - 1) * dw}",
-        f"The map of {row['target']} before the activation, {shape(maps.shape[1:])}, from {number(float(maps[k].min()))} "
-        f"to {number(float(maps[k].max()))}; the marked place holds {fixed(row['map'], 4)}",
+        f"The map of {row['target']} before the activation, {shape(maps.shape[1:])}, "
+        f"from {number(float(maps[k].min()))} to {number(float(maps[k].max()))}; "
+        f"the marked place holds {fixed(row['map'], 4)}",
     )
     ink = "photo" if len(x) == 3 else "ink"
     left = _framed(picture, alts[0], ink, frame, "input", "input, with padding")
     right = _framed(answer, alts[1], "map", spot, "map", f"map of {row['target']}")
-    hint = tag("p", "Click a place in the map, or move with the arrow keys when it has the focus.", class_="hint js")
-    return tag("div", left, tag("span", "→", class_="op", aria_hidden="true"), right, tag("div", _kernels(record), hint), class_="place")
+    choose = None
+    if _playable(record):
+        hint = "Click a place in the map, or move with the arrow keys when it has the focus."
+        choose = tag("div", _kernels(record), tag("p", hint, class_="hint js"))
+    return tag("div", left, tag("span", "→", class_="op", aria_hidden="true"), right, choose, class_="place")
 
 
 def _framed(picture: pictures.Picture, alt: str, class_: str, frame: Html, name: str, title: str) -> Html:
-    img = tag("img", src=picture.uri, alt=alt, class_=f"pixels {class_}", width=168, height=round(168 * picture.height / picture.width))
-    return tag("figure", tag("div", img, frame, class_="framed", data_stage=name), tag("figcaption", title, data_title=name), class_="mini")
+    img = tag(
+        "img",
+        src=picture.uri,
+        alt=alt,
+        class_=f"pixels {class_}",
+        width=168,
+        height=round(168 * picture.height / picture.width),
+    )
+    return tag(
+        "figure",
+        tag("div", img, frame, class_="framed", data_stage=name),
+        tag("figcaption", title, data_title=name),
+        class_="mini",
+    )
 
 
 def _box(left: float, top: float, width: float, height: float, W: int, H: int) -> Html:
@@ -125,12 +150,17 @@ def _playable(record: Record) -> bool:
     return sum(sizes) <= _PLAYABLE and len(record.arrays["input"].data) == 1 and record.method["params"]["groups"] == 1
 
 
-def _kernels(record: Record) -> Html | None:
-    if not _playable(record):
-        return None
+def _kernels(record: Record) -> Html:
     address, chosen = record.method["params"]["layer"], record.method["params"]["kernel"]
     buttons = [
-        tag("button", f":{k}", type="button", data_kernel=k, aria_pressed="true" if k == chosen else "false", aria_label=f"kernel {address}:{k}")
+        tag(
+            "button",
+            f":{k}",
+            type="button",
+            data_kernel=k,
+            aria_pressed="true" if k == chosen else "false",
+            aria_label=f"kernel {address}:{k}",
+        )
         for k in range(len(record.arrays["weight"].data))
     ]
     return tag("div", *buttons, class_="choices js", role="group", aria_label="Kernel")

@@ -2,137 +2,163 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import NamedTuple
+
 import numpy as np
 
 from hubel.records import Document, Record, Value
-from hubel.report.html import Child, Html, tag
+from hubel.report import pictures
+from hubel.report.html import Child, Html, join, plain, tag
 from hubel.report.parts import class_name, find, image, kernel_alt, kernel_picture
 from hubel.report.sections.about import images_inside
 from hubel.report.sections.speed import strip_plot
-from hubel.report.text import count, fixed, interval, milliseconds, number, percent, point
+from hubel.report.text import NBSP, count, fixed, interval, number, percent, point, shape
 
-Row = tuple[str, Child, Html | None]  # the number, the sentence, a small picture
 _MINI_KERNELS = 6
+# Neighbour correlations that differ by less are called the same.
+_AS_ROUGH = 0.05
+
+
+class Sentence(NamedTuple):
+    """A number to see from afar, what it means, and a small picture of it."""
+
+    figure: str
+    words: Child
+    mini: Html | None = None
 
 
 def header(document: Document) -> Html:
     model, data = document.model, document.data
     untrained = model["weights"] == "random" and find(document, "curves") is None
-    name = tag("h1", model["name"], tag("span", f" on {data['name']}") if data else None, tag("em", "random weights") if untrained else None)
+    of = tag("span", f" on {data['name']}") if data else None
     facts = [count(model["params"], "parameter")]
     record = find(document, "kernels")
     if record is not None:
         layers = record.method["params"]["layers"].values()
-        facts.append(f"{count(sum(v['shape'][0] for v in layers), 'kernel')} in {count(len(layers), 'convolution')}")
+        kernels = sum(layer["shape"][0] for layer in layers)
+        facts.append(f"{count(kernels, 'kernel')} in {count(len(layers), 'convolution')}")
     n = images_inside(document)
-    facts.append(f"{count(n, 'image')} of the data {'is' if n == 1 else 'are'} inside this file" if n else "no image is inside this file")
-    facts.append(document.created[:10])
-    return tag("header", tag("p", "hubel", class_="brand"), name, tag("p", " · ".join(facts), class_="meta"))
+    inside = f"{count(n, 'image')} of the data {'is' if n == 1 else 'are'} inside this file"
+    facts += [inside if n else "no image is inside this file", document.created[:10]]
+    meta = [[" · " if i else None, tag("span", fact)] for i, fact in enumerate(facts)]
+    name = tag("h1", model["name"], of, tag("em", "random weights") if untrained else None)
+    return tag("header", tag("p", "hubel", class_="brand"), name, tag("p", *meta, class_="meta"))
 
 
 def summary(document: Document) -> Html | None:
-    rows = [row for row in (_accuracy(document), _faster(document), _became(document), _next(document)) if row]
     items = []
-    for figure, sentence, mini in rows:
-        items.append(tag("li", tag("p", figure, class_="figure"), tag("p", sentence, class_="sentence"), tag("div", mini, class_="mini") if mini else None))
-    if document.status == "interrupted":
-        items.insert(0, tag("li", tag("p", "Stopped", class_="figure"), tag("p", "This run was interrupted; what was done until then is here.", class_="sentence")))
-    return tag("section", tag("h2", "In short", class_="sr"), tag("ol", *items, class_="sentences"), id="summary") if items else None
+    for figure, words, mini in sentences(document):
+        texts = [tag("p", figure, class_="figure"), tag("p", words, class_="sentence")]
+        items.append(tag("li", *texts, tag("div", mini, class_="mini") if mini else None))
+    if not items:
+        return None
+    return tag("section", tag("h2", "In short", class_="sr"), tag("ol", *items, class_="sentences"), id="summary")
 
 
-def _accuracy(document: Document) -> Row | None:
+def sentences(document: Document) -> list[Sentence]:
+    """How good, how fast, what the kernels became, what to try next: as many of them as the records tell."""
+    found = [_stopped(document), _accuracy(document), _faster(document), _became(document), _next(document)]
+    return [sentence for sentence in found if sentence is not None]
+
+
+def spoken(document: Document) -> list[str]:
+    """The same sentences as plain text, for the terminal."""
+    return [plain(join(sentence.words)).replace(NBSP, " ") for sentence in sentences(document)]
+
+
+def _stopped(document: Document) -> Sentence | None:
+    if document.status == "complete":
+        return None
+    return Sentence("Stopped", "This run was interrupted; what was done until then is here.")
+
+
+def _accuracy(document: Document) -> Sentence | None:
     withheld = next((r for r in document.records if r.id == "accuracy" and r.status != "ok"), None)
     if withheld is not None:
-        return "Labels?", f"{withheld.reason}", None
+        return Sentence("Labels?", withheld.reason)
     test = find(document, "accuracy")
-    if test is None:
-        return None
-    value = test.rows[0].get("accuracy")
+    value = test.rows[0].get("accuracy") if test is not None else None
     if not isinstance(value, Value) or value.value is None or value.lo is None or value.hi is None:
         return None
-    n = value.n or 0
-    sentence = [
-        "It reads ",
-        tag("b", f"{percent(value.value)} of {count(n, 'image')}"),
-        f" right that it had never seen ({round(100 * value.level)} % interval {interval(100 * value.lo, 100 * value.hi, lambda x: fixed(x, 1))} %).",
-    ]
-    return percent(value.value), sentence, _interval_plot(value)
+    bounds = interval(100 * value.lo, 100 * value.hi, lambda share: fixed(share, 1))
+    share = tag("b", f"{percent(value.value)} of {count(value.n or 0, 'image')}")
+    seen = " that it had never seen" if find(document, "curves") is not None else ""
+    words = ["It reads ", share, f" right{seen} ({round(100 * value.level)}{NBSP}% interval {bounds}{NBSP}%)."]
+    return Sentence(percent(value.value), words, _interval_plot(value))
 
 
 def _interval_plot(value: Value) -> Html:
-    lo, hi = value.lo or 0.0, value.hi or 0.0
-    left = max(0.0, min(0.9, np.floor(lo * 20 - 0.6) / 20))
-    at = [100 * (x - left) / (1 - left) for x in (lo, value.value or 0.0, hi)]
+    lo, middle, hi = value.lo or 0.0, value.value or 0.0, value.hi or 0.0
+    left = max(0.0, min(0.9, float(np.floor(lo * 20 - 0.6)) / 20))
+    at = [100 * (share - left) / (1 - left) for share in (lo, middle, hi)]
     marks = [
         tag("i", class_="whisker", style=f"left:{at[0]:.2f}%;width:{at[2] - at[0]:.2f}%"),
         tag("i", class_="dot after", style=f"left:{at[1]:.2f}%"),
     ]
     ends = tag("div", tag("span", percent(left, 0)), tag("span", percent(1.0, 0)), class_="feet")
-    alt = f"Accuracy {percent(value.value or 0)}, interval {percent(lo)} to {percent(hi)}"
+    alt = f"Accuracy {percent(middle)}, interval {interval(lo, hi, percent)}"
     return tag("div", tag("span", *marks, class_="dumbbell"), ends, role="img", aria_label=alt)
 
 
-def _faster(document: Document) -> Row | None:
+def _faster(document: Document) -> Sentence | None:
     step = find(document, "step")
     if step is None:
         return None
-    try:
-        ours = step.row("hubel")
-        theirs = step.row(step.method["params"]["torch"])
-    except KeyError:
+    rows = {row["target"]: row for row in step.rows}
+    ours, theirs = rows.get("hubel"), rows.get(step.method["params"].get("torch"))
+    ratio = ours.get("x torch") if ours else None
+    if ours is None or theirs is None or not isinstance(ratio, Value) or ratio.value is None:
         return None
-    ratio = ours["x torch"]
-    if not isinstance(ratio, Value) or ratio.value is None:
-        return None
-    faster = ratio.value >= 1
-    times = ratio.value if faster else 1 / ratio.value
-    verdict = f"{fixed(times, 2)} times {'faster' if faster else 'slower'}" if ratio.decided else "no faster and no slower, as far as these rounds tell"
-    rounds = ratio.n or 0
-    slow = round(ours["slower"] * rounds)
-    sentence = [
-        "Its training step is ",
-        tag("b", verdict),
-        f" than PyTorch's in the same process: {milliseconds(point(ours['ms']) / 1e3)} against {milliseconds(point(theirs['ms']) / 1e3)}"
-        f" (nine steps in ten {fixed(ours['p5 x torch'], 2)}× to {fixed(ours['p95 x torch'], 2)}×; slower in {slow} of {count(rounds, 'round')}; {_machine(document)}).",
-    ]
-    if not ratio.decided:
-        sentence[0], sentence[2] = "Against PyTorch's, its training step is ", sentence[2].replace(" than PyTorch's in the same process", " in the same process")
+    times = f"{number(point(ours['ms']) or 0.0)}{NBSP}ms against {number(point(theirs['ms']) or 0.0)}{NBSP}ms"
+    slower = count(round(ours["slower"] * (ratio.n or 0)), "round")
+    spread = f"nine steps in ten {fixed(ours['p5 x torch'])}× to {fixed(ours['p95 x torch'])}×"
+    spread += f", slower in {slower} of {ratio.n}"
+    machine = f"{_machine(document)}, {count(document.settings['threads'], 'thread')}"
+    evidence = f"{times} ({spread}; {machine})."
     mini = strip_plot(step.arrays["ratios"].data, small=True) if "ratios" in step.arrays else None
-    return f"{fixed(ratio.value, 2)}×", sentence, mini
+    if ratio.decided:
+        by = ratio.value if ratio.value >= 1 else 1 / ratio.value
+        verdict = tag("b", f"{fixed(by)} times {'faster' if ratio.value >= 1 else 'slower'}")
+        words: Child = ["Its training step is ", verdict, " than PyTorch's in the same process: ", evidence]
+    else:
+        verdict = tag("b", "these rounds do not decide")
+        words = ["Whether its training step is faster than PyTorch's, ", verdict, ": ", evidence]
+    return Sentence(f"{fixed(ratio.value)}×", words, mini)
 
 
 def _machine(document: Document) -> str:
-    machine = document.machine
-    name = next((str(machine[k]) for k in ("model", "cpu", "name") if machine.get(k)), "this machine")
-    threads = document.settings["threads"]
-    return f"{name}, {count(threads, 'thread')}"
+    return next((str(document.machine[key]) for key in ("name", "cpu") if document.machine.get(key)), "this machine")
 
 
-def _became(document: Document) -> Row | None:
+def _became(document: Document) -> Sentence | None:
     record = find(document, "kernels")
     if record is None or not record.method["params"]["layers"]:
         return None
     address, info = next(iter(record.method["params"]["layers"].items()))
-    mini = _row_of_kernels(record, address)
     rows = [row for row in record.rows if row["target"].rpartition(":")[0] == address]
-    K = len(rows)
-    size = "×".join(str(n) for n in info["shape"][2:])
-    if any(row.get("moved") is not None for row in rows):
-        moved = [row["moved"] for row in rows if row.get("moved") is not None]
-        before, after = (_mean([row.get(n) for row in rows]) for n in ("smoothness_before", "smoothness"))
-        sentence: list[Child] = ["Training moved the ", tag("b", f"{K} kernels of {address}"), f" by {percent(_mean(moved) or 0, 0)} of their length on average"]
-        if before is not None and after is not None:
-            change = after - before
-            word = "they became smoother" if change > 0.05 else "they became rougher" if change < -0.05 else "they stayed as rough as they were"
-            sentence.append(f"; {word} (neighbouring weights correlate {fixed(after, 2, plus=True)}, at the start {fixed(before, 2, plus=True)})")
-        return percent(_mean(moved) or 0, 0), [*sentence, _costliest(document)], mini
+    mini = _row_of_kernels(record, address)
+    moved = _mean(row.get("moved") for row in rows)
+    if moved is not None:
+        kernels = tag("b", f"{count(len(rows), 'kernel')} of {address}")
+        length = f" by {percent(moved, 0)} of their length on average"
+        words = ["Training moved the ", kernels, length, _smoother(rows), _costliest(document)]
+        return Sentence(percent(moved, 0), words, mini)
     norms = [row["norm"] for row in rows]
-    sentence = [
-        "Its first convolution, ",
-        tag("b", address),
-        f", has {count(K, 'kernel')} of {size} on {count(info['shape'][1], 'channel')}; the strongest is {number(max(norms) / max(min(norms), 1e-30), 2)} times as strong as the weakest.",
-    ]
-    return f"{K}", sentence, mini
+    times = number(max(norms) / min(norms), 2) if min(norms) else None
+    spread = f"; the strongest is {times} times as strong as the weakest" if times else ""
+    what = f", has {count(len(rows), 'kernel')} of {shape(info['shape'][2:])} on {count(info['shape'][1], 'channel')}"
+    return Sentence(f"{len(rows)}", ["Its first convolution, ", tag("b", address), f"{what}{spread}."], mini)
+
+
+def _smoother(rows: list[dict]) -> str:
+    before, after = (_mean(row.get(name) for row in rows) for name in ("smoothness_before", "smoothness"))
+    if before is None or after is None:
+        return ""
+    word = "as rough as they were" if abs(after - before) < _AS_ROUGH else "smoother" if after > before else "rougher"
+    verb = "stayed" if word.startswith("as") else "became"
+    now, then = fixed(after, plus=True), fixed(before, plus=True)
+    return f"; they {verb} {word} (neighbouring weights correlate {now}, at the start {then})"
 
 
 def _costliest(document: Document) -> str:
@@ -140,49 +166,51 @@ def _costliest(document: Document) -> str:
     if effects is None or not effects.rows or "loss_change" not in effects.rows[0]:
         return "."
     worst = max(effects.rows, key=lambda row: point(row["loss_change"]) or 0.0)
-    kept = sum(1 for row in effects.rows if isinstance(row["loss_change"], Value) and row["loss_change"].decided)
+    missed = [row for row in effects.rows if row["loss_change"].decided and row["loss_change"].value > 0]
+    if not missed:
+        return f". Of all {len(effects.rows)} kernels, none is missed when it is removed alone."
     n = effects.method["params"]["images"]
-    return f". Of all {len(effects.rows)} kernels, {kept} are missed when removed; most of all {worst['target']}: {count(worst['lost'], 'answer')} of {n:,} lost, {worst['gained']:,} gained."
+    counts = f"{count(worst['lost'], 'answer')} of {n:,} lost, {worst['gained']:,} gained"
+    removed = f"{len(missed)} are missed when removed; most of all {worst['target']}: {counts}"
+    return f". Of all {len(effects.rows)} kernels, {removed}."
 
 
 def _row_of_kernels(record: Record, address: str) -> Html | None:
     limit = record.method["params"]["layers"][address]["limit"]
     weights = record.arrays[address].data
-    if weights.ndim != 4 or weights.shape[1] not in (1, 3):
+    if weights.ndim != 4 or weights.shape[1] not in (1, 3) or max(weights.shape[2:]) == 1:
         return None
-    from hubel.report import pictures
-
     tiles = []
     for j, k in enumerate(record.arrays[f"{address}:kernels"].data[:_MINI_KERNELS]):
-        if weights.shape[1] == 3:
-            picture, width = pictures.colour(weights[j], -limit, limit), 42
-        else:
-            picture, width = kernel_picture(weights[j], limit, cell=8), 42
-        tiles.append(image(picture, kernel_alt(f"{address}:{k}", weights[j]), width=width))
+        rgb = weights.shape[1] == 3
+        picture = pictures.colour(weights[j], -limit, limit) if rgb else kernel_picture(weights[j], limit)
+        tiles.append(image(picture, kernel_alt(f"{address}:{k}", weights[j]), width=42))
     return tag("div", *tiles, class_="thumbs")
 
 
-def _next(document: Document) -> Row:
+def _next(document: Document) -> Sentence:
     """One thing to do now, out of what was found; with a command that can be copied."""
-    test = find(document, "classes")
-    if test is not None and "confusion" in test.arrays:
-        matrix = test.arrays["confusion"].data.astype(int).copy()
-        np.fill_diagonal(matrix, 0)
-        if matrix.max() > 0:
-            truth, answer = np.unravel_index(int(matrix.argmax()), matrix.shape)
-            sentence = [
-                f"It most often takes a {class_name(document, int(truth))} for a {class_name(document, int(answer))} ({count(int(matrix.max()), 'time')}): ",
-                tag("b", "remove kernels one at a time"),
-                " in “One change” and see which of them that mistake hangs on; then look into your own network with ",
-                tag("code", "hubel report your.module:factory --data FOLDER"),
-                ".",
-            ]
-            return "Next", sentence, None
+    own = tag("code", "hubel report your.module:factory --data FOLDER")
+    classes = find(document, "classes")
+    if classes is not None and "confusion" in classes.arrays and find(document, "ablation_scores") is not None:
+        mistakes = classes.arrays["confusion"].data.astype(int)
+        mistakes = mistakes - np.diag(np.diag(mistakes))
+        truth, answer = np.unravel_index(int(mistakes.argmax()), mistakes.shape)
+        if mistakes[truth, answer]:
+            most = f"It most often takes {class_name(document, int(truth))} for {class_name(document, int(answer))} "
+            times = f"({count(int(mistakes[truth, answer]), 'time')}): "
+            do = tag("b", "remove kernels one at a time")
+            return Sentence(
+                "Next",
+                [most, times, do, " below, and see what a mistake hangs on; then open your own network: ", own, "."],
+            )
     if find(document, "feature_maps") is None:
-        return "Next", ["Give it images to see what these kernels make of them: ", tag("code", "hubel report MODEL --data FOLDER"), "."], None
-    return "Next", ["Remove kernels one at a time and see what the scores owe to each: ", tag("code", "hubel.inspect.ablation(net, images, labels)"), "."], None
+        more = tag("code", "hubel report MODEL --data FOLDER")
+        return Sentence("Next", ["Give it images, and see what these kernels make of them: ", more, "."])
+    call = tag("code", "hubel.inspect.ablation(net, images, labels, kernels=[…])")
+    return Sentence("Next", ["Remove kernels one at a time, and see what the answers owe to each: ", call, "."])
 
 
-def _mean(values: list) -> float | None:
-    numbers = [v for v in values if v is not None]
+def _mean(values: Iterable[float | None]) -> float | None:
+    numbers = [value for value in values if value is not None]
     return float(np.mean(numbers)) if numbers else None
