@@ -12,7 +12,7 @@ Lanes are neighbouring pixels, so NCHW tensors are read and written as they are,
 nothing. Offsets come from a table (`hubel.engine.window`), so one compiled kernel serves every kernel size, stride and dilation; only
 the shape of the register tile is compiled in.
 
-Constants. The channel block keeps what a tile reads within 5/8 of the L1 cache: the tiles of output channels then find it there, and
+Constants. The channel block keeps what a tile reads within half of the L1 cache: the tiles of output channels then find it there, and
 the weights stream past (24 bytes for every 12 cycles of arithmetic with a 6×64 tile). Measured on one AVX-512 core (Cascade Lake,
 2026-11): 6×64 reaches 0.97 of the FMA peak from L1 and 0.86 from L2. Blocks also bound the rounding error: sums of at most
 `MOST_TERMS` products are rounded one after the other.
@@ -24,7 +24,7 @@ from collections.abc import Callable
 from math import prod
 
 from hubel.engine.algorithms.geometry import Sum, flattened, sums, three
-from hubel.engine.algorithms.tiling import choose_tile, error_bound
+from hubel.engine.algorithms.tiling import cut, error_bound
 from hubel.engine.ir import F32, I64, PTR, Function, Value, module_text
 from hubel.engine.ir.rows import store_row_function
 from hubel.engine.ir.tile import ADD, BIAS, outer_product_tile
@@ -38,6 +38,8 @@ from hubel.engine.window import Window
 
 NAME = "direct"
 MOST_TERMS = 768
+# Pages that the first-level TLB holds for what a tile reads, next to its weights and its output (64 entries on most x86 machines).
+PAGES = 24
 # Numbers of scratch memory behind the last window or tile, for loads and stores that run over the end.
 SLACK = 64
 
@@ -47,7 +49,7 @@ WORDS = (
     "chunk_tiles", "chunks", "tiles",
     "outputs_z", "outputs_y", "outputs_x", "box_z", "box_y", "box_x", "boxes_z", "boxes_y", "boxes_x",
     "in_n", "in_g", "out_from", "out_n", "out_c", "out_z", "out_y", "out_x",
-    "sums_from", "sums_row", "sums_z", "in_place", "window",
+    "sums_from", "sums_row", "sums_z", "in_place", "in_source", "source_offsets", "window",
 )  # fmt: skip
 
 
@@ -63,58 +65,29 @@ def plan_sums(name: str, problem: Problem, machine: Machine, policy: Policy, rea
     spec = flattened(problem.spec)
     parts = sums(Problem(spec, problem.direction))
     largest = max(parts, key=lambda part: part.tap_count * prod(part.outputs))
-    box = _box(largest, spec.batch * spec.groups)
-    flat = Window(largest.axes, box).flat * box[0]
-    tile = choose_tile(machine, largest.rows, flat, taps=largest.tap_count)
     block = _channel_block(largest, machine)
-    tiles = -(-largest.rows // tile.rows)
-    row_tiles = _row_tiles(tiles, tile, flat)
-    waste = tiles * tile.rows / largest.rows * -(-flat // (tile.vectors * tile.lanes)) * tile.vectors * tile.lanes
-    computed = int(problem.spec.flops * waste / max(1, prod(box)))
+    best = cut(largest, block, max(1, spec.batch * spec.groups), machine, policy.threads, straight=True)
+    scale = sum(part.tap_count * prod(part.outputs) for part in parts) / max(1, largest.tap_count * prod(largest.outputs))
     return Plan(
-        problem, machine, policy, name, tile,
-        kernels=(kernel_name(tile, machine), pack_name(tile, machine)),
-        channel_block=block, box=box, row_tiles=row_tiles,
-        estimate=Estimate(problem.spec.flops, computed, problem.spec.bytes()),
-        error_bound=error_bound(problem),
-        reason=reason,
+        problem, machine, policy, name, best.tile,
+        kernels=(kernel_name(best.tile, machine), pack_name(best.tile, machine)),
+        channel_block=block, box=best.box, row_tiles=best.row_tiles,
+        estimate=Estimate(problem.spec.flops, int(2 * best.computed * scale), problem.spec.bytes()),
+        error_bound=error_bound(problem), reason=reason,
     )  # fmt: skip
 
 
-def _box(part: Sum, copies: int) -> tuple[int, int, int]:
-    """Outputs a work item covers: whole rows, about 1,024 pixels, and at least eight items where there is enough to share.
-
-    Two threads that share a machine with others stay busy with four items each; more cost windows that overlap.
-    """
-    z, y, x = part.outputs
-    pixels = max(64, min(1024, z * y * x * copies // 8))
-    if z * y == 1:
-        pieces = max(1, round(x / pixels))
-        return 1, 1, -(-x // pieces // 64) * 64 if pieces > 1 else x
-    if z == 1 or y * x > pixels:
-        pieces = max(1, round(y * x / pixels))
-        return 1, -(-y // min(pieces, y)), x
-    pieces = max(1, round(z * y * x / pixels))
-    return -(-z // min(pieces, z)), y, x
-
-
 def _channel_block(part: Sum, machine: Machine) -> int:
-    """Channels summed in registers before memory is touched: those whose pixels under a tile of four vectors fit into L1.
+    """Channels summed in registers before memory is touched: those whose pixels under a tile of four vectors take half of L1.
 
     It fixes the order of summation, so it may not depend on the batch, nor on the tile, which does.
     """
     lines = len(part.taps[0]) * len(part.taps[1]) * len(part.axes[2].phases)
     line = 4 * (5 * machine.lanes + part.axes[2].reach)
-    by_cache = machine.l1 * 5 // 8 // max(1, lines * line)
+    by_cache = machine.l1 // 2 // max(1, lines * line)
     by_error = MOST_TERMS // max(1, part.tap_count)
-    return max(1, min(part.channels, max(4, by_cache), by_error))
-
-
-def _row_tiles(tiles: int, tile: Tile, flat: int) -> int:
-    """Tiles of output channels a work item covers: as many as keep its sums within about half a megabyte."""
-    most = max(1, (1 << 17) // (tile.rows * max(1, flat)))
-    shares = -(-tiles // most)
-    return -(-tiles // shares)
+    most = max(1, min(part.channels, max(4, by_cache), by_error))
+    return -(-part.channels // -(-part.channels // most))
 
 
 def kernel_name(tile: Tile, machine: Machine) -> str:
@@ -140,13 +113,14 @@ def convolution_function(tile: Tile) -> Function:
     f = Function("kernel", [("args", PTR), ("begin", I64), ("end", I64), ("scratch", PTR)])
     args, scratch = f.arg("args"), f.arg("scratch")
     source, weights, bias, target = (f.word(args, i, n, PTR) for i, n in enumerate(("input", "weights", "bias", "output")))
-    a = {name: f.word(args, RESERVED_WORDS + i, name, PTR if name == "offsets" else I64) for i, name in enumerate(WORDS[:-1])}
+    a = {name: f.word(args, RESERVED_WORDS + i, name, PTR if "offsets" in name else I64) for i, name in enumerate(WORDS[:-1])}
     window_block = f.offset(args, RESERVED_WORDS + WORDS.index("window"), I64, "window")
     window = WindowWords(f, window_block)
     window.load("stride_c", "pitch_z", "pitch_y")
     fill = fill_window_function(tile.lanes)
     compute = _compute_function(tile)
     store = _store_function(tile)
+    width = tile.vectors * tile.lanes
     with f.loop("item", f.arg("begin"), f.arg("end")) as item:
         rest, chunk = item.index // a["chunks"], item.index % a["chunks"]
         origin: dict[str, Value] = {}
@@ -169,15 +143,20 @@ def convolution_function(tile: Tile) -> Function:
         has_bias = f.compare("ne", bias, Value(f, PTR, "null"))
         row_bias = f.select(has_bias, bias + row, bias, "row_bias")
         sums_at = scratch + a["sums_from"]
+        # Where a row of the input lies as a window would, whole tiles read it in place, and only the rest is copied.
+        ready = f.select(a["in_source"].equals(1), flat // width * width, 0, "ready")
         with f.loop("c", 0, a["channels"], a["block"]) as c:
             block = f.minimum(a["block"], a["channels"] - c.index)
             from_c = source_g + c.index * window["stride_c"]
-            f.call(fill, scratch, from_c, window_block, block, origin["z"], origin["y"], origin["x"])
+            f.call(fill, scratch, from_c, window_block, block, origin["z"], origin["y"], origin["x"] + ready)
             last = c.index + a["block"] >= a["channels"]
             mode = f.select(c.index > 0, ADD, 0) + f.select(last & has_bias, BIAS, 0)
+            at = from_c + origin["x"]
+            following = f.select(last, source_g + origin["x"] + a["box_x"], at + block * window["stride_c"], "following")
+            more = f.select(last & (origin["x"] + a["box_x"] >= a["outputs_x"]), 0, a["box_x"], "more")
             f.call(
-                compute, args, panel + c.index * a["taps"] * tile.rows, scratch, sums_at, out, row_bias,
-                block * a["taps"], size["z"], flat, tiles, rows, mode,
+                compute, args, panel + c.index * a["taps"] * tile.rows, scratch, at, following, sums_at, out, row_bias,
+                block * a["taps"], size["z"], flat, tiles, rows, mode, ready, more,
             )  # fmt: skip
         f.call(store, args, sums_at, out, row_bias, size["z"], size["y"], size["x"], rows, flat)
     f.ret()
@@ -185,32 +164,48 @@ def convolution_function(tile: Tile) -> Function:
 
 
 def _compute_function(tile: Tile) -> Function:
-    """compute(args, panel, window, sums, out, bias, terms, planes, flat, tiles, rows, mode): a block of channels of one item.
+    """compute(args, panel, window, source, following, sums, out, bias, terms, planes, flat, tiles, rows, mode, ready, more): a block
+    of channels of one item.
 
-    Whole tiles go straight to the output where it lies as the tile does (`in_place`), all others into scratch.
+    The first `ready` pixels are read from `source`, the others from the window. Whole tiles go straight to the output where it lies
+    as the tile does (`in_place`), all others into scratch. Meanwhile
+    lines that come next are asked for: of a 1×1 convolution the `more` pixels at `following` (the next block of channels, or the next
+    box), a line for each tile; else the pixels right of the tile, by its last output channels.
     """
-    pointers = [(n, PTR) for n in ("args", "panel", "window", "sums", "out", "bias")]
-    f = Function("compute", [*pointers, *((n, I64) for n in ("terms", "planes", "flat", "tiles", "rows", "mode"))], private=True)
+    pointers = [(n, PTR) for n in ("args", "panel", "window", "source", "following", "sums", "out", "bias")]
+    numbers = [(n, I64) for n in ("terms", "planes", "flat", "tiles", "rows", "mode", "ready", "more")]
+    f = Function("compute", [*pointers, *numbers], private=True)
     args, width = f.arg("args"), tile.vectors * tile.lanes
-    names = ("offsets", "channels", "taps", "out_c", "out_z", "sums_row", "sums_z", "in_place")
-    a = {n: f.word(args, RESERVED_WORDS + WORDS.index(n), n, PTR if n == "offsets" else I64) for n in names}
+    names = ("offsets", "source_offsets", "channels", "taps", "out_c", "out_z", "sums_row", "sums_z", "in_place")
+    a = {n: f.word(args, RESERVED_WORDS + WORDS.index(n), n, PTR if "offsets" in n else I64) for n in names}
     window = WindowWords(f, f.offset(args, RESERVED_WORDS + WORDS.index("window"), I64, "window_words"))
     window.load("pitch_z")
     inner = outer_product_tile(tile.rows, tile.vectors, tile.lanes)
+    lines = max(1, width // 16)
     panel_tile = a["channels"] * a["taps"] * tile.rows
     in_place = a["in_place"].equals(1)
+    has_source = f.compare("ne", a["source_offsets"], Value(f, PTR, "null"))
     with f.loop("z", 0, f.arg("planes")) as z, f.loop("q", 0, f.arg("flat"), width) as q:
-        pixels = f.arg("window") + z.index * window["pitch_z"] + q.index
+        in_window = f.arg("window") + z.index * window["pitch_z"] + (q.index - f.arg("ready"))
+        from_source = q.index < f.arg("ready")
+        pixels = f.select(from_source, f.arg("source") + q.index, in_window, "pixels")
+        offsets = f.select(from_source, a["source_offsets"], a["offsets"], "table")
         whole = in_place & (q.index + width <= f.arg("flat"))
         with f.loop("t", 0, f.arg("tiles")) as t:
             row = t.index * tile.rows
             straight = whole & (row + tile.rows <= f.arg("rows"))
             out = f.arg("out") + row * a["out_c"] + z.index * a["out_z"] + q.index
             parked = f.arg("sums") + row * a["sums_row"] + z.index * a["sums_z"] + q.index
+            line = f.minimum(f.arg("tiles") - 1 - t.index, lines)
+            right = pixels + f.select(line < lines, line * 16 + width, 0)
+            call = (q.index // width * f.arg("tiles") + t.index) * 16
+            later = has_source & (call < f.arg("more"))
             f.call(
-                inner, f.arg("panel") + t.index * panel_tile, pixels, a["offsets"], f.arg("terms"),
-                f.select(straight, out, parked, "to"), f.select(straight, a["out_c"], a["sums_row"], "pitch"),
-                f.select(straight, f.arg("mode"), f.arg("mode") % BIAS, "tile_mode"), f.arg("bias") + row,
+                inner, f.arg("panel") + t.index * panel_tile, pixels, offsets, f.select(straight, out, parked, "to"),
+                f.arg("bias") + row, f.select(later, f.arg("following") + call, right, "ahead"),
+                f.select(later, a["source_offsets"], offsets, "ahead_offsets"), f.arg("terms"),
+                f.select(straight, a["out_c"], a["sums_row"], "pitch"),
+                f.select(straight, f.arg("mode"), f.arg("mode") % BIAS, "tile_mode"),
             )  # fmt: skip
     f.ret()
     return f
@@ -318,15 +313,25 @@ def _job_words(
     out_from = sum(r * s for r, s in zip(part.out_start, out, strict=True))
     out = tuple(o * s for o, s in zip(part.out_step, out, strict=True))
     in_place = int(box[0] == box[1] == 1 and out[2] == 1)
+    simple = part.outputs[0] == part.outputs[1] == 1 and taps == [0] and part.axes[2].step == 1 and strides[2] == 1
+    source_offsets = tables.add([channel * c for channel in range(block)]) if simple else 0
+    in_source = int(simple and _in_source(c, block, plan.machine))
     words = (
         tables.add(offsets), packed, groups, channels, part.rows, len(taps), block,
         plan.row_tiles, chunks, tiles,
         *outputs, *box, *boxes,
         n, part.channels * c, out_from, out_n, out_c, *out,
-        sums_from, sums_row, sums_z, in_place,
+        sums_from, sums_row, sums_z, in_place, in_source, source_offsets,
         *window.words((c, *strides), tuple(tables.add(axis.table()) for axis in part.axes)),  # type: ignore[arg-type]
     )  # fmt: skip
     return words, batch * groups * prod(boxes) * chunks, sums_from + plan.row_tiles * tile.rows * sums_row + SLACK
+
+
+def _in_source(stride_c: int, block: int, machine: Machine) -> bool:
+    """Whether tiles may read a block of channels of the input in place: the channels must not share a set of the L1 cache, and lie on
+    so few pages that the TLB holds them all."""
+    apart = stride_c % 1024 >= machine.lanes and 1024 - stride_c % 1024 >= machine.lanes
+    return apart and block * stride_c * 4 <= PAGES * 4096
 
 
 def _pack_words(

@@ -1,24 +1,50 @@
-"""Shapes of register tiles: which fit a machine's registers, and which wastes least on a problem.
+"""How a sum is cut up: the shape of the register tile, the box of outputs and the share of output channels of a work item.
 
-A step of an outer-product tile costs the largest of
+None of these changes a bit of the result, so they may depend on the batch and on the threads. They are chosen by counting cycles:
+
+A step of a register tile costs the largest of
     rows·vectors ∕ 2                          multiply-adds, two a cycle
     (rows + vectors·crossing) ∕ 2             loads, two a cycle; a vector that crosses cache lines counts `crossing` times
     (rows·vectors + rows + vectors + 4) ∕ 4   instructions, four a cycle
     4                                         the latency of a multiply-add, where there are few accumulators
-cycles, and there are ⌈rows of the problem ∕ rows⌉ · ⌈pixels ∕ lanes of the tile⌉ of them a term.
+and a work item costs its tiles' steps, the filling of its windows, the first reading of each window by a tile, and the storing.
+The constants below were measured on Cascade Lake (2026-11); they need to be right only to a factor that orders the candidates.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
 
+from hubel.engine.algorithms.geometry import Sum
 from hubel.engine.machine import Machine
 from hubel.engine.plan import Tile, error_unit, terms_of
 from hubel.engine.spec import Problem
+from hubel.engine.window import Window
 
-# Widths in vectors. A layer's tile depends on its channels and on one of these alone, so that no more than four kernels are ever
-# compiled for one layer and direction, whatever image sizes come.
+# Widths of tiles in vectors. The rows depend on the layer's channels and on the width alone, so that no more than four kernels are
+# ever compiled for one layer and direction, whatever image sizes come.
 WIDTHS = (1, 2, 3, 4)
+PIECES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 48, 64, 96, 128)
+SHARES = (1, 2, 4, 8, 16)
+
+# Cycles: starting a tile and adding its sums to memory; a row of a window or of the output; a vector of it; a channel's first line,
+# which no hardware prefetcher foresees; a line of a window read from L2 by the first tile.
+TILE, SUM, ROW, VECTOR, CHANNEL, LINE = 30.0, 2.0, 30.0, 4.0, 60.0, 5.0
+# Cycles it costs to start a work item, and the share of an item that is lost where items do not divide evenly among busy threads.
+ITEM, UNEVEN = 500.0, 0.2
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A sum cut into work items. `cycles` is the estimate for all of them on all threads; `computed` the multiply-adds."""
+
+    tile: Tile
+    box: tuple[int, int, int]
+    row_tiles: int
+    cycles: float
+    computed: int
 
 
 def rows_that_fit(machine: Machine, vectors: int) -> int:
@@ -28,28 +54,91 @@ def rows_that_fit(machine: Machine, vectors: int) -> int:
 
 def step_cycles(machine: Machine, rows: int, vectors: int, taps: int) -> float:
     """Cycles of one term of a tile's sum (module docstring)."""
-    unaligned = 1.0 if taps == 1 else 1.9 if machine.lanes == 16 else 1.4
+    crossing = 1.0 if taps == 1 else 1.9 if machine.lanes == 16 else 1.4
     multiply = rows * vectors / 2
-    loads = (rows + vectors * unaligned) / 2
+    loads = (rows + vectors * crossing) / 2
     instructions = (rows * vectors + rows + vectors + 4) / 4
     return max(multiply, loads, instructions, 4.0)
 
 
-@lru_cache(maxsize=4096)
-def choose_tile(machine: Machine, rows: int, pixels: int, taps: int) -> Tile:
-    """The tile with the least cycles for `rows` output channels of a group and `pixels` places of a work item."""
+def tile_of_width(machine: Machine, rows: int, vectors: int, taps: int) -> Tile:
+    """The tile `vectors` wide that needs the fewest cycles for `rows` output channels of a group."""
+    fit = range(1, rows_that_fit(machine, vectors) + 1)
 
-    def rows_for(vectors: int) -> int:
-        fit = range(1, rows_that_fit(machine, vectors) + 1)
-        return min(fit, key=lambda r: (-(-rows // r) * step_cycles(machine, r, vectors, taps), r))
+    def cycles(r: int) -> float:
+        return -(-rows // r) * (step_cycles(machine, r, vectors, taps) + 0.1 * vectors)
 
-    def cycles(vectors: int) -> float:
-        tall = rows_for(vectors)
-        runs = -(-pixels // (vectors * machine.lanes))
-        return -(-rows // tall) * runs * step_cycles(machine, tall, vectors, taps)
+    return Tile(min(fit, key=lambda r: (round(cycles(r), 6), -r)), vectors, machine.lanes)
 
-    vectors = min(WIDTHS, key=lambda v: (round(cycles(v), 3), -v))
-    return Tile(rows_for(vectors), vectors, machine.lanes)
+
+def cut(part: Sum, block: int, copies: int, machine: Machine, threads: int, straight: bool) -> Cut:
+    """The cheapest way to cut a sum that is done `copies` times (images × groups) on `threads` threads.
+
+    block: channels summed in registers. straight: tiles that lie as the output does go to it without passing through scratch.
+    """
+    taps = max(1, part.tap_count)
+    best: Cut | None = None
+    for vectors in WIDTHS:
+        tile = tile_of_width(machine, part.rows, vectors, taps)
+        tiles = -(-part.rows // tile.rows)
+        for box in _boxes(part.outputs):
+            window = Window(part.axes, box, lanes=machine.lanes)
+            boxes = prod(-(-o // b) for o, b in zip(part.outputs, box, strict=True))
+            for share in SHARES:
+                if share > tiles:
+                    break
+                row_tiles = -(-tiles // share)
+                items = copies * boxes * -(-tiles // row_tiles)
+                each, computed = _item_cycles(part, window, tile, row_tiles, block, machine, straight)
+                busy = items / threads
+                cycles = each * max(busy, 1.0) * (1 + (UNEVEN / busy if threads > 1 else 0))
+                if best is None or cycles < best.cycles * 0.999:
+                    best = Cut(tile, box, row_tiles, cycles, computed * items)
+    assert best is not None
+    return best
+
+
+def _boxes(outputs: tuple[int, int, int]) -> Iterator[tuple[int, int, int]]:
+    """Boxes worth a look: whole rows and planes, cut along the outermost axis that there is; long single rows are cut too."""
+    z, y, x = outputs
+    if z * y == 1:
+        sizes = {x if pieces == 1 else min(x, -(-x // pieces // 64) * 64) for pieces in PIECES}
+        yield from ((1, 1, size) for size in sorted(sizes, reverse=True))
+        return
+    seen = set()
+    for pieces in PIECES:
+        cut_y = min(y, max(1, pieces // z))
+        box = (-(-z // min(pieces, z)), -(-y // cut_y), x)
+        if box not in seen:
+            seen.add(box)
+            yield box
+
+
+def _item_cycles(
+    part: Sum, window: Window, tile: Tile, row_tiles: int, block: int, machine: Machine, straight: bool
+) -> tuple[float, int]:
+    """(cycles, multiply-adds) of one work item."""
+    bz, by, bx = window.box
+    lanes, width = machine.lanes, tile.vectors * machine.lanes
+    taps, channels = part.tap_count, part.channels
+    runs = -(-window.flat // width) * bz
+    blocks = -(-channels // block)
+    rows = min(part.rows, row_tiles * tile.rows)
+    step = step_cycles(machine, tile.rows, tile.vectors, max(1, taps))
+    cycles = ITEM + row_tiles * runs * (channels * taps * step + blocks * (TILE + SUM * tile.rows * tile.vectors))
+    phases = prod(len(axis.phases) for axis in part.axes)
+    lines = len(part.taps[0]) * len(part.taps[1]) * len(part.axes[2].phases) * ((width + part.axes[2].reach) / 16 + 1)
+    cycles += runs * channels * lines * LINE
+    filled = phases * window.planes * window.rows
+    per_vector = VECTOR if part.axes[2].step == 1 else VECTOR * lanes / 2
+    cycles += channels * (CHANNEL + filled * (ROW + per_vector * window.valid[2] / lanes))
+    in_place = straight and bz == by == 1
+    if not in_place:
+        cycles += rows * bz * by * (ROW + VECTOR * bx / lanes)
+        # Sums that leave the L2 cache between two blocks are read and written at half of its speed.
+        spill = 4 * rows * runs * width - machine.l2 // 2
+        cycles += max(0, spill) * blocks / 16
+    return cycles, row_tiles * tile.rows * runs * width * channels * taps
 
 
 def error_bound(problem: Problem) -> float:

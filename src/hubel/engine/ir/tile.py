@@ -22,20 +22,23 @@ ADD, BIAS = 1, 2
 
 
 def outer_product_tile(rows: int, vectors: int, lanes: int) -> Function:
-    """tile(w, x, offsets, terms, c, pitch, mode, bias): c[r·pitch + lane] gets the sums of one tile.
+    """tile(w, x, offsets, terms, c, pitch, mode, bias, ahead, ahead_offsets): c[r·pitch + lane] gets the sums of one tile.
 
-    w holds `rows` weights a term, next to each other. `mode` is 0 to overwrite c, ADD to add to it, BIAS to add bias[r] last.
+    w holds `rows` weights a term, next to each other. `mode` is 0 to overwrite c, ADD to add to it, BIAS to add bias[r] last. With each
+    term the line at ahead[ahead_offsets[k]] is asked for: pixels needed later, in rows too short for the processor to foresee. c is
+    asked for before the sum begins, so that its lines are there when it ends.
     """
-    f = Function(
-        "tile",
-        [("w", PTR), ("x", PTR), ("offsets", PTR), ("terms", I64), ("c", PTR), ("pitch", I64), ("mode", I64), ("bias", PTR)],
-        private=True,
-    )
+    pointers = [(n, PTR) for n in ("w", "x", "offsets", "c", "bias", "ahead", "ahead_offsets")]
+    f = Function("tile", [*pointers, *((n, I64) for n in ("terms", "pitch", "mode"))], private=True)
     vector = vector_of(lanes)
     zero = f.constant(0.0, vector)
+    for r in range(rows):
+        for line in range(max(1, vectors * lanes // 16)):
+            f.prefetch(f.arg("c") + f.arg("pitch") * r + line * 16, write=True)
     with f.loop("k", 0, f.arg("terms"), carry=[f.arg("w")] + [zero] * (rows * vectors)) as k:
         w, *acc = k.carried
         x = f.arg("x") + f.load(f.offset(f.arg("offsets"), k.index, I64, "entry"), I64, "offset")
+        f.prefetch(f.arg("ahead") + f.load(f.offset(f.arg("ahead_offsets"), k.index, I64, "entry"), I64, "offset"))
         pixels = [f.load(x + v * lanes, vector, f"pixels_{v}") for v in range(vectors)]
         for r in range(rows):
             weight = f.splat(f.load(w + r, F32, f"w_{r}"), lanes, f"weight_{r}")
