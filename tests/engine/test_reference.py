@@ -9,11 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
-from tests.strategies import KINDS, LAYOUTS, integers, layouts, seeds, specs
 
 from hubel.engine import reference
 from hubel.engine.spec import ConvSpec
 from hubel.errors import SpecError
+from tests.strategies import KINDS, LAYOUTS, integers, layouts, seeds, specs
 
 CONV = (F.conv1d, F.conv2d, F.conv3d)
 CONV_TRANSPOSE = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)

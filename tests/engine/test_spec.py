@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.strategies import problems, specs
 
 from hubel.engine.spec import DTYPES, ConvSpec, Direction, Policy, Problem
 from hubel.errors import HubelError, SpecError, UnknownNameError, UnsupportedError
+from tests.strategies import problems, specs
 
 CONV = (F.conv1d, F.conv2d, F.conv3d)
 CONV_TRANSPOSE = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
