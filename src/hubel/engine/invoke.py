@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 from hubel.engine.algorithms import ALGORITHMS
+from hubel.engine.algorithms.geometry import one_run
 from hubel.engine.choose import choose
 from hubel.engine.compile import Library, compiled, emit_assembly
 from hubel.engine.machine import Machine
@@ -63,7 +65,13 @@ def prepare(problem: Problem, x: Strides, w: Strides, y: Strides, policy: Policy
 
     Raises UnsupportedError where the engine hands a problem back.
     """
-    return Invocation(choose(problem, Machine.detect(), policy), x, w, y)
+    return Invocation(choose(laid_out(problem, x, y), Machine.detect(), policy), x, w, y)
+
+
+def laid_out(problem: Problem, x: Strides, y: Strides) -> Problem:
+    """The problem with the layout that tensors with these strides have. A plan for "planes" fits no other."""
+    in_planes = one_run(problem.spec.input_size, x[2:]) is not None and one_run(problem.spec.output_size, y[2:]) is not None
+    return replace(problem, layout="planes" if in_planes else "strided")
 
 
 def kernel_text(plan: Plan, form: str) -> str:

@@ -16,7 +16,7 @@ The grammar of a spec's text, letters in any order, each at most once:
 
 For k, s, p and d one number stands for all dimensions. `str` always writes n c o i k s p, and d and g where they
 are not 1, so equal specs have equal texts. A problem's text is its spec's, then `/input_gradient` or
-`/weight_gradient`, `/bias`, and the dtype, each only where it is not the default (forward, no bias, float32).
+`/weight_gradient`, `/bias`, the dtype and the layout, each only where it is not the default.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from hubel.errors import HubelError, SpecError, UnsupportedError, unknown
 # One number for every dimension, or one a dimension.
 Sizes: TypeAlias = int | Sequence[int]
 
+LAYOUTS = ("planes", "strided")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
@@ -272,18 +273,22 @@ class Problem:
     """A convolution to be done: the sizes, the direction, whether a bias takes part, and the dtype of the data.
 
     bias: forward adds it; the weight gradient's kernel also writes the bias gradient; the input gradient has none.
+    layout: "planes" if the pixels of a channel follow each other at one distance, in input and output; "strided" if they do not.
     """
 
     spec: ConvSpec
     direction: Direction = Direction.FORWARD
     bias: bool = False
     dtype: str = "float32"
+    layout: str = "planes"
 
     def __post_init__(self) -> None:
         if self.direction not in set(Direction):
             raise unknown("direction", self.direction, Direction)
         if self.dtype not in DTYPES:
             raise unknown("dtype", self.dtype, DTYPES)
+        if self.layout not in LAYOUTS:
+            raise unknown("layout", self.layout, LAYOUTS)
         object.__setattr__(self, "direction", Direction(self.direction))
 
     def __str__(self) -> str:
@@ -294,6 +299,8 @@ class Problem:
             text += "/bias"
         if self.dtype != "float32":
             text += f"/{self.dtype}"
+        if self.layout != "planes":
+            text += f"/{self.layout}"
         return text
 
     @classmethod
@@ -302,6 +309,7 @@ class Problem:
         spec, *parts = text.split("/")
         meanings: dict[str, tuple[str, Any]] = {"bias": ("bias", True)}
         meanings |= {str(d): ("direction", d) for d in Direction} | {dtype: ("dtype", dtype) for dtype in DTYPES}
+        meanings |= {layout: ("layout", layout) for layout in LAYOUTS}
         given: dict[str, Any] = {}
         for part in parts:
             if part not in meanings:

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from hubel.engine.algorithms import direct, weight_gradient
+from hubel.engine.algorithms import direct, pointwise, weight_gradient
 
 ALGORITHMS: dict[str, ModuleType] = {
+    pointwise.NAME: pointwise,
     direct.NAME: direct,
     weight_gradient.NAME: weight_gradient,
 }

@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import prod
 
-from hubel.engine.algorithms.geometry import Sum, flattened, sums, three
+from hubel.engine.algorithms.geometry import Sum, flat_strides, flattened, sums, three
 from hubel.engine.algorithms.tiling import cut, error_bound
 from hubel.engine.ir import F32, I64, PTR, Function, Value, module_text
 from hubel.engine.ir.rows import store_row_function
@@ -57,12 +57,14 @@ def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusa
     """Always a plan, but for weight gradients, which another file does."""
     if problem.direction is Direction.WEIGHT_GRADIENT:
         return Refusal(NAME, "weight gradients are sums over pixels, not over channels")
+    if flattened(problem) is not problem.spec:
+        return Refusal(NAME, "a matrix product over one row of pixels, which pointwise does with these same loops")
     return plan_sums(NAME, problem, machine, policy, "any shape: windows in scratch, pixels in lanes")
 
 
 def plan_sums(name: str, problem: Problem, machine: Machine, policy: Policy, reason: str) -> Plan:
     """The plan of a forward convolution or an input gradient as sums over windows."""
-    spec = flattened(problem.spec)
+    spec = flattened(problem)
     parts = sums(Problem(spec, problem.direction))
     largest = max(parts, key=lambda part: part.tap_count * prod(part.outputs))
     block = _channel_block(largest, machine)
@@ -269,12 +271,11 @@ def pack_function(rows: int) -> Function:
 
 def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...]) -> Bound:
     """Jobs for tensors with these element strides: x and y are the input and output (or their gradients), w the weight."""
-    spec = flattened(plan.problem.spec)
+    spec = flattened(plan.problem)
     forward = plan.problem.direction is Direction.FORWARD
-    flat = spec.ndim != plan.problem.spec.ndim
+    if spec is not plan.problem.spec:
+        (x, y), w = flat_strides(plan.problem.spec, x, y), (*w[:2], 0)
     source, target = (x, y) if forward else (y, x)
-    if flat:
-        source, target, w = (s[:2] + (s[-1],) for s in (source, target, w))
     tables, jobs, packing = Tables(), [], []
     scratch = packed = 0
     for part in sums(Problem(spec, plan.problem.direction)):

@@ -45,12 +45,32 @@ def three(sizes: tuple[int, ...], fill: int) -> tuple[int, int, int]:
     return ((fill,) * (3 - len(sizes)) + sizes)  # type: ignore[return-value]
 
 
-def flattened(spec: ConvSpec) -> ConvSpec:
-    """A 1×1 convolution with stride 1 and no padding as one over a single long row."""
+def flattened(problem: Problem) -> ConvSpec:
+    """The sizes of a problem; a 1×1 convolution with stride 1 and no padding as one over a single long row, where the layout lets it."""
+    spec = problem.spec
     plain = set(spec.kernel_size) | set(spec.stride) == {1} and set(spec.padding) == {0}
-    if not plain or spec.ndim == 1:
+    if not plain or problem.layout != "planes":
         return spec
     return ConvSpec(spec.batch, spec.in_channels, spec.out_channels, (prod(spec.input_size),), 1, groups=spec.groups)
+
+
+def one_run(sizes: tuple[int, ...], strides: tuple[int, ...]) -> int | None:
+    """The distance between neighbouring pixels if all of them follow each other at one distance; None if they do not."""
+    inner: tuple[int, int] | None = None
+    for size, stride in reversed(list(zip(sizes, strides, strict=True))):
+        if size == 1:
+            continue
+        if inner is not None and stride != inner[0] * inner[1]:
+            return None
+        inner = (size * (inner[0] if inner else 1), inner[1] if inner else stride)
+    return inner[1] if inner else 1
+
+
+def flat_strides(spec: ConvSpec, x: tuple[int, ...], y: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Strides of input and output of a flattened problem."""
+    x_step, y_step = one_run(spec.input_size, x[2:]), one_run(spec.output_size, y[2:])
+    assert x_step is not None and y_step is not None, "only problems in planes are flattened"
+    return (*x[:2], x_step), (*y[:2], y_step)
 
 
 def sums(problem: Problem) -> list[Sum]:

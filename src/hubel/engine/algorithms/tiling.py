@@ -26,7 +26,7 @@ from hubel.engine.window import Window
 # Widths of tiles in vectors. The rows depend on the layer's channels and on the width alone, so that no more than four kernels are
 # ever compiled for one layer and direction, whatever image sizes come.
 WIDTHS = (1, 2, 3, 4)
-PIECES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 48, 64, 96, 128)
+PIECES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128)
 SHARES = (1, 2, 4, 8, 16)
 
 # Cycles: starting a tile and adding its sums to memory; a row of a window or of the output; a vector of it; a channel's first line,
@@ -34,6 +34,15 @@ SHARES = (1, 2, 4, 8, 16)
 TILE, SUM, ROW, VECTOR, CHANNEL, LINE = 30.0, 2.0, 30.0, 4.0, 60.0, 5.0
 # Cycles it costs to start a work item, and the share of an item that is lost where items do not divide evenly among busy threads.
 ITEM, UNEVEN = 500.0, 0.2
+
+
+@dataclass(frozen=True)
+class _Item:
+    """Cycles of a work item: for each tile of output channels, for the rest, and what is computed for each tile."""
+
+    for_tile: float
+    once: float
+    computed: int
 
 
 @dataclass(frozen=True)
@@ -48,8 +57,12 @@ class Cut:
 
 
 def rows_that_fit(machine: Machine, vectors: int) -> int:
-    """Most rows of a tile: its accumulators, its pixels and one weight must find room in the registers."""
-    return (machine.registers - vectors - 1) // vectors
+    """Most rows of a tile: its accumulators, its pixels and one weight must find room in the registers.
+
+    On ARM two more are left free, because LLVM loads weights in pairs there.
+    """
+    others = 3 if machine.arch == "aarch64" else 1
+    return (machine.registers - vectors - others) // vectors
 
 
 def step_cycles(machine: Machine, rows: int, vectors: int, taps: int) -> float:
@@ -77,23 +90,24 @@ def cut(part: Sum, block: int, copies: int, machine: Machine, threads: int, stra
     block: channels summed in registers. straight: tiles that lie as the output does go to it without passing through scratch.
     """
     taps = max(1, part.tap_count)
+    candidates = [tile_of_width(machine, part.rows, vectors, taps) for vectors in WIDTHS]
     best: Cut | None = None
-    for vectors in WIDTHS:
-        tile = tile_of_width(machine, part.rows, vectors, taps)
-        tiles = -(-part.rows // tile.rows)
-        for box in _boxes(part.outputs):
-            window = Window(part.axes, box, lanes=machine.lanes)
-            boxes = prod(-(-o // b) for o, b in zip(part.outputs, box, strict=True))
+    for box in _boxes(part.outputs):
+        window = Window(part.axes, box, lanes=machine.lanes)
+        boxes = prod(-(-o // b) for o, b in zip(part.outputs, box, strict=True))
+        for tile in candidates:
+            item = _item(part, window, tile, block, machine, straight)
+            tiles = -(-part.rows // tile.rows)
             for share in SHARES:
                 if share > tiles:
                     break
                 row_tiles = -(-tiles // share)
                 items = copies * boxes * -(-tiles // row_tiles)
-                each, computed = _item_cycles(part, window, tile, row_tiles, block, machine, straight)
+                each = item.once + row_tiles * item.for_tile
                 busy = items / threads
                 cycles = each * max(busy, 1.0) * (1 + (UNEVEN / busy if threads > 1 else 0))
                 if best is None or cycles < best.cycles * 0.999:
-                    best = Cut(tile, box, row_tiles, cycles, computed * items)
+                    best = Cut(tile, box, row_tiles, cycles, item.computed * row_tiles * items)
     assert best is not None
     return best
 
@@ -114,31 +128,26 @@ def _boxes(outputs: tuple[int, int, int]) -> Iterator[tuple[int, int, int]]:
             yield box
 
 
-def _item_cycles(
-    part: Sum, window: Window, tile: Tile, row_tiles: int, block: int, machine: Machine, straight: bool
-) -> tuple[float, int]:
-    """(cycles, multiply-adds) of one work item."""
+def _item(part: Sum, window: Window, tile: Tile, block: int, machine: Machine, straight: bool) -> _Item:
+    """What one work item costs."""
     bz, by, bx = window.box
     lanes, width = machine.lanes, tile.vectors * machine.lanes
     taps, channels = part.tap_count, part.channels
     runs = -(-window.flat // width) * bz
     blocks = -(-channels // block)
-    rows = min(part.rows, row_tiles * tile.rows)
     step = step_cycles(machine, tile.rows, tile.vectors, max(1, taps))
-    cycles = ITEM + row_tiles * runs * (channels * taps * step + blocks * (TILE + SUM * tile.rows * tile.vectors))
+    for_tile = runs * (channels * taps * step + blocks * (TILE + SUM * tile.rows * tile.vectors))
+    if not (straight and bz == by == 1):
+        for_tile += tile.rows * bz * by * (ROW + VECTOR * bx / lanes)
+        # Sums that leave the L2 cache between two blocks are read and written at half of its speed.
+        spill = 4 * part.rows * runs * width - machine.l2 // 2
+        for_tile += max(0, spill) * tile.rows / part.rows * blocks / 16
     phases = prod(len(axis.phases) for axis in part.axes)
     lines = len(part.taps[0]) * len(part.taps[1]) * len(part.axes[2].phases) * ((width + part.axes[2].reach) / 16 + 1)
-    cycles += runs * channels * lines * LINE
-    filled = phases * window.planes * window.rows
     per_vector = VECTOR if part.axes[2].step == 1 else VECTOR * lanes / 2
-    cycles += channels * (CHANNEL + filled * (ROW + per_vector * window.valid[2] / lanes))
-    in_place = straight and bz == by == 1
-    if not in_place:
-        cycles += rows * bz * by * (ROW + VECTOR * bx / lanes)
-        # Sums that leave the L2 cache between two blocks are read and written at half of its speed.
-        spill = 4 * rows * runs * width - machine.l2 // 2
-        cycles += max(0, spill) * blocks / 16
-    return cycles, row_tiles * tile.rows * runs * width * channels * taps
+    filled = phases * window.planes * window.rows * (ROW + per_vector * window.valid[2] / lanes)
+    once = ITEM + channels * (runs * lines * LINE + CHANNEL + filled)
+    return _Item(for_tile, once, tile.rows * runs * width * channels * taps)
 
 
 def error_bound(problem: Problem) -> float:

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from math import prod
 
-from hubel.engine.algorithms.geometry import Sum, flattened, sums, three
+from hubel.engine.algorithms.geometry import Sum, flat_strides, flattened, sums, three
 from hubel.engine.algorithms.tiling import error_bound
 from hubel.engine.ir import F32, I64, PTR, Function, Value, module_text, vector_of
 from hubel.engine.ir.rows import zero_row
@@ -55,7 +55,7 @@ DY_WINDOW = X_WINDOW + len(WINDOW_WORDS)
 def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusal:
     if problem.direction is not Direction.WEIGHT_GRADIENT:
         return Refusal(NAME, "does weight gradients only")
-    spec = flattened(problem.spec)
+    spec = flattened(problem)
     part = sums(Problem(spec))[0]
     tile = _tile(machine, part.rows, part.channels * part.tap_count, part.tap_count)
     box, images = _box(part, spec.batch)
@@ -288,9 +288,9 @@ def bias_function(lanes: int) -> Function:
 def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...]) -> Bound:
     """Jobs for an input and an output gradient with strides x and y; the weight gradient is contiguous."""
     del w
-    spec = flattened(plan.problem.spec)
-    if spec.ndim != plan.problem.spec.ndim:
-        x, y = x[:2] + (x[-1],), y[:2] + (y[-1],)
+    spec = flattened(plan.problem)
+    if spec is not plan.problem.spec:
+        x, y = flat_strides(plan.problem.spec, x, y)
     part = sums(Problem(spec))[0]
     tables = Tables()
     item = _Item(plan, part, spec.batch, spec.groups)
@@ -299,8 +299,7 @@ def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...])
         PlannedJob(plan.kernels[1], spec.out_channels, item.reduce_words(), chunk=4),
     ]
     if plan.problem.bias:
-        sizes = three(plan.problem.spec.output_size, 1) if spec is plan.problem.spec else three(spec.output_size, 1)
-        words = (spec.batch, *sizes, y[0], y[1], *three(y[2:], 0))
+        words = (spec.batch, *three(spec.output_size, 1), y[0], y[1], *three(y[2:], 0))
         jobs.append(PlannedJob(plan.kernels[2], spec.out_channels, words, chunk=4))
     shared = item.items * item.item_sums
     return Bound(tuple(jobs), (), 0, (), item.scratch, shared, tables.keep())

@@ -78,19 +78,24 @@ def _fill_rows_function(lanes: int) -> Function:
     step = words["step_x"] * words["stride_x"]
     data = f.arg("source") + ((x + left) * words["step_x"] + start_x) * words["stride_x"]
     contiguous, strided = step.equals(1), f.compare("ne", step, 1)
-    with f.loop("plane", 0, words["planes"]) as plane, f.loop("line", 0, words["rows"]) as line:
-        at_z = (f.arg("z") + plane.index) * words["step_z"] + start_z
-        at_y = (f.arg("y") + line.index) * words["step_y"] + start_y
-        inside = _within(at_z, words["size_z"]) & _within(at_y, words["size_y"])
-        inside = inside & (plane.index < words["valid_z"]) & (line.index < words["valid_y"])
-        target = f.arg("target") + plane.index * words["pitch_z"] + line.index * words["pitch_y"]
-        source = data + at_z * words["stride_z"] + at_y * words["stride_y"]
-        zero_row(f, target, left, lanes)
-        with f.when(inside & contiguous, "copy"):
-            copy_row(f, target + left, source, right - left, lanes)
-        with f.when(inside & strided, "gather"):
-            gather_row(f, target + left, source, right - left, step)
-        rest = f.select(inside, right, left, "rest")
-        zero_row(f, target + rest, end - rest, lanes)
+    with f.loop("plane", 0, words["planes"]) as plane:
+        target_z = f.arg("target") + plane.index * words["pitch_z"]
+        with f.loop("line", 0, words["rows"]) as line:
+            at_z = (f.arg("z") + plane.index) * words["step_z"] + start_z
+            at_y = (f.arg("y") + line.index) * words["step_y"] + start_y
+            inside = _within(at_z, words["size_z"]) & _within(at_y, words["size_y"])
+            inside = inside & (plane.index < words["valid_z"]) & (line.index < words["valid_y"])
+            target = target_z + line.index * words["pitch_y"]
+            source = data + at_z * words["stride_z"] + at_y * words["stride_y"]
+            zero_row(f, target, left, lanes)
+            with f.when(inside & contiguous, "copy"):
+                copy_row(f, target + left, source, right - left, lanes)
+            with f.when(inside & strided, "gather"):
+                gather_row(f, target + left, source, right - left, step)
+            rest = f.select(inside, right, left, "rest")
+            zero_row(f, target + rest, end - rest, lanes)
+        # What the last row's zeros take, in this window or in the one it is laid out like.
+        behind = words["rows"] * words["pitch_y"]
+        zero_row(f, target_z + behind, words["pitch_z"] - behind, lanes)
     f.ret()
     return f
