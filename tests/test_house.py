@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import re
 import shlex
 import subprocess
@@ -87,6 +88,11 @@ def test_the_readmes_python_runs(tmp_path: Path) -> None:
     done = fresh_python(code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "report.html").is_file()
+
+
+def test_the_objects_printed_in_the_architecture_are_what_is_printed() -> None:
+    failed, tried = doctest.testfile(str(ROOT / "ARCHITECTURE.md"), module_relative=False, encoding="utf-8")
+    assert failed == 0 and tried > 10
 
 
 def test_the_readmes_commands_exist() -> None:
