@@ -1,0 +1,121 @@
+"""A backward call, prepared: up to three gradients, each by the kernel of its direction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from hubel.engine.spec import Direction, Problem
+from hubel.ops.arguments import Handed, Request, check_tensors, request
+from hubel.ops.fallback import torch_convolution_backward
+from hubel.ops.forward import FLOAT, empty, invocation_of, with_zeros
+from hubel.ops.log import count_native
+from hubel.ops.strides import Config, Strides, result_formats, strides_of
+from hubel.ops.weights import one_of, packed
+
+Gradients: TypeAlias = tuple[Tensor | None, Tensor | None, Tensor | None]
+Backward: TypeAlias = Callable[[Tensor, Tensor, Tensor], Gradients]
+
+
+def prepare_backward(
+    dy: Tensor,
+    x: Tensor,
+    w: Tensor,
+    bias_sizes: Sequence[int] | None,
+    config: Config,
+    mask: Sequence[bool],
+    threads: int,
+) -> Backward:
+    """(dx, dw, db) = f(dy, x, w) for tensors laid out like these; None where `mask` does not ask.
+
+    Raises one of `arguments.REASONS` where torch must do it.
+    """
+    check_tensors(dy, x, w)
+    asked = request(x.shape, w.shape, config)
+    if dy.shape != (asked.spec.input_shape if asked.transposed else asked.spec.output_shape):
+        raise Handed("the gradient has not the output's shape; torch says so")
+
+    formats = result_formats(x, w, None, bias_sizes, config)
+    if formats is None:
+        theirs = torch_convolution_backward(dy, x, w, bias_sizes, *config, (True, True, False))
+        x_strides, w_strides = theirs[0].stride(), theirs[1].stride()
+    else:
+        x_strides, w_strides = strides_of(x.shape, formats[0]), strides_of(w.shape, formats[1])
+
+    wants_x, wants_w, wants_b = mask
+    of_input = _input_gradient(dy, x, w, asked, x_strides, threads) if wants_x else None
+    of_weight = _weight_gradient(dy, x, w, asked, w_strides, wants_b, threads) if wants_w else None
+
+    def run(dy: Tensor, x: Tensor, w: Tensor) -> Gradients:
+        dx = of_input(dy, w) if of_input else None
+        dw, db = of_weight(dy, x) if of_weight else (None, None)
+        if wants_b and db is None:
+            db = bias_gradient(dy)
+        count_native()
+        return dx, dw, db
+
+    return run
+
+
+def _input_gradient(
+    dy: Tensor, x: Tensor, w: Tensor, asked: Request, strides: Strides, threads: int
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """dx = f(dy, w). A transposed convolution's is the plain convolution of dy."""
+    shape = tuple(x.shape)
+    whole, whole_strides = shape, strides
+    if any(asked.beyond):
+        whole = asked.spec.output_shape
+        whole_strides = strides_of(whole, torch.contiguous_format)
+    if asked.transposed:
+        problem, places = Problem(asked.spec), (dy.stride(), w.stride(), whole_strides)
+    else:
+        problem, places = Problem(asked.spec, Direction.INPUT_GRADIENT), (whole_strides, w.stride(), dy.stride())
+    invocation = invocation_of(problem, places, threads)
+    key = one_of(invocation.packing_key)
+
+    def run(dy: Tensor, w: Tensor) -> Tensor:
+        dx = empty(whole, whole_strides, FLOAT)
+        weights = packed(w, invocation, key, threads)
+        invocation(dy.data_ptr(), weights.address, 0, dx.data_ptr(), threads)
+        if whole is not shape:
+            # The zeros behind the input have gradients too, which nobody asked for.
+            dx = empty(shape, strides, FLOAT).copy_(dx[tuple(slice(n) for n in shape)])
+        return dx
+
+    return run
+
+
+def _weight_gradient(
+    dy: Tensor, x: Tensor, w: Tensor, asked: Request, strides: Strides, wants_b: bool, threads: int
+) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]:
+    """(dw, db) = f(dy, x); db only where it is asked for and the kernel sums the right tensor.
+
+    A transposed convolution's weight gradient is that of `spec`, which reads dy and of which x is the gradient.
+    """
+    spec, transposed = asked.spec, asked.transposed
+    shape = tuple(w.shape)
+    plain = strides_of(shape, torch.contiguous_format)
+    problem = Problem(spec, Direction.WEIGHT_GRADIENT, wants_b and not transposed)
+    read, gradient = (dy, with_zeros(x, asked)) if transposed else (x, dy)
+    invocation = invocation_of(problem, (read.stride(), plain, gradient.stride()), threads)
+    # Dimensions of size 1 may have any stride: the same memory then has torch's strides.
+    rearranged = any(n > 1 and s != p for n, s, p in zip(shape, strides, plain, strict=True))
+
+    def run(dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        dw = empty(shape, plain if rearranged else strides, FLOAT)
+        db = empty((spec.out_channels,), (1,), FLOAT) if problem.bias else None
+        read, gradient = (dy, with_zeros(x, asked)) if transposed else (x, dy)
+        invocation(read.data_ptr(), gradient.data_ptr(), 0 if db is None else db.data_ptr(), dw.data_ptr(), threads)
+        if rearranged:
+            dw = empty(shape, strides, FLOAT).copy_(dw)
+        return dw, db
+
+    return run
+
+
+def bias_gradient(dy: Tensor) -> Tensor:
+    """The sum of dy over the batch and all positions, where no weight gradient's kernel has it."""
+    return dy.sum((0, *range(2, dy.dim())))
