@@ -81,12 +81,13 @@ def run(
     tell = progress or (lambda done, total, stage: None)
     folder = free_folder(Path(out))
     training = lab.train(ARCH, DATA, seed=seed, epochs=epochs, out=folder / "run", progress=_part(tell, 0.0, _TRAINING))
-    document = None
+    timed = None
+    if training.document.status == "complete":
+        tell(_TRAINING, 1, "timing the training step against PyTorch")
+        timed = timed_step(training, rounds=rounds, seed=seed)
     with enabled():
         document = hubel.report.document_of(training, progress=_part(tell, _TRAINING + _TIMING, _LOOKING))
-    if document.status == "complete":
-        tell(_TRAINING, 1, "timing the training step against PyTorch")
-        document.records.append(timed_step(training, rounds=rounds, seed=seed))
+    document.records += [timed] if timed is not None else []
     document.save(folder)
     page = hubel.report.render(document, folder / "report.html")
     tell(1, 1, "done")

@@ -36,10 +36,10 @@ def test_one_image_may_come_without_its_batch() -> None:
 
 
 def test_the_strongest_maps_are_kept_in_the_networks_order() -> None:
-    net = nn.Sequential(nn.Conv2d(1, 4, 1, bias=False))
+    layer = nn.Conv2d(1, 4, 1, bias=False)
     with torch.no_grad():
-        net[0].weight.copy_(torch.tensor([1.0, -9.0, 0.5, 3.0]).view(4, 1, 1, 1))
-    record = inspect.feature_maps(net, torch.ones(1, 1, 2, 2), most=2)
+        layer.weight.copy_(torch.tensor([1.0, -9.0, 0.5, 3.0]).view(4, 1, 1, 1))
+    record = inspect.feature_maps(nn.Sequential(layer), torch.ones(1, 1, 2, 2), most=2)
     assert record.arrays["0:kernels"].data.tolist() == [1, 3]
     assert record.arrays["0"].data[0, :, 0, 0].tolist() == [-9.0, 3.0]
     assert len(record.rows) == 4

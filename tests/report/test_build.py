@@ -10,6 +10,7 @@ from torch import nn
 
 import hubel.report
 from hubel.errors import DataError, HubelError, ModelError, UnknownNameError
+from hubel.inspect import conv_layers
 from hubel.records import Document
 from hubel.report import build
 from hubel.report.page import page
@@ -59,7 +60,7 @@ def test_with_images_there_are_maps_scores_and_one_number() -> None:
 )
 def test_kernels_of_any_dimension_are_drawn(net: nn.Module) -> None:
     reader = Reader(page(build(net)))
-    kernels = sum(m.out_channels for m in net.modules() if hasattr(m, "out_channels"))
+    kernels = sum(layer.out_channels for layer in conv_layers(net).values())
     assert sum(a["alt"].startswith("Kernel ") for a in reader.all("img")) >= kernels
 
 
@@ -73,6 +74,7 @@ def test_many_layers_stay_small() -> None:
 
 def test_labels_that_answers_follow_are_used() -> None:
     data = bars()
+    assert data.labels is not None
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.AdaptiveMaxPool2d((3, 1)), nn.Flatten(), nn.Linear(9, 3))
     optimizer = torch.optim.Adam(net.parameters(), 0.03)
