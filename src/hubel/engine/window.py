@@ -119,7 +119,11 @@ class Window:
 
     @property
     def pitch_image(self) -> int:
-        return self.planes * self.pitch_z
+        """From an image to the next; whole vectors of outputs fit in between."""
+        if self.like:
+            return self.like.pitch_image
+        outputs = (self.box[0] - 1) * self.pitch_z + self.flat
+        return max(self.planes * self.pitch_z, -(-outputs // self.lanes) * self.lanes)
 
     @property
     def overhang(self) -> int:

@@ -247,6 +247,22 @@ class Function:
         align = 8 if type_ in (I64, PTR) else 4
         return self._emit(type_, f"load {type_}, ptr {pointer.text}, align {align}", name)
 
+    def lanes_below(self, count: Value, lanes: int) -> Value:
+        """A mask of the lanes whose number is less than `count`."""
+        numbers = ", ".join(f"i64 {i}" for i in range(lanes))
+        type_ = f"<{lanes} x i64>"
+        first = self._emit(type_, f"insertelement {type_} poison, i64 {count.text}, i64 0", "count")
+        every = self._emit(type_, f"shufflevector {type_} {first.text}, {type_} poison, <{lanes} x i32> zeroinitializer", "count")
+        return self._emit(f"<{lanes} x i1>", f"icmp slt {type_} <{numbers}>, {every.text}", "mask")
+
+    def load_masked(self, pointer: Value, mask: Value, lanes: int, name: str = "x") -> Value:
+        """The lanes of `mask` from memory, zeros in the others; memory under those is not touched."""
+        type_, masks = vector_of(lanes), f"<{lanes} x i1>"
+        callee = f"@llvm.masked.load.v{lanes}f32.p0"
+        self.declarations.add(f"declare {type_} {callee}(ptr, {masks}, {type_})")
+        args = f"ptr align 4 {pointer.text}, {masks} {mask.text}, {type_} zeroinitializer"
+        return self._emit(type_, f"call {type_} {callee}({args})", name)
+
     def store(self, value: Value, pointer: Value) -> None:
         align = 8 if value.type in (I64, PTR) else 4
         self.lines.append(f"  store {value.type} {value.text}, ptr {pointer.text}, align {align}")

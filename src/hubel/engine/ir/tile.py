@@ -62,27 +62,29 @@ def outer_product_tile(rows: int, vectors: int, lanes: int) -> Function:
 
 
 def dot_product_tile(left: int, right: int, lanes: int) -> Function:
-    """dots(a, a_pitch, b, offsets, length, sums): sums[i·right + j] += Σ_q a[i·a_pitch + q] · b[offsets[j] + q].
+    """dots(a, a_pitch, b, offsets, length, images, image_pitch, sums): over all images and q < length,
+    sums[i·right + j] += Σ a[image][i·a_pitch + q] · b[image][offsets[j] + q].
 
     `length` is a multiple of the lanes. The sums are stored as ⌈left·right ∕ lanes⌉ whole vectors.
     """
-    f = Function(
-        "dots",
-        [("a", PTR), ("a_pitch", I64), ("b", PTR), ("offsets", PTR), ("length", I64), ("sums", PTR)],
-        private=True,
-    )
+    pointers = [(n, PTR) for n in ("a", "b", "offsets", "sums")]
+    f = Function("dots", [*pointers, *((n, I64) for n in ("a_pitch", "length", "images", "image_pitch"))], private=True)
     vector = vector_of(lanes)
-    starts_a = [f.arg("a") + f.arg("a_pitch") * i for i in range(left)]
-    starts_b = [f.arg("b") + f.load(f.offset(f.arg("offsets"), j, I64), I64, f"offset_{j}") for j in range(right)]
-    with f.loop("q", 0, f.arg("length"), lanes, carry=[f.constant(0.0, vector)] * (left * right)) as q:
-        acc = list(q.carried)
-        a = [f.load(start + q.index, vector, f"a_{i}") for i, start in enumerate(starts_a)]
-        for j, start in enumerate(starts_b):
-            b = f.load(start + q.index, vector, f"b_{j}")
-            for i in range(left):
-                acc[i * right + j] = f.fma(a[i], b, acc[i * right + j], f"acc_{i}_{j}")
-        q.carry(*acc)
-    for i, total in enumerate(horizontal_sums(f, q.results, lanes)):
+    offsets = [f.load(f.offset(f.arg("offsets"), j, I64), I64, f"offset_{j}") for j in range(right)]
+    with f.loop("image", 0, f.arg("images"), carry=[f.constant(0.0, vector)] * (left * right)) as image:
+        first = image.index * f.arg("image_pitch")
+        starts_a = [f.arg("a") + first + f.arg("a_pitch") * i for i in range(left)]
+        starts_b = [f.arg("b") + first + offset for offset in offsets]
+        with f.loop("q", 0, f.arg("length"), lanes, carry=image.carried) as q:
+            acc = list(q.carried)
+            a = [f.load(start + q.index, vector, f"a_{i}") for i, start in enumerate(starts_a)]
+            for j, start in enumerate(starts_b):
+                b = f.load(start + q.index, vector, f"b_{j}")
+                for i in range(left):
+                    acc[i * right + j] = f.fma(a[i], b, acc[i * right + j], f"acc_{i}_{j}")
+            q.carry(*acc)
+        image.carry(*q.results)
+    for i, total in enumerate(horizontal_sums(f, image.results, lanes)):
         place = f.arg("sums") + i * lanes
         f.store(f.load(place, vector) + total, place)
     f.ret()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from hubel.engine.ir.function import I64, PTR, Function, Value
-from hubel.engine.ir.rows import copy_row, gather_row, zero_row
+from hubel.engine.ir.function import I64, PTR, Function, Value, vector_of
+from hubel.engine.ir.rows import gather_row, zero_row
 from hubel.engine.window import WORDS
 
 
@@ -38,18 +38,18 @@ def fill_window_function(lanes: int) -> Function:
         private=True,
     )
     words = WindowWords(f, f.arg("window"))
-    words.load("stride_c", "pitch_c", "phases_z", "phases_y", "phases_x", "pitch_phase")
-    with f.loop("c", 0, f.arg("channels")) as c:
-        source = f.arg("source") + c.index * words["stride_c"]
-        target = f.arg("target") + c.index * words["pitch_c"]
-        with (
-            f.loop("pz", 0, words["phases_z"]) as pz,
-            f.loop("py", 0, words["phases_y"]) as py,
-            f.loop("px", 0, words["phases_x"]) as px,
-        ):
-            phase = (pz.index * words["phases_y"] + py.index) * words["phases_x"] + px.index
-            to = target + phase * words["pitch_phase"]
-            f.call(rows, to, source, f.arg("window"), pz.index, py.index, px.index, f.arg("z"), f.arg("y"), f.arg("x"))
+    words.load("phases_z", "phases_y", "phases_x", "pitch_phase")
+    with (
+        f.loop("pz", 0, words["phases_z"]) as pz,
+        f.loop("py", 0, words["phases_y"]) as py,
+        f.loop("px", 0, words["phases_x"]) as px,
+    ):
+        phase = (pz.index * words["phases_y"] + py.index) * words["phases_x"] + px.index
+        target = f.arg("target") + phase * words["pitch_phase"]
+        f.call(
+            rows, target, f.arg("source"), f.arg("window"), f.arg("channels"),
+            pz.index, py.index, px.index, f.arg("z"), f.arg("y"), f.arg("x"),
+        )  # fmt: skip
     f.ret()
     return f
 
@@ -59,11 +59,11 @@ def _within(at: Value, size: Value) -> Value:
 
 
 def _fill_rows_function(lanes: int) -> Function:
-    """fill_rows(target, source, window, phase_z, phase_y, phase_x, z, y, x): every row of one channel and phase.
+    """fill_rows(target, source, window, channels, phase_z, phase_y, phase_x, z, y, x): every row of one phase.
 
     A row is zeros up to `left`, data up to `right`, zeros to its end. A row outside the input is zeros alone.
     """
-    numbers = [(n, I64) for n in ("phase_z", "phase_y", "phase_x", "z", "y", "x")]
+    numbers = [(n, I64) for n in ("channels", "phase_z", "phase_y", "phase_x", "z", "y", "x")]
     f = Function("fill_rows", [("target", PTR), ("source", PTR), ("window", PTR), *numbers], private=True)
     words = WindowWords(f, f.arg("window"))
     words.load(*WORDS)
@@ -78,22 +78,29 @@ def _fill_rows_function(lanes: int) -> Function:
     step = words["step_x"] * words["stride_x"]
     data = f.arg("source") + ((x + left) * words["step_x"] + start_x) * words["stride_x"]
     contiguous, strided = step.equals(1), f.compare("ne", step, 1)
-    with f.loop("plane", 0, words["planes"]) as plane:
-        target_z = f.arg("target") + plane.index * words["pitch_z"]
+    whole = (right - left) // lanes * lanes
+    rest = f.lanes_below(right - left - whole, lanes)
+    # The last vector of a row brings zeros with it.
+    zeros_from = f.select(contiguous, left + whole + lanes, right, "zeros_from")
+    with f.loop("c", 0, f.arg("channels")) as c, f.loop("plane", 0, words["planes"]) as plane:
+        at_z = (f.arg("z") + plane.index) * words["step_z"] + start_z
+        inside_z = _within(at_z, words["size_z"]) & (plane.index < words["valid_z"])
+        target_z = f.arg("target") + c.index * words["pitch_c"] + plane.index * words["pitch_z"]
+        source_z = data + c.index * words["stride_c"] + at_z * words["stride_z"]
         with f.loop("line", 0, words["rows"]) as line:
-            at_z = (f.arg("z") + plane.index) * words["step_z"] + start_z
             at_y = (f.arg("y") + line.index) * words["step_y"] + start_y
-            inside = _within(at_z, words["size_z"]) & _within(at_y, words["size_y"])
-            inside = inside & (plane.index < words["valid_z"]) & (line.index < words["valid_y"])
+            inside = inside_z & _within(at_y, words["size_y"]) & (line.index < words["valid_y"])
             target = target_z + line.index * words["pitch_y"]
-            source = data + at_z * words["stride_z"] + at_y * words["stride_y"]
+            source = source_z + at_y * words["stride_y"]
             zero_row(f, target, left, lanes)
             with f.when(inside & contiguous, "copy"):
-                copy_row(f, target + left, source, right - left, lanes)
+                with f.loop("col", 0, whole, lanes) as col:
+                    f.store(f.load(source + col.index, vector_of(lanes)), target + left + col.index)
+                f.store(f.load_masked(source + whole, rest, lanes), target + left + whole)
             with f.when(inside & strided, "gather"):
                 gather_row(f, target + left, source, right - left, step)
-            rest = f.select(inside, right, left, "rest")
-            zero_row(f, target + rest, end - rest, lanes)
+            zeros = f.select(inside, zeros_from, left, "zeros")
+            zero_row(f, target + zeros, end - zeros, lanes)
         # What the last row's zeros take, in this window or in the one it is laid out like.
         behind = words["rows"] * words["pitch_y"]
         zero_row(f, target_z + behind, words["pitch_z"] - behind, lanes)
