@@ -65,7 +65,7 @@ def calls(name: str, dtype: torch.dtype = torch.float32) -> Iterator[Call]:
         names = ("weight", "bias", "stride", "padding", "dilation", "groups")
         if "transpose" in name:
             names = ("weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
-        given = dict(zip(names, sample.args, strict=False)) | dict(sample.kwargs)
+        given: dict[str, Any] = {**dict(zip(names, sample.args, strict=False)), **sample.kwargs}
         tensors = (sample.input, given.pop("weight"), given.pop("bias", None))
         yield Call(name, tuple(t for t in tensors if t is not None), given)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ TOLERANCES = {
 }
 
 
-def _tolerance(name: str) -> dict[str, float]:
+def _tolerance(name: str) -> dict[str, Any]:
     return dict(zip(("atol", "rtol"), TOLERANCES[name], strict=True)) if name in TOLERANCES else {}
 
 
