@@ -80,6 +80,7 @@ def packed(w: Tensor, invocation: Invocation, key: object, threads: int) -> Pack
             and form.values.tobytes() == form.sample
         ):
             return form
+        form = None  # so that `_pack` can tell whether another thread holds it
     return _pack(w, invocation, key, threads)
 
 
