@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hubel.inspect import conv_layers, watch
+from hubel.inspect import layers_of, watch
 
 
 class Styles(nn.Module):
@@ -125,7 +125,7 @@ def test_an_edit_reaches_whoever_keeps_the_tensor_of_an_in_place_activation() ->
 
 def test_a_network_that_is_a_convolution_is_named_by_its_class() -> None:
     net = nn.Conv1d(1, 2, 3)
-    assert list(conv_layers(net)) == ["conv1d"]
+    assert list(layers_of(net)) == ["conv1d"]
     with watch(net) as calls:
         net(torch.ones(1, 1, 5))
     assert calls[0].address == "conv1d"

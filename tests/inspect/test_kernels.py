@@ -9,7 +9,8 @@ from torch import nn
 
 from hubel import inspect
 from hubel.errors import ModelError, UnknownNameError
-from hubel.inspect.kernels import by_output_channel, smoothness
+from hubel.inspect import layers_of
+from hubel.inspect.kernels import smoothness
 
 
 def test_rows_and_arrays_are_the_weights() -> None:
@@ -47,14 +48,16 @@ def test_before_and_after_share_a_scale_and_say_how_far() -> None:
     assert [row["moved"] for row in record.rows] == pytest.approx([2.0, 2.0])
     assert np.array_equal(record.arrays["conv2d:before"].data * 3, record.arrays["conv2d"].data)
     assert record.method["params"]["layers"]["conv2d"]["limit"] == np.abs(net.weight.detach().numpy()).max()
-    with pytest.raises(ModelError, match=r"state_dict of the same network.*'weight'.*Received: nothing"):
-        inspect.kernels(net, before={})
+    with pytest.raises(
+        ModelError, match=r"state_dict of the same network, with 'weight'\. Received: one with \['fc'\]"
+    ):
+        inspect.kernels(net, before={"fc": torch.ones(1)})
 
 
 @pytest.mark.parametrize("groups", [1, 2])
 def test_transposed_kernels_are_what_one_output_channel_is_made_with(groups: int) -> None:
     module = nn.ConvTranspose2d(4, 6, 3, groups=groups, bias=False)
-    kernels = by_output_channel(module)
+    kernels = layers_of(module)["convtranspose2d"].by_kernel()
     assert kernels.shape == (6, 4 // groups, 3, 3)
     # One bright pixel in input channel i paints the kernel's slice onto every output channel of its group.
     for i in range(4):
@@ -98,3 +101,13 @@ def test_refusals() -> None:
         inspect.kernels(nn.Linear(2, 2))
     with pytest.raises(UnknownNameError, match=r'unknown convolution "conv2d_"\. Did you mean "conv2d"'):
         inspect.kernels(nn.Conv2d(1, 1, 1), layers=["conv2d_"])
+
+
+def test_a_parametrised_weight_is_seen_as_it_acts_and_goes_without_its_past() -> None:
+    net = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(1, 2, 3)), nn.Conv2d(2, 2, 3))
+    record = inspect.kernels(net, before=net.state_dict())
+    assert "1:before" in record.arrays and "0:before" not in record.arrays
+    assert record.uncovered == [{"target": "0", "reason": "`before` has no '0.weight' of shape (2, 1, 3, 3)"}]
+    first = net[0]
+    assert isinstance(first, nn.Conv2d)
+    assert np.array_equal(record.arrays["0"].data, first.weight.detach().numpy())

@@ -10,7 +10,7 @@ from torch import nn
 
 import hubel.report
 from hubel.errors import DataError, HubelError, ModelError, UnknownNameError
-from hubel.inspect import conv_layers
+from hubel.inspect import layers_of
 from hubel.records import Document
 from hubel.report import build
 from hubel.report.page import page
@@ -60,7 +60,7 @@ def test_with_images_there_are_maps_scores_and_one_number() -> None:
 )
 def test_kernels_of_any_dimension_are_drawn(net: nn.Module) -> None:
     reader = Reader(page(build(net)))
-    kernels = sum(layer.out_channels for layer in conv_layers(net).values())
+    kernels = sum(layer.kernels for layer in layers_of(net).values())
     assert sum(a["alt"].startswith("Kernel ") for a in reader.all("img")) >= kernels
 
 
@@ -117,6 +117,14 @@ def test_the_picture_shown_is_the_one_before_preprocessing() -> None:
     assert torch.equal(torch.from_numpy(record.arrays["image"].data), images)
     deviation = record.arrays["input"].data[0, 0] * 0.229 + 0.485 - images[0, 0].numpy()
     assert abs(deviation).max() < 1e-5
+
+
+def test_without_pictures_no_image_and_no_map_is_kept() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    document = build(net, torch.rand(5, 1, 9, 9), pictures=False)
+    assert ids(document) == ["kernels", "ablation"]
+    assert "no image is inside this file" in Reader(page(document)).text
 
 
 def test_refusals() -> None:

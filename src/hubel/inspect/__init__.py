@@ -14,8 +14,9 @@ from collections.abc import Callable
 
 from hubel.inspect.ablation import ablation, without
 from hubel.inspect.feature_maps import feature_maps
-from hubel.inspect.hooks import Call, conv_layers, watch
+from hubel.inspect.hooks import Call, watch
 from hubel.inspect.kernels import kernels
+from hubel.inspect.layers import Layer, layers_of
 from hubel.inspect.one_number import one_number
 from hubel.records import Record
 
@@ -26,4 +27,7 @@ ANALYSES: dict[str, Callable[..., Record]] = {
     "ablation": ablation,
 }
 
-__all__ = ["ANALYSES", "kernels", "feature_maps", "one_number", "ablation", "without", "watch", "conv_layers", "Call"]
+__all__ = [
+    "ANALYSES", "kernels", "feature_maps", "one_number", "ablation",
+    "without", "watch", "layers_of", "Call", "Layer",
+]  # fmt: skip

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from hubel.errors import DataError, unknown
 from hubel.inspect.feature_maps import run
-from hubel.inspect.hooks import watch
+from hubel.inspect.hooks import evaluating, watch
 from hubel.records import Array, Column, Method, Record, Value
 
 COLUMNS = [
@@ -109,14 +109,8 @@ def ablation(
 
 
 def _scores(net: nn.Module, images: Tensor) -> Tensor:
-    training = [(m, m.training) for m in net.modules()]
-    try:
-        net.eval()
-        with torch.no_grad():
-            return torch.cat([net(part).float().cpu() for part in images.split(_BATCH)])
-    finally:
-        for module, mode in training:
-            module.training = mode
+    with evaluating(net):
+        return torch.cat([net(part).float().cpu() for part in images.split(_BATCH)])
 
 
 def _labelled_rows(

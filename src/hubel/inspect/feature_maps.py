@@ -62,7 +62,7 @@ def run(net: nn.Module, x: Tensor) -> tuple[list[Call], object]:
     with watch(net) as calls:
         try:
             output = net(x)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
             raise DataError(
                 f"Images have the shape that the network takes. Received: {tuple(x.shape)}, and {type(net).__name__} "
                 f"answered: {first_line(error)}. Resize or normalise them first."

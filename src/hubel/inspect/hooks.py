@@ -23,12 +23,13 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
+from hubel.inspect.layers import CONVOLUTIONS, layers_of, name_of
+
 _NORMS = frozenset({"batch_norm", "instance_norm", "group_norm"})
 _ACTIVATIONS = frozenset(
     "celu celu_ elu elu_ gelu hardsigmoid hardswish hardtanh hardtanh_ leaky_relu leaky_relu_ mish prelu relu relu_ "
     "relu6 rrelu selu selu_ sigmoid sigmoid_ silu softplus softsign tanh tanh_".split()
 )
-_CONVOLUTIONS = frozenset(f"conv{t}{n}d" for t in ("", "_transpose") for n in (1, 2, 3))
 
 Edit = Callable[[str, Tensor], Tensor]
 
@@ -48,21 +49,15 @@ class Call:
     tap: str = "convolution"
 
 
-def conv_layers(net: nn.Module) -> dict[str, _ConvNd]:
-    """The convolution modules of `net` by address, in the order in which they were registered; shared ones once.
-
-    A network that is a convolution has the address of its class, in small letters.
-    """
-    net = getattr(net, "_orig_mod", net)
-    return {name or type(m).__name__.lower(): m for name, m in net.named_modules() if isinstance(m, _ConvNd)}
-
-
 class _Watcher(TorchFunctionMode):
     """Follows the tensors of one forward pass from each convolution to its tap."""
 
     def __init__(self, net: nn.Module, edit: Edit | None, keep: bool):
         super().__init__()
         self.names = {id(module): name for name, module in net.named_modules()}
+        # In an exported graph no module runs: its convolutions are known by their weights.
+        graph = layers_of(net) if isinstance(net, torch.fx.GraphModule) else {}
+        self.weights = {id(layer.weight): layer.address for layer in graph.values()}
         self.edit, self.keep = edit, keep
         self.calls: list[Call] = []
         self.counts: Counter[str] = Counter()
@@ -76,11 +71,13 @@ class _Watcher(TorchFunctionMode):
     def leave(self, module: nn.Module, args: Any, output: Any) -> Any:
         self.inside.pop()
         if isinstance(module, _ConvNd) and isinstance(output, Tensor):
-            name = self.names[id(module)] or type(module).__name__.lower()
-            self.counts[name] += 1
-            address = name if self.counts[name] == 1 else f"{name}@{self.counts[name]}"
+            address = self._numbered(name_of(self.names[id(module)], module))
             return self._convolved(address, module, args[0], output)
         return None
+
+    def _numbered(self, name: str) -> str:
+        self.counts[name] += 1
+        return name if self.counts[name] == 1 else f"{name}@{self.counts[name]}"
 
     def _convolved(self, address: str, module: nn.Module | None, input: Tensor, output: Tensor) -> Tensor:
         output = self.edit(address, output) if self.edit else output
@@ -94,13 +91,16 @@ class _Watcher(TorchFunctionMode):
         return output
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(func, "__name__", "")
+        name = getattr(func, "__name__", "").partition(".")[0]  # operators of a graph are called relu.default
         entry = self.pending.get(id(args[0])) if args and isinstance(args[0], Tensor) else None
         result = func(*args, **(kwargs or {}))
         if not isinstance(result, Tensor):
             return result
         # A functional convolution; those that a convolution module makes are reported by the module.
-        if name in _CONVOLUTIONS and not (self.inside and isinstance(self.inside[-1], _ConvNd)):
+        if name in CONVOLUTIONS and not (self.inside and isinstance(self.inside[-1], _ConvNd)):
+            known = self.weights.get(id(args[1])) if len(args) > 1 else None
+            if known is not None:
+                return self._convolved(self._numbered(known), None, args[0], result)
             where = f"{self.names[id(self.inside[-1])]}/{name}" if self.inside else name
             self.counts[where] += 1
             return self._convolved(f"{where.lstrip('/')}#{self.counts[where]}", None, args[0], result)
@@ -122,6 +122,20 @@ class _Watcher(TorchFunctionMode):
 
 
 @contextmanager
+def evaluating(net: nn.Module) -> Iterator[nn.Module]:
+    """Within the block `net` is in evaluation mode, without gradients; the mode of each of its modules is put back."""
+    modes = [(module, module.training) for module in net.modules()]
+    try:
+        for module, _ in modes:
+            module.training = False  # not net.eval(): exported networks refuse it
+        with torch.no_grad():
+            yield net
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
 def watch(net: nn.Module, edit: Edit | None = None, keep: bool = True) -> Iterator[list[Call]]:
     """Within the block `net` is in evaluation mode, without gradients, and fills the yielded list with Calls.
 
@@ -132,12 +146,9 @@ def watch(net: nn.Module, edit: Edit | None = None, keep: bool = True) -> Iterat
     """
     net = getattr(net, "_orig_mod", net)
     watcher = _Watcher(net, edit, keep)
-    modes = [(module, module.training) for module in net.modules()]
     with ExitStack() as stack:
-        stack.callback(lambda: [setattr(module, "training", mode) for module, mode in modes])
-        net.eval()
+        stack.enter_context(evaluating(net))
         stack.enter_context(torch.random.fork_rng(devices=[]))
-        stack.enter_context(torch.no_grad())
         for module in net.modules():
             stack.callback(module.register_forward_pre_hook(watcher.enter).remove)
             stack.callback(module.register_forward_hook(watcher.leave, always_call=True).remove)

@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from hubel.errors import ModelError, unknown
-from hubel.inspect.hooks import conv_layers
+from hubel.inspect.layers import Layer, layers_of
 from hubel.records import Array, Column, Method, Record, Uncovered
 
 COLUMNS = [
@@ -53,30 +52,26 @@ def kernels(
     Raises ModelError if there is no convolution, UnknownNameError for a layer that is not there.
     """
     start = time.perf_counter()
-    modules = conv_layers(net)
-    if not modules:
+    found = layers_of(net)
+    if not found:
         raise ModelError(f"A network to look at has convolutions. Received: {type(net).__name__}, which has none.")
     for name in layers or ():
-        if name not in modules:
-            raise unknown("convolution", name, modules)
+        if name not in found:
+            raise unknown("convolution", name, found)
+    if before is not None and not any(layer.key in before for layer in found.values()):
+        raise ModelError(
+            f"`before` is a state_dict of the same network, with {next(iter(found.values())).key!r}. "
+            f"Received: one with {list(before)[:3]}. Pass the state_dict that was saved before training."
+        )
 
     method = Method(name="weights", params={"most": most, "most_slices": most_slices, "layers": {}}, source="")
     columns = COLUMNS + (BEFORE_COLUMNS if before is not None else [])
     record = Record(id="kernels", kind="kernels", level="kernel", columns=columns, method=method)
-    for address in layers or modules:
-        _add_layer(record, address, modules[address], most, most_slices, _earlier(net, modules[address], before))
+    for address in layers or found:
+        old = None if before is None else _earlier(record, found[address], before)
+        _add_layer(record, found[address], most, most_slices, old)
     record.seconds = time.perf_counter() - start
     return record
-
-
-def by_output_channel(module: _ConvNd, weight: Tensor | None = None) -> np.ndarray:
-    """The weights as (kernels, slices, *kernel size), whatever torch's layout: transposed ones keep inputs first."""
-    w = (module.weight if weight is None else weight).detach().float().cpu().numpy()
-    if not isinstance(module, _ConvTransposeNd):
-        return w
-    I, O, *size = w.shape
-    G = module.groups
-    return w.reshape(G, I // G, O, *size).swapaxes(1, 2).reshape(G * O, I // G, *size)
 
 
 def smoothness(w: np.ndarray) -> np.ndarray:
@@ -94,22 +89,18 @@ def smoothness(w: np.ndarray) -> np.ndarray:
         return np.where((variance > 1e-30) & (pairs > 0), products / max(pairs, 1) / variance, np.nan)
 
 
-def _earlier(net: nn.Module, module: _ConvNd, before: Mapping[str, Tensor] | None) -> np.ndarray | None:
-    if before is None:
+def _earlier(record: Record, layer: Layer, before: Mapping[str, Tensor]) -> np.ndarray | None:
+    """The layer's weights in `before`. A parametrised weight has another name there: such a layer goes without."""
+    old = before.get(layer.key)
+    if old is None or old.shape != layer.weight.shape:
+        reason = f"`before` has no {layer.key!r} of shape {tuple(layer.weight.shape)}"
+        record.uncovered.append(Uncovered(target=layer.address, reason=reason))
         return None
-    name = next(n for n, m in getattr(net, "_orig_mod", net).named_modules() if m is module)
-    key = f"{name}.weight".lstrip(".")
-    if key not in before or before[key].shape != module.weight.shape:
-        found = tuple(before[key].shape) if key in before else "nothing"
-        raise ModelError(
-            f"`before` is a state_dict of the same network, with {key!r} of shape {tuple(module.weight.shape)}. "
-            f"Received: {found}. Pass the state_dict that was saved before training."
-        )
-    return by_output_channel(module, before[key])
+    return layer.by_kernel(old)
 
 
-def _add_layer(record: Record, address: str, module: _ConvNd, most: int, slices: int, old: np.ndarray | None) -> None:
-    w = by_output_channel(module)
+def _add_layer(record: Record, layer: Layer, most: int, slices: int, old: np.ndarray | None) -> None:
+    address, w = layer.address, layer.by_kernel()
     if not np.isfinite(w).all() or w.size == 0:
         reason = (
             "it has no weights" if w.size == 0 else f"{np.count_nonzero(~np.isfinite(w))} weights are NaN or infinite"
@@ -131,11 +122,11 @@ def _add_layer(record: Record, address: str, module: _ConvNd, most: int, slices:
         record.arrays[f"{address}:before"] = Array(earlier)
         limit = max(limit, float(np.abs(earlier).max()))
     record.method["params"]["layers"][address] = {
-        "type": type(module).__name__,
+        "type": layer.kind,
         "shape": list(w.shape),
-        "stride": list(module.stride),
-        "groups": module.groups,
-        "dilation": list(module.dilation),
+        "stride": layer.stride and list(layer.stride),
+        "groups": layer.groups,
+        "dilation": layer.dilation and list(layer.dilation),
         "limit": limit,
     }
 

@@ -13,7 +13,8 @@ from hubel import data as datasets
 from hubel import inspect
 from hubel.data import Dataset
 from hubel.errors import DataError, HubelError, ModelError, unknown
-from hubel.inspect import ANALYSES, conv_layers
+from hubel.inspect import ANALYSES, layers_of
+from hubel.inspect.hooks import evaluating
 from hubel.lab import TrainingRun, metrics
 from hubel.lab.conditions import accuracy as accuracy_level
 from hubel.lab.conditions import describe_machine
@@ -64,6 +65,7 @@ def build(
     classes: Sequence[str] | None = None,
     preprocess: str | Callable[[Tensor], Tensor] = "unit",
     images: int = _ABLATION_IMAGES,
+    pictures: bool = True,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Document:
@@ -74,6 +76,7 @@ def build(
     name: for the title; weights: "random" if they are, and the title says so; only: keys of `hubel.inspect.ANALYSES`.
     preprocess: "unit" (pixels from 0 to 1), "imagenet" (its mean and deviation), or what makes the network's input from
         images (N, C, H, W). images: at most so many are drawn, with seed; two of them are shown.
+    pictures: False keeps every image, and every map made of one, out of the Document; effects over all of them stay.
 
     With labels, accuracy is counted on those images; labels that the answers follow no better than chance are not used.
     """
@@ -103,8 +106,8 @@ def build(
         return document
     inputs = _prepared(dataset.images, preprocess)
     labels = _aligned(document, net, inputs, dataset)
-    pictured, titles = list(range(min(_SHOWN_IMAGES, len(dataset)))), None
-    if labels is not None:
+    pictured, titles = list(range(min(_SHOWN_IMAGES, len(dataset)))) if pictures else [], None
+    if labels is not None and pictures:
         pictured, titles = right_and_wrong(next(r for r in document.records if r.id == "accuracy"))
     _look_at(document, net, inputs, dataset.images, labels, pictured, titles, chosen, tell)
     return document
@@ -148,7 +151,7 @@ def _look_at(
 ) -> None:
     """The analyses that need images, appended to the document. inputs: images as the network takes them."""
     shown, answers = inputs[pictured], None if labels is None else labels[pictured]
-    if "feature_maps" in chosen:
+    if "feature_maps" in chosen and pictured:
         tell(1, 4, "looking at feature maps")
         maps = inspect.feature_maps(net, shown, most=_drawn(net)[2])
         maps.arrays["image"] = Array(images[pictured].numpy())
@@ -156,7 +159,7 @@ def _look_at(
         if answers is not None:
             maps.arrays["labels"] = Array(answers.numpy())
         document.records.append(maps)
-    if "one_number" in chosen and any(isinstance(m, nn.Conv2d) for m in conv_layers(net).values()):
+    if "one_number" in chosen and pictured and any(isinstance(m, nn.Conv2d) for m in net.modules()):
         document.records.append(inspect.one_number(net, shown[0]))
     if "ablation" in chosen and len(images):
         tell(2, 4, "removing kernels, one at a time")
@@ -165,22 +168,24 @@ def _look_at(
 
 
 def _drawn(net: nn.Module) -> tuple[int, int, int]:
-    return _DRAWN["few" if len(conv_layers(net)) <= _FEW_LAYERS else "many"]
+    return _DRAWN["few" if len(layers_of(net)) <= _FEW_LAYERS else "many"]
 
 
 def _ablate(
     net: nn.Module, inputs: Tensor, labels: Tensor | None, shown: Tensor, answers: Tensor | None
 ) -> list[Record]:
     """Two records: effects over many images, and the scores of the shown ones. Larger networks are told why not."""
-    kernels = sum(m.out_channels for m in conv_layers(net).values())
+    kernels = sum(layer.kernels for layer in layers_of(net).values())
     if kernels > _MOST_ABLATED:
         reason = f"{kernels:,} kernels; all are removed in turn only where there are at most {_MOST_ABLATED}"
         return [Record(id="ablation", kind="ablation", level="kernel", status="not_applicable", reason=reason)]
     try:
         effects = inspect.ablation(net, inputs, labels, keep_scores=0)
-        scores = inspect.ablation(net, shown, answers)
+        scores = inspect.ablation(net, shown, answers) if len(shown) else None
     except DataError as error:
         return [Record(id="ablation", kind="ablation", level="kernel", status="not_applicable", reason=str(error))]
+    if scores is None:
+        return [effects]
     scores.id = "ablation_scores"
     if answers is not None:
         scores.arrays["labels"] = Array(answers.numpy())
@@ -214,28 +219,23 @@ def _aligned(document: Document, net: nn.Module, inputs: Tensor, dataset: Datase
     return None
 
 
-@torch.no_grad()
 def _scores(net: nn.Module, inputs: Tensor) -> Tensor | None:
-    modes = [(module, module.training) for module in net.modules()]
     try:
-        net.eval()
-        parts = [net(part) for part in inputs.split(64)]
-    except (RuntimeError, ValueError, TypeError) as error:
+        with evaluating(net):
+            parts = [net(part) for part in inputs.split(64)]
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         raise DataError(
             f"Images have the shape that the network takes. Received: {tuple(inputs.shape)}, and the network answered: "
             f"{str(error).splitlines()[0]}. Pass input_size=(height, width), or channels that fit."
         ) from error
-    finally:
-        for module, mode in modes:
-            module.training = mode
     rows = all(isinstance(p, Tensor) and p.ndim == 2 for p in parts)
     return torch.cat(parts).float() if rows and parts else None
 
 
 def _channels(net: nn.Module, data: Any) -> int | None:
     """Grey or colour, where the data is read from files and the first convolution tells."""
-    first = next(iter(conv_layers(net).values()), None)
-    return first.in_channels if first is not None and first.in_channels in (1, 3) and isinstance(data, str) else None
+    first = next(iter(layers_of(net).values()), None)
+    return first.channels if first is not None and first.channels in (1, 3) and isinstance(data, str) else None
 
 
 def _prepared(images: Tensor, preprocess: str | Callable[[Tensor], Tensor]) -> Tensor:
@@ -258,8 +258,8 @@ def _prepared(images: Tensor, preprocess: str | Callable[[Tensor], Tensor]) -> T
 def _describe(
     net: nn.Module, dataset: Dataset | None, name: str, weights: Literal["file", "random"], preprocess: Any, seed: int
 ) -> Document:
-    first = next(iter(conv_layers(net).values()), None)
-    shape = [1, *dataset.images.shape[1:]] if dataset else [1, first.in_channels if first else 0]
+    first = next(iter(layers_of(net).values()), None)
+    shape = [1, *dataset.images.shape[1:]] if dataset else [1, first.channels if first else 0]
     return Document(
         model={
             "name": name,

@@ -16,6 +16,11 @@ _SPOKEN = 25  # a picture of at most so many cells has all its numbers in its te
 _MAP_PIXELS, _IMAGE_PIXELS = 48, 224
 
 
+def scroller(table: Html, label: str) -> Html:
+    """A table that may be wider than the screen: it scrolls, with the keyboard too."""
+    return tag("div", table, class_="scroll", role="region", aria_label=label, tabindex="0")
+
+
 def find(document: Document, id: str) -> Record | None:
     """The record with this id, if it is there and has something to show."""
     return next((r for r in document.records if r.id == id and r.status == "ok"), None)

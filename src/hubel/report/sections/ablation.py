@@ -6,7 +6,7 @@ import numpy as np
 
 from hubel.records import Document, Record, Value
 from hubel.report.html import Html, json_script, tag
-from hubel.report.parts import class_name, find, input_image, kernel_picture, section
+from hubel.report.parts import class_name, find, input_image, kernel_picture, scroller, section
 from hubel.report.text import count, fixed, interval, number, point
 
 
@@ -196,7 +196,7 @@ def _forest(record: Record) -> Html:
         "div",
         tag("h3", "What each kernel is owed"),
         tag("p", text, class_="size wide"),
-        tag("div", table, class_="scroll"),
+        scroller(table, "What each kernel is owed"),
     )
 
 

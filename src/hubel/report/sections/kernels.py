@@ -7,7 +7,7 @@ import numpy as np
 from hubel.records import Document, Record
 from hubel.report import pictures
 from hubel.report.html import Html, tag
-from hubel.report.parts import find, image, kernel_alt, kernel_picture, legend, section
+from hubel.report.parts import find, image, kernel_alt, kernel_picture, legend, scroller, section
 from hubel.report.text import count, fixed, number, percent, shape
 
 _MANY_LAYERS = 6  # networks with more convolutions get smaller pictures, and layers that open on demand
@@ -101,7 +101,7 @@ def _table(record: Record) -> Html:
         "details",
         tag("summary", "The numbers of every kernel"),
         tag("p", text, class_="size wide"),
-        tag("div", table, class_="scroll"),
+        scroller(table, "The numbers of every kernel"),
     )
 
 
@@ -137,7 +137,8 @@ def _strongest(record: Record, address: str, small: bool) -> Html:
             "figcaption", tag("b", f":{k}"), tag("small", f" {number(record.row(f'{address}:{k}')['norm'], 2)}")
         )
         figures.append(tag("figure", img, caption, class_="kernel", id=f"{address}:{k}"))
-    what = f"{info['type']} {shape(info['shape'])}, stride {shape(info['stride'])}"
+    what = f"{info['type']} {shape(info['shape'])}"
+    what += f", stride {shape(info['stride'])}" if info["stride"] else ""
     what += f", {count(info['groups'], 'group')}" if info["groups"] > 1 else ""
     head = tag(
         "div",

@@ -6,7 +6,7 @@ import numpy as np
 
 from hubel.records import Document, Record
 from hubel.report.html import Html, tag
-from hubel.report.parts import class_name, find, section
+from hubel.report.parts import class_name, find, scroller, section
 from hubel.report.text import fixed, number, percent, point
 
 
@@ -91,7 +91,7 @@ def _confusion(document: Document, matrix: np.ndarray) -> Html:
             )
         rows.append(tag("tr", tag("th", class_name(document, k), scope="row"), *cells))
     table = tag("table", tag("thead", head), tag("tbody", *rows), class_="confusion")
-    return tag("figure", tag("h3", "Which it takes for which"), tag("div", table, class_="scroll"))
+    return tag("figure", tag("h3", "Which it takes for which"), scroller(table, "Confusion matrix"))
 
 
 def _classes(document: Document) -> Html | None:
@@ -105,7 +105,9 @@ def _classes(document: Document) -> Html | None:
         lines.append(tag("tr", tag("th", row["target"], scope="row"), *[tag("td", c, class_="num") for c in cells]))
     head = tag("tr", tag("th", "class", scope="col"), *[tag("th", n.replace("_", " "), scope="col") for n in names])
     table = tag("table", tag("thead", head), tag("tbody", *lines), class_="plain")
-    return tag("details", tag("summary", "Precision, recall and F1 of each class"), tag("div", table, class_="scroll"))
+    return tag(
+        "details", tag("summary", "Precision, recall and F1 of each class"), scroller(table, "Precision, recall and F1")
+    )
 
 
 def _cell(name: str, value) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 
 from hubel.records import Document, Value
 from hubel.report.html import Html, tag
-from hubel.report.parts import find, section
+from hubel.report.parts import find, scroller, section
 from hubel.report.text import count, fixed, interval, number, percent, point
 
 
@@ -41,7 +41,7 @@ def speed(document: Document) -> Html | None:
             ),
         )
     return section(
-        "speed", "The training step, timed", tag("p", text, class_="lead"), strip, tag("div", table, class_="scroll")
+        "speed", "The training step, timed", tag("p", text, class_="lead"), strip, scroller(table, "Times by engine")
     )
 
 
