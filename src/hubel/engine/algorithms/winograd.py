@@ -1,0 +1,201 @@
+"""Winograd's minimal filtering for 3×3 kernels with stride 1: F(4×4, 3×3) and F(2×2, 3×3), forward and input gradient.
+
+Outputs are made in tiles of m × m from n × n inputs, n = m + 2. In the transformed domain every one of the n² values of a tile is a sum
+over channels of its own, so that a layer becomes n² matrix products with m²·9 ∕ n² times fewer multiplications: 4 for m = 4, 2.25 for
+m = 2. Tiles of all images are counted through, and lanes are neighbouring tiles:
+
+    for every group, block of tiles and share of the output channels:                       one work item
+        for channels c:
+            gather the n² inputs of every tile, deinterleaved; padding and what hangs over the border are zeros
+            transformed[ξ][c][tile] = Bᵀ d B
+        for a few tiles of output channels at a time, so that their sums stay within the L2 cache:
+            for ξ, for blocks of channels, for tiles of output channels, for vectors of tiles:         the register tile
+                sums[ξ][row][tile] += weights[ξ][c][row] · transformed[ξ][c][tile]
+            for rows: Aᵀ s A, interleaved, clipped at the border, bias added, stored
+
+Where there are few tiles, two jobs do this instead of one: first the blocks' channels are transformed by all threads into shared memory,
+then the output channels are shared out.
+
+Constants. A block of channels and `MOST_TILES` tiles fill half of the L1 cache for one ξ. The order of summation is: channels of a block
+one after the other, then blocks one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from hubel.engine.algorithms.geometry import Sum, sums
+from hubel.engine.algorithms.winograd_kernels import MOST_TILES, PIECE, kernel_function, pack_function
+from hubel.engine.algorithms.winograd_transforms import TAPS, transforms
+from hubel.engine.ir import module_text
+from hubel.engine.machine import Machine
+from hubel.engine.plan import Bound, Estimate, Plan, PlannedJob, Refusal, Tile, error_unit, terms_of
+from hubel.engine.spec import ConvSpec, Direction, Policy, Problem
+from hubel.engine.tables import Tables
+
+NAME = "winograd"
+# Share of an L1 cache that one block of channels of MOST_TILES tiles takes.
+OUTPUTS = (4, 2)
+# Bounds on the error in units of u, measured (tests/engine/test_winograd.py), by number of outputs.
+ERRORS = {2: 2.0, 4: 6.0}
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A problem cut into work items. vectors: of tiles, in all; blocks: of them, a group; part_tiles: tiles of output channels of an
+    item, sub_tiles: of them at a time; shared: whether transforming is a job of its own; cycles: of all items, on all threads."""
+
+    outputs: int
+    tile: Tile
+    block: int
+    vectors: int
+    blocks: int
+    part_tiles: int
+    sub_tiles: int
+    channel_parts: int
+    shared: bool
+    cycles: float
+
+
+def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusal:
+    """A plan for 3×3 kernels with stride and dilation 1."""
+    reason = _declined(problem, policy)
+    if reason:
+        return Refusal(NAME, reason)
+    best = _cut(problem, machine, policy.threads)
+    spec, t = problem.spec, transforms(best.outputs)
+    weights = spec.parameters * t.size**2 // TAPS**2
+    moved = spec.bytes() + 4 * (weights - spec.parameters)
+    return Plan(
+        problem, machine, policy, NAME, best.tile,
+        kernels=(_name("conv", best, machine), _name("pack", best, machine)),
+        channel_block=best.block, box=(1, best.outputs, best.outputs), row_tiles=best.part_tiles,
+        estimate=Estimate(spec.flops, int(best.cycles * policy.threads * 4 * machine.lanes), moved),
+        error_bound=ERRORS[best.outputs] * error_unit(terms_of(problem)),
+        reason=f"F({best.outputs}×{best.outputs}, 3×3): {best.outputs**2 * TAPS**2 / t.size**2:.2g} times fewer multiplications",
+    )  # fmt: skip
+
+
+def _declined(problem: Problem, policy: Policy) -> str:
+    """Why not, or nothing."""
+    spec = problem.spec
+    if problem.direction is Direction.WEIGHT_GRADIENT:
+        return "weight gradients are sums over pixels, not over channels"
+    if policy.accuracy == "strict":
+        return "strict allows direct algorithms only"
+    if spec.ndim != 2 or spec.kernel_size != (TAPS, TAPS) or set(spec.stride) | set(spec.dilation) != {1}:
+        return "does 3×3 kernels in two dimensions with stride 1 and dilation 1"
+    return ""
+
+
+def _name(kind: str, cut: Cut, machine: Machine) -> str:
+    size = f"{cut.outputs}x{cut.outputs}"
+    tile = str(cut.tile) if kind == "conv" else f"rows{cut.tile.rows}"
+    return f"{kind}_f32_winograd_f{size}_3x3_{tile}_{machine.isa}"
+
+
+@lru_cache(maxsize=4096)
+def _cut(problem: Problem, machine: Machine, threads: int) -> Cut:
+    """The cheapest cut. The size of the tiles is that which is best for one image on one thread: it may not depend on the batch."""
+    alone = replace(problem, spec=_one_image(problem.spec))
+    outputs = min(OUTPUTS, key=lambda m: _cut_for(m, alone, machine, 1).cycles)
+    return _cut_for(outputs, problem, machine, threads)
+
+
+def _one_image(spec: ConvSpec) -> ConvSpec:
+    return ConvSpec(1, spec.in_channels, spec.out_channels, spec.input_size, TAPS, padding=spec.padding, groups=spec.groups)
+
+
+def _cut_for(outputs: int, problem: Problem, machine: Machine, threads: int) -> Cut:
+    (part,) = sums(Problem(problem.spec, problem.direction))
+    t, lanes = transforms(outputs), machine.lanes
+    block = -(-part.channels // -(-part.channels // (machine.l1 // 2 // (4 * MOST_TILES))))
+    _, high, wide = part.outputs
+    total = problem.spec.batch * -(-high // outputs) * -(-wide // outputs)
+    vectors = -(-total // lanes)
+    tile = Tile(8, 3, lanes)
+    tiles = -(-part.rows // tile.rows)
+    blocks = max(1, -(-vectors // (MOST_TILES // lanes)))
+    steps = t.size**2 * part.channels * tiles * tile.rows * vectors / 2 * problem.spec.groups
+    sub = 4
+    return Cut(outputs, tile, block, vectors, blocks, tiles, sub, 1, False, steps)
+
+
+def emit(plan: Plan) -> dict[str, Callable[[], str]]:
+    """The IR of each kernel of the plan, by name."""
+    main, pack = plan.kernels
+    t, lanes = transforms(plan.box[1]), plan.tile.lanes
+    return {
+        main: lambda: module_text(kernel_function(t, plan.tile), lanes),
+        pack: lambda: module_text(pack_function(t, plan.tile.rows), lanes),
+    }
+
+
+def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...]) -> Bound:
+    """Jobs for tensors with these element strides: x and y are the input and output (or their gradients), w the weight."""
+    problem, spec = plan.problem, plan.problem.spec
+    forward = problem.direction is Direction.FORWARD
+    (part,) = sums(Problem(spec, problem.direction))
+    cut = _cut(problem, plan.machine, plan.policy.threads)
+    tables = Tables()
+    source, target = (x, y) if forward else (y, x)
+    jobs, scratch, shared = _jobs(plan, part, cut, source, target)
+    t, tiles = transforms(cut.outputs), -(-part.rows // cut.tile.rows)
+    by_row, by_channel = (w[0], w[1]) if forward else (w[1], w[0])
+    by_group = w[0] * (part.rows if forward else part.channels)
+    taps = [z * w[2] + u * w[3] for z in _in_order(part, 1) for u in _in_order(part, 2)]
+    channel_blocks = -(-part.channels // cut.block)
+    words = (tables.add(taps), spec.groups, part.rows, part.channels, tiles, cut.block, channel_blocks, by_group, by_row, by_channel)
+    packing = PlannedJob(plan.kernels[1], spec.groups * tiles * channel_blocks, words)
+    packed = spec.groups * t.size**2 * part.channels * tiles * cut.tile.rows
+    key = (plan.kernels[1], spec.weight_shape, spec.groups, w, forward, cut.block)
+    return Bound(jobs, (packing,), packed, key, scratch, shared, tables.keep())
+
+
+def _in_order(part: Sum, axis: int) -> list[int]:
+    """The kernel's positions along an axis, in the order in which they meet the input."""
+    return [tap for _, tap in sorted(zip(part.axes[axis].shifts, part.taps[axis], strict=True))]
+
+
+def _jobs(
+    plan: Plan, part: Sum, cut: Cut, source: tuple[int, ...], target: tuple[int, ...]
+) -> tuple[tuple[PlannedJob, ...], int, int]:
+    """(jobs, numbers of scratch of a thread, numbers of shared scratch)"""
+    spec, t, tile, m = plan.problem.spec, transforms(cut.outputs), cut.tile, cut.outputs
+    lanes, points = tile.lanes, t.size**2
+    tiles = -(-part.rows // tile.rows)
+    pitch = -(-cut.vectors // cut.blocks) * lanes
+    step = _odd_lines(part.channels * pitch)
+    sums_step = _odd_lines(cut.sub_tiles * tile.rows * pitch)
+    sizes = (0 if cut.shared else points * step, points * (MOST_TILES + lanes), points * sums_step, m * m * pitch, (m + 1) * lanes,
+             2 * (pitch * len(PIECE) + 1))  # fmt: skip
+    places = [0]
+    for size in sizes:
+        places.append(places[-1] + -(-size // 16) * 16)
+    outputs, axes = part.outputs[1:], part.axes[1:]
+    tiles_y, tiles_x = (-(-size // m) for size in outputs)
+
+    def job(transforming: bool, multiplying: bool) -> PlannedJob:
+        channel_parts = cut.channel_parts if not multiplying else 1
+        row_parts = -(-tiles // cut.part_tiles) if multiplying else 1
+        words = (
+            spec.groups, part.channels, part.rows, tiles, cut.block,
+            cut.blocks, channel_parts, row_parts, cut.part_tiles, cut.sub_tiles, int(transforming), int(multiplying),
+            cut.vectors, spec.batch * tiles_y * tiles_x, tiles_y, tiles_x,
+            axes[0].size, axes[1].size, *outputs, axes[0].pad, axes[1].pad, *source, *target,
+            int(cut.shared), points * step if cut.shared else 0, step, sums_step, pitch, *places[:-1],
+        )  # fmt: skip
+        items = spec.groups * cut.blocks * channel_parts * row_parts if cut.vectors else 0
+        return PlannedJob(plan.kernels[0], items, words)
+
+    if not cut.shared:
+        return (job(True, True),), places[-1], 0
+    return (job(True, False), job(False, True)), places[-1], spec.groups * cut.blocks * points * step
+
+
+def _odd_lines(numbers: int) -> int:
+    """At least so many numbers, in an odd number of cache lines: places that far apart fall into different sets."""
+    lines = -(-numbers // 16)
+    return 16 * (lines + 1 - lines % 2)

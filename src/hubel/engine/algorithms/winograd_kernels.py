@@ -1,0 +1,247 @@
+"""The kernels of Winograd's algorithm: the loops around the steps (what they do is told in `algorithms/winograd.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from hubel.engine.algorithms.winograd_steps import (
+    filters_function,
+    finish_function,
+    gather_function,
+    product_function,
+    transform_function,
+)
+from hubel.engine.algorithms.winograd_transforms import Transforms
+from hubel.engine.ir import I64, PTR, Function, Value
+from hubel.engine.ir.rows import store_row_function
+from hubel.engine.plan import Tile
+from hubel.engine.threads import RESERVED_WORDS
+
+# Tiles of a block at most; with it the pitch of gathered values is compiled in.
+MOST_TILES = 64
+
+# The words of a job after the base pointers, in this order.
+WORDS = (
+    "groups", "channels", "rows", "tiles", "block",
+    "blocks", "channel_parts", "row_parts", "part_tiles", "sub_tiles", "transforming", "multiplying",
+    "vectors", "total", "tiles_y", "tiles_x", "size_y", "size_x", "out_size_y", "out_size_x", "pad_y", "pad_x",
+    "in_n", "in_c", "in_y", "in_x", "out_n", "out_c", "out_y", "out_x",
+    "shared", "transformed_block", "transformed_step", "sums_step", "pitch",
+    "at_transformed", "at_values", "at_sums", "at_stage", "at_line", "at_pieces",
+)  # fmt: skip
+# What is known of a piece of a row of tiles, in 64-bit words: where its inputs and outputs start, (x, y) of the first input, the first
+# tile's place in the block, and the rows and columns of outputs that exist.
+PIECE = ("input", "x", "y", "at", "output", "out_rows", "out_cols", "unused")
+
+
+class Words:
+    """The words of a job in a function that has `args`, loaded once, all at its beginning."""
+
+    def __init__(self, f: Function, *names: str) -> None:
+        self._words = {n: f.word(f.arg("args"), RESERVED_WORDS + WORDS.index(n), n) for n in names}
+
+    def __getitem__(self, name: str) -> Value:
+        return self._words[name]
+
+
+def kernel_function(t: Transforms, tile: Tile) -> Function:
+    """The kernel: `kernel(args, begin, end, scratch)`."""
+    f = Function("kernel", [("args", PTR), ("begin", I64), ("end", I64), ("scratch", PTR)])
+    args, scratch = f.arg("args"), f.arg("scratch")
+    pointers = ("input", "weights", "bias", "output", "common")
+    source, weights, bias, target, common = (f.word(args, i, n, PTR) for i, n in enumerate(pointers))
+    a = Words(f, *WORDS)
+    find, prepare = _pieces_function(t, tile.lanes), _prepare_function(t, tile.lanes)
+    multiply, finish = _multiply_function(t, tile), _finish_function(t, tile)
+    has_bias = f.compare("ne", bias, Value(f, PTR, "null"))
+    pieces, sums_at = scratch + a["at_pieces"], scratch + a["at_sums"]
+    home = f.select(a["shared"].equals(1), common, scratch + a["at_transformed"], "home")
+    with f.loop("item", f.arg("begin"), f.arg("end")) as item:
+        row_part, rest = item.index % a["row_parts"], item.index // a["row_parts"]
+        channel_part, rest = rest % a["channel_parts"], rest // a["channel_parts"]
+        block, group = rest % a["blocks"], rest // a["blocks"]
+        first = block * a["vectors"] // a["blocks"]
+        vectors = (block + 1) * a["vectors"] // a["blocks"] - first
+        f.call(find, args, pieces, first * tile.lanes, f.minimum((first + vectors) * tile.lanes, a["total"]))
+        transformed = home + rest * a["transformed_block"]
+        from_c = channel_part * a["channels"] // a["channel_parts"]
+        to_c = (channel_part + 1) * a["channels"] // a["channel_parts"]
+        with f.when(a["transforming"].equals(1), "transform"):
+            source_g = source + group * a["channels"] * a["in_c"]
+            f.call(prepare, args, source_g, scratch, transformed, pieces, vectors, from_c, to_c)
+        with f.when(a["multiplying"].equals(1), "multiply"):
+            start = row_part * a["part_tiles"]
+            stop = f.minimum(start + a["part_tiles"], a["tiles"])
+            panels = weights + group * a["tiles"] * a["channels"] * (t.size * t.size * tile.rows)
+            with f.loop("sub", start, stop, a["sub_tiles"]) as sub:
+                tiles = f.minimum(a["sub_tiles"], stop - sub.index)
+                f.call(multiply, args, panels, transformed, sums_at, vectors, sub.index, tiles)
+                first_row = sub.index * tile.rows
+                rows = f.minimum(tiles * tile.rows, a["rows"] - first_row)
+                row = group * a["rows"] + first_row
+                row_bias = f.select(has_bias, bias + row, bias, "row_bias")
+                out = target + row * a["out_c"]
+                f.call(finish, args, sums_at, scratch + a["at_stage"], out, row_bias, pieces, vectors, rows)
+    f.ret()
+    return f
+
+
+def _pieces_function(t: Transforms, lanes: int) -> Function:
+    """pieces(args, table, begin, end): the tiles begin ≤ tile < end as pieces of at most lanes − 1 tiles of one row of tiles.
+
+    The table's first word is the number of pieces; then follow their words (`PIECE`).
+    """
+    f = Function("pieces", [("args", PTR), ("table", PTR), ("begin", I64), ("end", I64)], private=True)
+    names = ("tiles_y", "tiles_x", "pad_y", "pad_x", "out_size_y", "out_size_x")
+    a = Words(f, *names, "in_n", "in_y", "in_x", "out_n", "out_y", "out_x")
+    begin, end, m = f.arg("begin"), f.arg("end"), t.outputs
+    rows = begin // a["tiles_x"], (end - 1) // a["tiles_x"] + 1
+    with f.loop("row", *rows, carry=[f.constant(0)]) as row:
+        image, y = row.index // a["tiles_y"], row.index % a["tiles_y"] * m
+        base = row.index * a["tiles_x"]
+        stop = f.minimum(end - base, a["tiles_x"])
+        with f.loop("x", f.maximum(begin - base, 0), stop, lanes - 1, carry=row.carried) as x:
+            (count,) = x.carried
+            left, tiles = x.index * m, f.minimum(stop - x.index, lanes - 1)
+            from_y, from_x = y - a["pad_y"], left - a["pad_x"]
+            words = (
+                image * a["in_n"] + from_y * a["in_y"] + from_x * a["in_x"], from_x, from_y, base + x.index - begin,
+                image * a["out_n"] + y * a["out_y"] + left * a["out_x"],
+                f.minimum(a["out_size_y"] - y, m), f.minimum(a["out_size_x"] - left, tiles * m),
+            )  # fmt: skip
+            piece = f.offset(f.arg("table"), count * len(PIECE) + 1, I64)
+            for i, word in enumerate(words):
+                f.store(word, f.offset(piece, i, I64))
+            x.carry(count + 1)
+        row.carry(*x.results)
+    f.store(row.results[0], f.arg("table"))
+    f.ret()
+    return f
+
+
+def _each_piece(f: Function, table: Value) -> tuple[Value, Callable[[Value], dict[str, Value]]]:
+    """(number of pieces, the words of the piece with this index)"""
+
+    def piece(index: Value) -> dict[str, Value]:
+        at = f.offset(table, index * len(PIECE) + 1, I64)
+        return {name: f.word(at, i, name) for i, name in enumerate(PIECE[:-1])}
+
+    return f.load(table, I64, "pieces"), piece
+
+
+def _prepare_function(t: Transforms, lanes: int) -> Function:
+    """prepare(args, source, scratch, transformed, pieces, vectors, begin, end): the transformed inputs of channels begin ≤ c < end."""
+    pointers = [(n, PTR) for n in ("args", "source", "scratch", "transformed", "pieces")]
+    f = Function("prepare", [*pointers, *((n, I64) for n in ("vectors", "begin", "end"))], private=True)
+    names = ("in_c", "in_y", "in_x", "size_y", "size_x", "at_values", "at_line", "pitch", "transformed_step")
+    a = Words(f, *names)
+    pitch = MOST_TILES + lanes
+    gather, transform = gather_function(t, lanes, pitch), transform_function(t, lanes, pitch)
+    values, line = f.arg("scratch") + a["at_values"], f.arg("scratch") + a["at_line"]
+    count, piece_at = _each_piece(f, f.arg("pieces"))
+    with f.loop("c", f.arg("begin"), f.arg("end")) as c:
+        channel = f.arg("source") + c.index * a["in_c"]
+        with f.loop("piece", 0, count) as p:
+            piece = piece_at(p.index)
+            f.call(
+                gather, values + piece["at"], channel + piece["input"], piece["x"], piece["y"],
+                a["size_x"], a["size_y"], a["in_x"], a["in_y"], line,
+            )  # fmt: skip
+        target = f.arg("transformed") + c.index * a["pitch"]
+        with f.loop("v", 0, f.arg("vectors")) as v:
+            f.call(transform, values + v.index * lanes, target + v.index * lanes, a["transformed_step"])
+    f.ret()
+    return f
+
+
+def _multiply_function(t: Transforms, tile: Tile) -> Function:
+    """multiply(args, panels, transformed, sums, vectors, first, tiles): the n² products of some tiles of output channels."""
+    pointers = [(n, PTR) for n in ("args", "panels", "transformed", "sums")]
+    f = Function("multiply", [*pointers, *((n, I64) for n in ("vectors", "first", "tiles"))], private=True)
+    a = Words(f, "channels", "block", "tiles", "transformed_step", "sums_step", "pitch")
+    products = {v: product_function(tile.rows, v, tile.lanes) for v in range(1, tile.vectors + 1)}
+    vectors, lanes = f.arg("vectors"), tile.lanes
+    whole = vectors // tile.vectors * tile.vectors
+    with f.loop("xi", 0, t.size * t.size) as xi, f.loop("c", 0, a["channels"], a["block"]) as c:
+        channels = f.minimum(a["block"], a["channels"] - c.index)
+        panel = channels * tile.rows
+        term = a["tiles"] * tile.rows
+        weights = f.arg("panels") + (xi.index * a["channels"] + c.index) * term + f.arg("first") * panel
+        # The same tiles of the next block, be it of this ξ or of the next one, where it is the first.
+        left = a["channels"] - c.index - channels
+        following = f.minimum(f.select(left > 0, left, a["channels"]), a["block"]) * tile.rows
+        after = weights + (term - f.arg("first") * tile.rows) * channels + f.arg("first") * following
+        x = f.arg("transformed") + xi.index * a["transformed_step"] + c.index * a["pitch"]
+        add = f.select(c.index > 0, 1, 0)
+        with f.loop("t", 0, f.arg("tiles")) as r:
+            w = weights + r.index * panel
+            ahead = f.select(r.index + 1 < f.arg("tiles"), w + panel, after, "ahead")
+            to = f.arg("sums") + xi.index * a["sums_step"] + r.index * (a["pitch"] * tile.rows)
+            with f.loop("v", 0, whole, tile.vectors) as v:
+                at = v.index * lanes
+                f.call(products[tile.vectors], w, x + at, to + at, ahead, channels, a["pitch"], a["pitch"], add)
+            for rest in range(1, tile.vectors):
+                with f.when((vectors - whole).equals(rest), f"rest{rest}"):
+                    at = whole * lanes
+                    f.call(products[rest], w, x + at, to + at, ahead, channels, a["pitch"], a["pitch"], add)
+    f.ret()
+    return f
+
+
+def _finish_function(t: Transforms, tile: Tile) -> Function:
+    """finish_rows(args, sums, stage, out, bias, pieces, vectors, rows): the outputs of some output channels."""
+    pointers = [(n, PTR) for n in ("args", "sums", "stage", "out", "bias", "pieces")]
+    f = Function("finish_rows", [*pointers, ("vectors", I64), ("rows", I64)], private=True)
+    a = Words(f, "sums_step", "pitch", "out_c", "out_y", "out_x")
+    finish, put = finish_function(t, tile.lanes), store_row_function(tile.lanes)
+    has_bias = f.compare("ne", f.arg("bias"), Value(f, PTR, "null"))
+    stage, stage_pitch = f.arg("stage"), a["pitch"] * t.outputs
+    count, piece_at = _each_piece(f, f.arg("pieces"))
+    with f.loop("row", 0, f.arg("rows")) as row:
+        sums_at = f.arg("sums") + row.index * a["pitch"]
+        with f.loop("v", 0, f.arg("vectors")) as v:
+            at = v.index * tile.lanes
+            f.call(finish, sums_at + at, a["sums_step"], stage + at * t.outputs, stage_pitch)
+        bias = f.select(has_bias, f.arg("bias") + row.index, f.arg("bias"), "bias_row")
+        out = f.arg("out") + row.index * a["out_c"]
+        with f.loop("piece", 0, count) as p:
+            piece = piece_at(p.index)
+            to, source = out + piece["output"], stage + piece["at"] * t.outputs
+            with f.loop("i", 0, piece["out_rows"]) as i:
+                f.call(
+                    put, to + i.index * a["out_y"], source + i.index * stage_pitch, piece["out_cols"], a["out_x"], bias
+                )
+    f.ret()
+    return f
+
+
+# Filters that are transformed at once, in as many lanes of float64.
+AT_ONCE = 8
+
+PACK_WORDS = ("taps_at", "groups", "rows", "channels", "tiles", "block", "blocks", "from_g", "from_m", "from_c")
+
+
+def pack_function(t: Transforms, rows: int) -> Function:
+    """Transformed weights in the order in which the register tile reads them: [group][ξ][block of channels][tile][c][row].
+
+    One work item a tile and block of channels; rows beyond the last output channel are zeros.
+    """
+    f = Function("kernel", [("args", PTR), ("begin", I64), ("end", I64), ("scratch", PTR)])
+    args, points = f.arg("args"), t.size * t.size
+    source, packed = f.word(args, 0, "weights", PTR), f.word(args, 1, "packed", PTR)
+    a = {n: f.word(args, RESERVED_WORDS + i, n, PTR if n == "taps_at" else I64) for i, n in enumerate(PACK_WORDS)}
+    filters = {width: filters_function(t, width) for width in {min(AT_ONCE, rows - row) for row in range(0, rows, AT_ONCE)}}
+    step = a["channels"] * a["tiles"] * rows
+    with f.loop("item", f.arg("begin"), f.arg("end")) as item:
+        number, rest = item.index % a["blocks"], item.index // a["blocks"]
+        tile, group = rest % a["tiles"], rest // a["tiles"]
+        first = number * a["block"]
+        channels = f.minimum(a["block"], a["channels"] - first)
+        panel = packed + group * step * points + (first * a["tiles"] + tile * channels) * rows
+        from_c = source + group * a["from_g"] + first * a["from_c"]
+        with f.loop("c", 0, channels) as c:
+            at, to = from_c + c.index * a["from_c"], panel + c.index * rows
+            for row in range(0, rows, AT_ONCE):
+                f.call(filters[min(AT_ONCE, rows - row)], at, a["taps_at"], a["from_m"], tile * rows + row, a["rows"], to + row, step)
+    f.ret()
+    return f

@@ -1,0 +1,197 @@
+"""The steps of Winograd's algorithm on tiles of an image, many tiles at a time: lanes are neighbouring tiles.
+
+    gather      rows of an image → values[i][j][tile], the n × n inputs of each tile, one vector load for each of them
+    transform   values → transformed[ξ][c][tile]: Bᵀ d B
+    product     the register tile of the n² matrix products: sums[ξ][row][tile] += weights[ξ][c][row] · transformed[ξ][c][tile]
+    finish      sums → stage[i][tile·m + j]: Aᵀ s A, the m rows of outputs as they lie in memory
+    filters     weights → U = G g Gᵀ, in float64
+
+Tiles are m outputs wide and read n = m + 2 inputs; ξ counts the n² products. All pitches count float32 numbers.
+"""
+
+from __future__ import annotations
+
+from itertools import chain
+
+from hubel.engine.algorithms.winograd_transforms import Matrix, Transforms
+from hubel.engine.ir.function import F32, I64, PTR, Function, Value, vector_of
+from hubel.engine.ir.linear import multiply, multiply_columns
+from hubel.engine.ir.masked import WideFunction
+
+
+def gather_function(t: Transforms, lanes: int, pitch: int) -> Function:
+    """gather(values, source, x, y, size_x, size_y, stride_x, stride_y, line): the inputs of up to lanes − 1 tiles of one row of tiles.
+
+    `source` is where the first tile's first input lies or would lie, (x, y) its place in the image of the given size; what lies
+    outside is zero. values[(i·n + j)·pitch + tile]; a vector is written for each (i, j), so later tiles must be gathered later.
+    `line`: scratch of m + 1 vectors, for rows that are not contiguous.
+    """
+    numbers = [(n, I64) for n in ("x", "y", "size_x", "size_y", "stride_x", "stride_y")]
+    f = WideFunction("gather", [("values", PTR), ("source", PTR), *numbers, ("line", PTR)], private=True)
+    m, n = t.outputs, t.size
+    masks = [f.within(f.arg("x") + k * lanes, f.arg("size_x"), lanes) for k in range(m)]
+    next_tile = [*range(1, lanes), -1]
+    strided = f.compare("ne", f.arg("stride_x"), 1)
+    with f.loop("i", 0, n) as i:
+        y = f.arg("y") + i.index
+        inside = (y >= 0) & (y < f.arg("size_y"))
+        values = f.arg("values") + i.index * (n * pitch)
+        row = f.arg("source") + i.index * f.arg("stride_y")
+        with f.when(inside & strided, "strided"):
+            first, last = f.maximum(0 - f.arg("x"), 0), f.minimum(f.arg("size_x") - f.arg("x"), m * lanes)
+            with f.loop("col", first, last) as col:
+                f.store(f.load(row + col.index * f.arg("stride_x"), F32), f.arg("line") + col.index)
+        row = f.select(strided, f.arg("line"), row, "row")
+        with f.when(inside, "inside"):
+            phases = deinterleave(f, [f.load_masked(row + k * lanes, mask) for k, mask in enumerate(masks)])
+            for j, phase in enumerate(phases):
+                f.store(phase, values + j * pitch)
+            for j in range(m, n):
+                f.store(f.shuffle(phases[j - m], phases[j - m], next_tile), values + j * pitch)
+        with f.when((y < 0) | (y >= f.arg("size_y")), "outside"):
+            for j in range(n):
+                f.store(f.constant(0.0, vector_of(lanes)), values + j * pitch)
+    f.ret()
+    return f
+
+
+def deinterleave(f: Function, vectors: list[Value]) -> list[Value]:
+    """Of vectors laid end to end, every len(vectors)-th number, beginning with each of the first: as many vectors."""
+    if len(vectors) == 1:
+        return vectors
+    lanes = int(vectors[0].type[1:].split()[0])
+    pairs = list(zip(vectors[::2], vectors[1::2], strict=True))
+    even = deinterleave(f, [f.shuffle(a, b, range(0, 2 * lanes, 2), "even") for a, b in pairs])
+    odd = deinterleave(f, [f.shuffle(a, b, range(1, 2 * lanes, 2), "odd") for a, b in pairs])
+    return list(chain(*zip(even, odd, strict=True)))
+
+
+def interleave(f: Function, vectors: list[Value]) -> list[Value]:
+    """The reverse of `deinterleave`."""
+    if len(vectors) == 1:
+        return vectors
+    lanes = int(vectors[0].type[1:].split()[0])
+    low = [k // 2 + lanes * (k % 2) for k in range(lanes)]
+    results = []
+    for a, b in zip(interleave(f, vectors[::2]), interleave(f, vectors[1::2]), strict=True):
+        results += [f.shuffle(a, b, low, "low"), f.shuffle(a, b, [k + lanes // 2 for k in low], "high")]
+    return results
+
+
+def transform_function(t: Transforms, lanes: int, pitch: int) -> Function:
+    """transform(values, target, step): Bᵀ d B of one vector of tiles; value ξ goes to target[ξ·step].
+
+    Rows of Bᵀ that share their halves are done together, all others alone, so that few values are alive at a time.
+    """
+    f = Function("transform", [("values", PTR), ("target", PTR), ("step", I64)], private=True)
+    n, vector = t.size, vector_of(lanes)
+    for group in _groups(t.inputs):
+        needed = [any(t.inputs[i][k] for i in group) for k in range(n)]
+        columns = []
+        for j in range(n):
+            column = [f.load(f.arg("values") + (k * n + j) * pitch, vector) if needed[k] else None for k in range(n)]
+            columns.append(multiply(f, [t.inputs[i] for i in group], column))
+        for place, i in enumerate(group):
+            target = f.arg("target") + f.arg("step") * (i * n)
+            for result in multiply(f, t.inputs, [column[place] for column in columns]):
+                f.store(result, target)
+                target = target + f.arg("step")
+    f.ret()
+    return f
+
+
+def _groups(rows: Matrix) -> list[list[int]]:
+    """Rows that differ only in signs, together."""
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for i, row in enumerate(rows):
+        groups.setdefault(tuple(abs(c) for c in row), []).append(i)
+    return list(groups.values())
+
+
+def product_function(rows: int, vectors: int, lanes: int) -> Function:
+    """product(w, x, c, ahead, terms, x_pitch, c_pitch, add): c[r·c_pitch + lane] (+)= Σ_k w[k·rows + r] · x[k·x_pitch + lane].
+
+    The weights at `ahead`, as many as there are at w, are asked for meanwhile: the panel of the next tile. add: 0 to overwrite c.
+    """
+    pointers = [(n, PTR) for n in ("w", "x", "c", "ahead")]
+    numbers = [(n, I64) for n in ("terms", "x_pitch", "c_pitch", "add")]
+    f = Function(f"product_{vectors}", [*pointers, *numbers], private=True)
+    vector = vector_of(lanes)
+    zero = f.constant(0.0, vector)
+    for r in range(rows):
+        for v in range(vectors):
+            f.prefetch(f.arg("c") + f.arg("c_pitch") * r + v * lanes, write=True)
+    start = [f.arg("w"), f.arg("x"), f.arg("ahead")]
+    with f.loop("k", 0, f.arg("terms"), carry=start + [zero] * (rows * vectors), at_least_once=True) as k:
+        w, x, ahead, *acc = k.carried
+        for line in range(-(-rows // 16)):
+            f.prefetch(ahead + line * 16)
+        pixels = [f.load(x + v * lanes, vector, f"pixels_{v}") for v in range(vectors)]
+        for r in range(rows):
+            weight = f.splat(f.load(w + r, F32, f"w_{r}"), lanes, f"weight_{r}")
+            for v in range(vectors):
+                acc[r * vectors + v] = f.fma(weight, pixels[v], acc[r * vectors + v], f"acc_{r}_{v}")
+        k.carry(w + rows, x + f.arg("x_pitch"), ahead + rows, *acc)
+    sums = k.results[3:]
+    for add in (0, 1):
+        with f.when(f.arg("add").equals(add), "add" if add else "overwrite"):
+            for r in range(rows):
+                row = f.arg("c") + f.arg("c_pitch") * r
+                for v in range(vectors):
+                    total = sums[r * vectors + v]
+                    f.store(f.load(row + v * lanes, vector) + total if add else total, row + v * lanes)
+    f.ret()
+    return f
+
+
+def finish_function(t: Transforms, lanes: int) -> Function:
+    """finish(sums, step, stage, stage_pitch): Aᵀ s A of one vector of tiles; sum ξ lies at sums[ξ·step].
+
+    Row i of the outputs goes to stage[i·stage_pitch], the outputs of neighbouring tiles side by side.
+    """
+    f = Function("finish", [("sums", PTR), ("step", I64), ("stage", PTR), ("stage_pitch", I64)], private=True)
+    n, vector = t.size, vector_of(lanes)
+    for parity in range(2):
+        group = list(range(parity, t.outputs, 2))
+        needed = [any(t.results[i][k] for i in group) for k in range(n)]
+        rows = [[row[k] for k in range(n) if needed[k]] for row in (t.results[i] for i in group)]
+        columns = []
+        for j in range(n):
+            column = [f.load(f.arg("sums") + f.arg("step") * (k * n + j), vector) for k in range(n) if needed[k]]
+            columns.append(multiply_columns(f, rows, column))
+        for place, i in enumerate(group):
+            outputs = multiply_columns(f, t.results, [column[place] for column in columns])
+            for k, piece in enumerate(interleave(f, outputs)):
+                f.store(piece, f.arg("stage") + f.arg("stage_pitch") * i + k * lanes)
+    f.ret()
+    return f
+
+
+def filters_function(t: Transforms, width: int) -> Function:
+    """filters(weights, taps, by_row, first, rows, target, step): G g Gᵀ of `width` filters, in float64, rounded once.
+
+    Filter r is that of row first + r, at weights[row·by_row], or zero if there is no such row; `taps` points to the offsets of its
+    elements. Element ξ of filter r goes to target[ξ·step + r].
+    """
+    numbers = [(n, I64) for n in ("by_row", "first", "rows")]
+    parameters = [("weights", PTR), ("taps", PTR), *numbers, ("target", PTR), ("step", I64)]
+    f = WideFunction(f"filters_{width}", parameters, private=True)
+    zero = f.constant(0.0, F32)
+    places = [f.arg("first") + r for r in range(width)]
+    starts = [f.arg("weights") + f.minimum(place, f.arg("rows") - 1) * f.arg("by_row") for place in places]
+    real = [place < f.arg("rows") for place in places]
+    taps: list[list[Value]] = []
+    for i in range(t.taps):
+        taps.append([])
+        for j in range(t.taps):
+            offset = f.load(f.offset(f.arg("taps"), i * t.taps + j, I64), I64, "tap")
+            scalars = [f.select(ok, f.load(start + offset, F32), zero) for ok, start in zip(real, starts, strict=True)]
+            taps[i].append(f.widened(f.gathered(scalars)))
+    columns = [multiply(f, t.filters, [taps[i][j] for i in range(t.taps)]) for j in range(t.taps)]
+    target = f.arg("target")
+    for i in range(t.size):
+        for result in multiply(f, t.filters, [column[i] for column in columns]):
+            f.store(f.rounded(result), target)
+            target = target + f.arg("step")
+    f.ret()
+    return f
