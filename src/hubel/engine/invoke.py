@@ -17,6 +17,9 @@ from hubel.errors import unknown
 
 Strides = tuple[int, ...]
 
+# Below this much work one thread is done before a second has woken up (about 10 µs on one core).
+SERIAL_FLOPS = 1_000_000
+
 
 class Invocation:
     """Runs one problem on tensors with fixed strides. Holds no tensor; may be used by several threads at once.
@@ -31,6 +34,7 @@ class Invocation:
         self.plan = plan
         self.packed_bytes = 4 * bound.packed
         self.packing_key = bound.packing_key
+        self._most_threads = plan.policy.threads if plan.estimate.computed > SERIAL_FLOPS else 1
         self._flush = 0 if plan.policy.accuracy == "strict" else 1
         self._shared, self._scratch = 4 * bound.shared, 4 * bound.scratch
         self._jobs = _block(bound.jobs, libraries, bound.tables)
@@ -45,6 +49,8 @@ class Invocation:
 
         forward: x, packed weights, bias or 0, y · input gradient: dy, packed weights, 0, dx · weight gradient: x, dy, db or 0, dw
         """
+        if threads > self._most_threads:
+            threads = self._most_threads
         launch(self._jobs.address, p0, p1, p2, p3, threads, self._shared, self._scratch, self._flush)
 
 

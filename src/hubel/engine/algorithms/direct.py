@@ -38,8 +38,6 @@ from hubel.engine.window import Window
 
 NAME = "direct"
 MOST_TERMS = 768
-# Pages that the first-level TLB holds for what a tile reads, next to its weights and its output (64 entries on most x86 machines).
-PAGES = 24
 # Numbers of scratch memory behind the last window or tile, for loads and stores that run over the end.
 SLACK = 64
 
@@ -49,7 +47,7 @@ WORDS = (
     "chunk_tiles", "chunks", "tiles",
     "outputs_z", "outputs_y", "outputs_x", "box_z", "box_y", "box_x", "boxes_z", "boxes_y", "boxes_x",
     "in_n", "in_g", "out_from", "out_n", "out_c", "out_z", "out_y", "out_x",
-    "sums_from", "sums_row", "sums_z", "in_place", "in_source", "source_offsets", "window",
+    "sums_from", "sums_row", "sums_z", "in_place", "source_offsets", "panel_offsets", "panel_from", "window",
 )  # fmt: skip
 
 
@@ -85,7 +83,8 @@ def _channel_block(part: Sum, machine: Machine) -> int:
     It fixes the order of summation, so it may not depend on the batch, nor on the tile, which does.
     """
     lines = len(part.taps[0]) * len(part.taps[1]) * len(part.axes[2].phases)
-    line = 4 * (5 * machine.lanes + part.axes[2].reach)
+    # A row of a 1×1 panel is as wide as the tile; rows of a window also show what lies beside it.
+    line = 4 * (4 * machine.lanes if part.tap_count == 1 else 5 * machine.lanes + part.axes[2].reach)
     by_cache = machine.l1 // 2 // max(1, lines * line)
     by_error = MOST_TERMS // max(1, part.tap_count)
     most = max(1, min(part.channels, max(4, by_cache), by_error))
@@ -146,19 +145,16 @@ def convolution_function(tile: Tile) -> Function:
         row_bias = f.select(has_bias, bias + row, bias, "row_bias")
         sums_at = scratch + a["sums_from"]
         # Where a row of the input lies as a window would, whole tiles read it in place, and only the rest is copied.
-        ready = f.select(a["in_source"].equals(1), flat // width * width, 0, "ready")
+        ready = f.select(f.compare("ne", a["source_offsets"], Value(f, PTR, "null")), flat // width * width, 0, "ready")
         with f.loop("c", 0, a["channels"], a["block"]) as c:
             block = f.minimum(a["block"], a["channels"] - c.index)
             from_c = source_g + c.index * window["stride_c"]
             f.call(fill, scratch, from_c, window_block, block, origin["z"], origin["y"], origin["x"] + ready)
             last = c.index + a["block"] >= a["channels"]
             mode = f.select(c.index > 0, ADD, 0) + f.select(last & has_bias, BIAS, 0)
-            at = from_c + origin["x"]
-            following = f.select(last, source_g + origin["x"] + a["box_x"], at + block * window["stride_c"], "following")
-            more = f.select(last & (origin["x"] + a["box_x"] >= a["outputs_x"]), 0, a["box_x"], "more")
             f.call(
-                compute, args, panel + c.index * a["taps"] * tile.rows, scratch, at, following, sums_at, out, row_bias,
-                block * a["taps"], size["z"], flat, tiles, rows, mode, ready, more,
+                compute, args, panel + c.index * a["taps"] * tile.rows, scratch, from_c + origin["x"], sums_at, out, row_bias,
+                block * a["taps"], size["z"], flat, tiles, rows, mode, ready,
             )  # fmt: skip
         f.call(store, args, sums_at, out, row_bias, size["z"], size["y"], size["x"], rows, flat)
     f.ret()
@@ -166,32 +162,33 @@ def convolution_function(tile: Tile) -> Function:
 
 
 def _compute_function(tile: Tile) -> Function:
-    """compute(args, panel, window, source, following, sums, out, bias, terms, planes, flat, tiles, rows, mode, ready, more): a block
-    of channels of one item.
+    """compute(args, panel, window, source, sums, out, bias, terms, planes, flat, tiles, rows, mode, ready): a block of channels of
+    one item.
 
-    The first `ready` pixels are read from `source`, the others from the window. Whole tiles go straight to the output where it lies
-    as the tile does (`in_place`), all others into scratch. Meanwhile
-    lines that come next are asked for: of a 1×1 convolution the `more` pixels at `following` (the next block of channels, or the next
-    box), a line for each tile; else the pixels right of the tile, by its last output channels.
+    The first `ready` pixels are read from `source`: the first tile of output channels keeps what it reads in a panel, the others read
+    that. All other pixels come from the window. Whole tiles go straight to the output where it lies as the tile does (`in_place`),
+    all others into scratch. The last tiles of output channels ask for the pixels that come next, a line each.
     """
-    pointers = [(n, PTR) for n in ("args", "panel", "window", "source", "following", "sums", "out", "bias")]
-    numbers = [(n, I64) for n in ("terms", "planes", "flat", "tiles", "rows", "mode", "ready", "more")]
+    pointers = [(n, PTR) for n in ("args", "panel", "window", "source", "sums", "out", "bias")]
+    numbers = [(n, I64) for n in ("terms", "planes", "flat", "tiles", "rows", "mode", "ready")]
     f = Function("compute", [*pointers, *numbers], private=True)
     args, width = f.arg("args"), tile.vectors * tile.lanes
-    names = ("offsets", "source_offsets", "channels", "taps", "out_c", "out_z", "sums_row", "sums_z", "in_place")
-    a = {n: f.word(args, RESERVED_WORDS + WORDS.index(n), n, PTR if "offsets" in n else I64) for n in names}
+    tables = ("offsets", "source_offsets", "panel_offsets")
+    names = (*tables, "channels", "taps", "out_c", "out_z", "sums_row", "sums_z", "in_place", "panel_from")
+    a = {n: f.word(args, RESERVED_WORDS + WORDS.index(n), n, PTR if n in tables else I64) for n in names}
     window = WindowWords(f, f.offset(args, RESERVED_WORDS + WORDS.index("window"), I64, "window_words"))
     window.load("pitch_z")
-    inner = outer_product_tile(tile.rows, tile.vectors, tile.lanes)
+    inner, keeping = (outer_product_tile(tile.rows, tile.vectors, tile.lanes, keep) for keep in (False, True))
     lines = max(1, width // 16)
     panel_tile = a["channels"] * a["taps"] * tile.rows
+    kept = f.arg("window") + a["panel_from"]
     in_place = a["in_place"].equals(1)
-    has_source = f.compare("ne", a["source_offsets"], Value(f, PTR, "null"))
     with f.loop("z", 0, f.arg("planes")) as z, f.loop("q", 0, f.arg("flat"), width) as q:
         in_window = f.arg("window") + z.index * window["pitch_z"] + (q.index - f.arg("ready"))
-        from_source = q.index < f.arg("ready")
-        pixels = f.select(from_source, f.arg("source") + q.index, in_window, "pixels")
-        offsets = f.select(from_source, a["source_offsets"], a["offsets"], "table")
+        in_source = q.index < f.arg("ready")
+        pixels = f.select(in_source, f.arg("source") + q.index, in_window, "pixels")
+        offsets = f.select(in_source, a["source_offsets"], a["offsets"], "table")
+        later, later_offsets = f.select(in_source, kept, pixels, "later"), f.select(in_source, a["panel_offsets"], offsets)
         whole = in_place & (q.index + width <= f.arg("flat"))
         with f.loop("t", 0, f.arg("tiles")) as t:
             row = t.index * tile.rows
@@ -199,16 +196,17 @@ def _compute_function(tile: Tile) -> Function:
             out = f.arg("out") + row * a["out_c"] + z.index * a["out_z"] + q.index
             parked = f.arg("sums") + row * a["sums_row"] + z.index * a["sums_z"] + q.index
             line = f.minimum(f.arg("tiles") - 1 - t.index, lines)
-            right = pixels + f.select(line < lines, line * 16 + width, 0)
-            call = (q.index // width * f.arg("tiles") + t.index) * 16
-            later = has_source & (call < f.arg("more"))
-            f.call(
-                inner, f.arg("panel") + t.index * panel_tile, pixels, offsets, f.select(straight, out, parked, "to"),
-                f.arg("bias") + row, f.select(later, f.arg("following") + call, right, "ahead"),
-                f.select(later, a["source_offsets"], offsets, "ahead_offsets"), f.arg("terms"),
-                f.select(straight, a["out_c"], a["sums_row"], "pitch"),
-                f.select(straight, f.arg("mode"), f.arg("mode") % BIAS, "tile_mode"),
-            )  # fmt: skip
+            weights = f.arg("panel") + t.index * panel_tile
+            into = f.select(straight, out, parked, "into")
+            ahead = pixels + f.select(line < lines, line * 16 + width, 0)
+            pitch = f.select(straight, a["out_c"], a["sums_row"], "pitch")
+            mode = f.select(straight, f.arg("mode"), f.arg("mode") % BIAS, "tile_mode")
+            bias = f.arg("bias") + row
+            keeps = in_source & t.index.equals(0)
+            with f.when(keeps, "first_tile"):
+                f.call(keeping, weights, pixels, offsets, into, bias, ahead, offsets, f.arg("terms"), pitch, mode, kept)
+            with f.when(f.negate(keeps), "other_tile"):
+                f.call(inner, weights, later, later_offsets, into, bias, ahead, offsets, f.arg("terms"), pitch, mode)
     f.ret()
     return f
 
@@ -316,23 +314,18 @@ def _job_words(
     in_place = int(box[0] == box[1] == 1 and out[2] == 1)
     simple = part.outputs[0] == part.outputs[1] == 1 and taps == [0] and part.axes[2].step == 1 and strides[2] == 1
     source_offsets = tables.add([channel * c for channel in range(block)]) if simple else 0
-    in_source = int(simple and _in_source(c, block, plan.machine))
+    panel_offsets = tables.add([channel * width for channel in range(block)])
+    panel_from = sums_from
+    sums_from += block * width if simple else 0
     words = (
         tables.add(offsets), packed, groups, channels, part.rows, len(taps), block,
         plan.row_tiles, chunks, tiles,
         *outputs, *box, *boxes,
         n, part.channels * c, out_from, out_n, out_c, *out,
-        sums_from, sums_row, sums_z, in_place, in_source, source_offsets,
+        sums_from, sums_row, sums_z, in_place, source_offsets, panel_offsets, panel_from,
         *window.words((c, *strides), tuple(tables.add(axis.table()) for axis in part.axes)),  # type: ignore[arg-type]
     )  # fmt: skip
     return words, batch * groups * prod(boxes) * chunks, sums_from + plan.row_tiles * tile.rows * sums_row + SLACK
-
-
-def _in_source(stride_c: int, block: int, machine: Machine) -> bool:
-    """Whether tiles may read a block of channels of the input in place: the channels must not share a set of the L1 cache, and lie on
-    so few pages that the TLB holds them all."""
-    apart = stride_c % 1024 >= machine.lanes and 1024 - stride_c % 1024 >= machine.lanes
-    return apart and block * stride_c * 4 <= PAGES * 4096
 
 
 def _pack_words(

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from math import prod
 
-from hubel.engine.algorithms.geometry import Sum, flat_strides, flattened, sums, three
+from hubel.engine.algorithms.geometry import Sum, flat_strides, flattened, one_run, sums, three
 from hubel.engine.algorithms.tiling import error_bound
 from hubel.engine.ir import F32, I64, PTR, Function, Value, module_text, vector_of
 from hubel.engine.ir.rows import zero_row
@@ -307,7 +307,11 @@ def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...])
         PlannedJob(plan.kernels[1], spec.out_channels, item.reduce_words(), chunk=4),
     ]
     if plan.problem.bias:
-        words = (spec.batch, *three(spec.output_size, 1), y[0], y[1], *three(y[2:], 0))
+        sizes, steps = three(spec.output_size, 1), three(y[2:], 0)
+        run = one_run(spec.output_size, y[2:])
+        if run is not None:
+            sizes, steps = (1, 1, prod(sizes)), (0, 0, run)
+        words = (spec.batch, *sizes, y[0], y[1], *steps)
         jobs.append(PlannedJob(plan.kernels[2], spec.out_channels, words, chunk=4))
     shared = item.items * item.item_sums
     return Bound(tuple(jobs), (), 0, (), item.scratch, shared, tables.keep())

@@ -196,6 +196,9 @@ class Function:
         yes, no = self.constant(yes, type_), self.constant(no, type_)
         return self._emit(type_, f"select i1 {condition.text}, {type_} {yes.text}, {type_} {no.text}", name)
 
+    def negate(self, condition: Value) -> Value:
+        return self._emit(I1, f"xor i1 {condition.text}, true", "not")
+
     def minimum(self, a: Value | int, b: Value | int) -> Value:
         a, b = self.constant(a), self.constant(b)
         if a.number is not None and b.number is not None:

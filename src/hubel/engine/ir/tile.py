@@ -21,15 +21,18 @@ from hubel.engine.ir.function import F32, I64, PTR, Function, Value, vector_of
 ADD, BIAS = 1, 2
 
 
-def outer_product_tile(rows: int, vectors: int, lanes: int) -> Function:
+def outer_product_tile(rows: int, vectors: int, lanes: int, keep: bool = False) -> Function:
     """tile(w, x, offsets, terms, c, pitch, mode, bias, ahead, ahead_offsets): c[r·pitch + lane] gets the sums of one tile.
 
     w holds `rows` weights a term, next to each other. `mode` is 0 to overwrite c, ADD to add to it, BIAS to add bias[r] last. With each
     term the line at ahead[ahead_offsets[k]] is asked for: pixels needed later, in rows too short for the processor to foresee. c is
     asked for before the sum begins, so that its lines are there when it ends.
+
+    `keep`: tile_keep(..., panel) also writes the pixels to panel[k][vectors · lanes], close together for the tiles that follow.
     """
     pointers = [(n, PTR) for n in ("w", "x", "offsets", "c", "bias", "ahead", "ahead_offsets")]
-    f = Function("tile", [*pointers, *((n, I64) for n in ("terms", "pitch", "mode"))], private=True)
+    parameters = [*pointers, *((n, I64) for n in ("terms", "pitch", "mode"))]
+    f = Function("tile_keep" if keep else "tile", [*parameters, *([("panel", PTR)] if keep else [])], private=True)
     vector = vector_of(lanes)
     zero = f.constant(0.0, vector)
     for r in range(rows):
@@ -40,6 +43,8 @@ def outer_product_tile(rows: int, vectors: int, lanes: int) -> Function:
         x = f.arg("x") + f.load(f.offset(f.arg("offsets"), k.index, I64, "entry"), I64, "offset")
         f.prefetch(f.arg("ahead") + f.load(f.offset(f.arg("ahead_offsets"), k.index, I64, "entry"), I64, "offset"))
         pixels = [f.load(x + v * lanes, vector, f"pixels_{v}") for v in range(vectors)]
+        for v in range(vectors if keep else 0):
+            f.store(pixels[v], f.arg("panel") + k.index * (vectors * lanes) + v * lanes)
         for r in range(rows):
             weight = f.splat(f.load(w + r, F32, f"w_{r}"), lanes, f"weight_{r}")
             for v in range(vectors):
