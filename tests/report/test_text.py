@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hubel.report.text import count, fixed, number, percent
+from hubel.report.text import count, fixed, number, percent, share
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,10 @@ def test_fixed_has_a_true_minus_and_no_negative_zero() -> None:
     assert fixed(-1.25) == "−1.25" and fixed(-0.001) == "0.00"
     assert fixed(0.5, 1, plus=True) == "+0.5" and fixed(-0.5, 1, plus=True) == "−0.5"
     assert fixed(0.0, plus=True) == "0.00"
+
+
+def test_a_share_is_certain_only_if_it_is() -> None:
+    assert share(0.99999) == ">\u00a099.9\u00a0%" and share(1.0) == "100.0\u00a0%" and share(0.9994) == "99.9\u00a0%"
 
 
 def test_percent_and_count_do_not_break_before_their_unit() -> None:

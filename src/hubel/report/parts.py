@@ -10,7 +10,7 @@ from hubel.records import Document, Record
 from hubel.report import pictures
 from hubel.report.html import Child, Html, tag
 from hubel.report.pictures import Picture
-from hubel.report.text import count, fixed, number, percent, shape
+from hubel.report.text import count, fixed, number, percent, shape, share
 
 _SPOKEN = 25  # a picture of at most so many cells has all its numbers in its text alternative
 _MAP_PIXELS, _IMAGE_PIXELS = 48, 224
@@ -125,7 +125,7 @@ def class_name(document: Document, k: int) -> str:
 
 def score_bars(document: Document, scores: np.ndarray, label: int | None) -> Html:
     """The scores of one image as a table of bars: all of ten, else the five highest and the true class."""
-    share = softmax(scores)
+    shares = softmax(scores)
     order = list(range(len(scores))) if len(scores) <= 10 else list(np.argsort(-scores)[:5])
     if label is not None and label not in order:
         order.append(label)
@@ -142,11 +142,11 @@ def score_bars(document: Document, scores: np.ndarray, label: int | None) -> Htm
             else None
         )
         kind = "best" if k == best else "truth" if k == label else ""
-        bar = tag("span", class_="bar", style=f"--share:{100 * share[k]:.1f}%", aria_hidden="true")
+        bar = tag("span", class_="bar", style=f"--share:{100 * shares[k]:.1f}%", aria_hidden="true")
         cells = [
             tag("th", class_name(document, k), scope="row"),
             tag("td", bar, tag("small", mark) if mark else None, class_="track"),
-            tag("td", percent(float(share[k])), class_="num"),
+            tag("td", share(float(shares[k])), class_="num"),
             tag("td", fixed(float(scores[k]), 1), class_="num faint"),
         ]
         rows.append(tag("tr", *cells, class_=kind or None))

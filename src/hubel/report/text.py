@@ -33,6 +33,11 @@ def percent(share: float, places: int = 1) -> str:
     return f"{fixed(100 * share, places)}{NBSP}%"
 
 
+def share(value: float) -> str:
+    """A percentage that does not claim certainty: 0.99999 is not 100 %."""
+    return f">{NBSP}{percent(0.999)}" if 0.9995 <= value < 1 else percent(value)
+
+
 def count(n: int, noun: str, plural: str | None = None) -> str:
     """`1 kernel`, `1,000 kernels`; one to ten are not spelled out, so that numbers stand out."""
     return f"{n:,}{NBSP}{noun if n == 1 else plural or noun + 's'}"

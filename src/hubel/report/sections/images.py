@@ -7,7 +7,7 @@ import numpy as np
 from hubel.records import Document, Record
 from hubel.report.html import Html, tag
 from hubel.report.parts import class_name, find, input_image, map_image, score_bars, section, softmax
-from hubel.report.text import count, number, percent, shape
+from hubel.report.text import count, number, shape, share
 
 _FLOW_LAYERS = 3  # up to so many layers stand beside one another, from the input to the scores
 
@@ -85,7 +85,7 @@ def _caption(document: Document, record: Record, i: int, scores: np.ndarray | No
     if scores is None:
         return [tag("h3", f"Image {i + 1}")]
     best = int(scores.argmax())
-    answer = f"It answers {class_name(document, best)} ({percent(float(softmax(scores)[best]))} of the softmax)"
+    answer = f"It answers {class_name(document, best)} ({share(float(softmax(scores)[best]))} of the softmax)"
     truth = "." if label is None else ", and it is." if label == best else f"; it is {class_name(document, label)}."
     title, remark = titles[i] if titles else (f"Image {i + 1}", "")
     return [tag("h3", title), tag("p", f"{answer}{truth} {remark}".strip())]
