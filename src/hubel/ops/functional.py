@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hubel.errors import SpecError
-from hubel.ops.library import convolution
+from hubel.ops.library import convolve
 
 # One number for all spatial dimensions, or one for each.
 Sizes: TypeAlias = int | Sequence[int]
@@ -116,8 +116,8 @@ def _conv_transpose(
 
 def _run(ndim: int, x: Tensor, w: Tensor, b: Tensor | None, *config: Any) -> Tensor:
     if x.dim() == ndim + 1:
-        return convolution(x.unsqueeze(0), w, b, *config).squeeze(0)
-    return convolution(x, w, b, *config)
+        return convolve(x.unsqueeze(0), w, b, *config).squeeze(0)
+    return convolve(x, w, b, *config)
 
 
 def _check_tensors(name: str, ndim: int, x: Tensor, w: Tensor, b: Tensor | None) -> None:
@@ -178,7 +178,7 @@ def _check_extent(axis: int, size: Any, kernel: Any, pad: Any, dilation: Any) ->
 
 def _sizes(name: str, value: Any, ndim: int, at_least: int) -> tuple[Any, ...]:
     """One number or `ndim` of them as a tuple of `ndim`."""
-    numbers = (value,) * ndim if isinstance(value, (int, torch.SymInt)) else tuple(value)
+    numbers = tuple(value) if isinstance(value, Iterable) else (value,) * ndim
     if len(numbers) == 1:
         numbers *= ndim
     if len(numbers) != ndim:
