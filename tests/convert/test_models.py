@@ -13,6 +13,7 @@ from torch import nn
 
 from hubel.convert.models import RUN_WEIGHTS, resolve
 from hubel.errors import ModelError, UnknownNameError
+from hubel.inspect import watch
 from hubel.records import DOCUMENT_FILE
 from tests.convert.test_weights import Touch
 
@@ -130,9 +131,12 @@ def test_factories_that_give_no_network(module: str) -> None:
         resolve("no_such_package.models:net", networks=NETWORKS)
 
 
-def export(path: Path) -> nn.Module:
-    net = Tiny().eval()
-    torch.export.save(torch.export.export(net, (torch.zeros(2, 1, 8, 8),)), path)
+def export(
+    path: Path, net: nn.Module | None = None, shape: tuple[int, ...] = (2, 1, 8, 8), batch: object = None
+) -> nn.Module:
+    net = (net or Tiny()).eval()
+    sizes = None if batch is None else ({0: batch},)
+    torch.export.save(torch.export.export(net, (torch.zeros(shape),), dynamic_shapes=sizes), path)
     return net
 
 
@@ -140,8 +144,45 @@ def test_an_exported_program(tmp_path: Path) -> None:
     net = export(tmp_path / "net.pt2")
     loaded = resolve(str(tmp_path / "net.pt2"), networks=NETWORKS)
     x = torch.randn(2, 1, 8, 8)
-    assert loaded.weights == "file" and loaded.name == "net.pt2" and loaded.input_shape == (1, 8, 8)
+    assert loaded.weights == "file" and loaded.name == "net.pt2"
+    assert (loaded.input_shape, loaded.batch) == ((1, 8, 8), 2)
     torch.testing.assert_close(loaded.network(x), net(x))
+
+
+class Every(nn.Module):
+    """One of each: strided, depthwise, padded by name, transposed, 1-D, used twice, and without a layer of its own."""
+
+    edge: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 5, stride=2, padding=2), nn.BatchNorm2d(8), nn.ReLU())
+        self.depthwise = nn.Conv2d(8, 8, 3, padding="same", groups=8, bias=False)
+        self.twice = nn.Conv2d(8, 8, 1)
+        self.up = nn.ConvTranspose2d(8, 4, 3, stride=2, output_padding=1, dilation=2)
+        self.line = nn.Conv1d(4, 2, 3)
+        self.register_buffer("edge", torch.ones(4, 1, 3, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.twice(nn.functional.silu(self.twice(self.depthwise(self.body(x)))))
+        x = nn.functional.conv2d(self.up(x), self.edge, groups=4)
+        return self.line(x.flatten(2))
+
+
+def test_convolutions_of_an_exported_program_are_layers_again(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = export(tmp_path / "net.pt2", Every(), (2, 3, 12, 12), torch.export.Dim.AUTO)
+    loaded = resolve(str(tmp_path / "net.pt2"), networks=NETWORKS)
+    assert loaded.batch is None
+    x = torch.randn(3, 3, 12, 12)
+    torch.testing.assert_close(loaded.network(x), net(x), rtol=0, atol=0)
+    layers = {name: repr(m) for name, m in loaded.network.named_modules() if isinstance(m, nn.modules.conv._ConvNd)}
+    assert layers == {name: repr(m) for name, m in net.named_modules() if isinstance(m, nn.modules.conv._ConvNd)}
+    with watch(loaded.network) as ours:
+        loaded.network(x)
+    with watch(net) as theirs:
+        net(x)
+    assert [(call.address, call.tap) for call in ours[:4]] == [(call.address, call.tap) for call in theirs[:4]]
 
 
 def test_an_exported_program_that_is_damaged_or_none(tmp_path: Path) -> None:

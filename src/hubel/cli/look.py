@@ -8,7 +8,18 @@ from typing import Annotated
 import typer
 
 from hubel.cli.document_text import render_text
-from hubel.cli.models import Arch, InputSize, Model, Weights, class_names, image_shape, is_run, load, load_run
+from hubel.cli.models import (
+    Arch,
+    InputSize,
+    Model,
+    Weights,
+    any_batch,
+    class_names,
+    image_shape,
+    is_run,
+    load,
+    load_run,
+)
 from hubel.cli.terminal import Stages, console
 from hubel.cli.work import Seed, Threads, set_threads
 from hubel.convert.preprocess import preprocessing
@@ -24,7 +35,7 @@ def plan(
     machine: Annotated[str | None, typer.Option(help="Another machine than this: haswell, zen3, apple-m1, ...")] = None,
     accuracy: Annotated[str, typer.Option(help="strict, default or fast")] = "default",
     backward: Annotated[bool, typer.Option("--backward", help="The gradients, too.")] = False,
-    batch: Annotated[int, typer.Option(min=1, help="Images at a time, for a network.")] = 1,
+    batch: Annotated[int | None, typer.Option(min=1, help="Images at a time, for a network; 1 by default.")] = None,
     arch: Arch = None,
     weights: Weights = None,
     input_size: InputSize = None,
@@ -70,6 +81,8 @@ def report(
             document = build(run, data, only=words, progress=stages)
         else:
             loaded = load(model, arch, weights, seed)
+            if data is not None:
+                any_batch(loaded)
             shape = None if data is None else image_shape(loaded, input_size)
             document = build(
                 loaded.network,
@@ -128,7 +141,7 @@ def _plan_network(
     model: str,
     machine: Machine,
     form: str | None,
-    batch: int,
+    batch: int | None,
     backward: bool,
     arch: str | None,
     weights: Path | None,
@@ -139,7 +152,7 @@ def _plan_network(
     from hubel.inspect.plan import plan as plan_network
 
     loaded = load(model, arch, weights)
-    x = torch.zeros(batch, *image_shape(loaded, input_size))
+    x = torch.zeros(batch or loaded.batch or 1, *image_shape(loaded, input_size))
     planned = plan_network(loaded.network, x, machine=machine, backward=backward)
     if not form:
         console().print(str(planned), soft_wrap=True)

@@ -53,6 +53,16 @@ def image_shape(loaded: Loaded, text: str | None) -> tuple[int, int, int]:
     return shape
 
 
+def any_batch(loaded: Loaded) -> None:
+    """ModelError if the network takes one batch size only, as programs exported with a fixed one do."""
+    if loaded.batch is not None:
+        raise ModelError(
+            f"A network that is shown images must take any number. Received: {loaded.name}, exported for batches "
+            f"of {loaded.batch}. Export it with a batch size left open: torch.export.export(net, (x,), "
+            "dynamic_shapes=({0: torch.export.Dim.AUTO},)), with at least 2 images in x."
+        )
+
+
 def is_run(model: str) -> bool:
     """Whether MODEL is a folder that `hubel train` wrote; a demo's folder counts, its run is inside."""
     return _run_folder(model) is not None

@@ -14,8 +14,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,6 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from hubel.convert.exported import read_exported
 from hubel.convert.weights import SUFFIXES, Mismatch, compare, load_into, read_state_dict, require_file, sha256
 from hubel.errors import HubelError, ModelError, unknown
 from hubel.records import DOCUMENT_FILE, Document
@@ -39,7 +39,7 @@ class Loaded:
 
     name: the zoo's name or the text the user gave; arch: the zoo's name, or None if it is not one of the zoo's;
     weights: "random" if they are drawn anew each time the network is built; sha256: of the file they were read from;
-    input_shape: of one image, (C, H, W), where the file tells it.
+    input_shape: of one image, (C, H, W), where the file tells it; batch: the only batch size it takes, if there is one.
     """
 
     network: nn.Module
@@ -49,6 +49,7 @@ class Loaded:
     source: Path | None = None
     sha256: str | None = None
     input_shape: tuple[int, ...] | None = None
+    batch: int | None = None
 
     def __str__(self) -> str:
         own = "random weights" if self.weights == "random" else "its own weights"
@@ -79,7 +80,8 @@ def resolve(
     elif path.is_dir():
         loaded = _from_run(path, networks)
     elif path.suffix == ".pt2":
-        loaded = _exported(path)
+        found = read_exported(path)
+        loaded = Loaded(found.network, path.name, "file", None, path, sha256(path), found.input_shape, found.batch)
     elif path.suffix in SUFFIXES:
         loaded = _from_state_dict(path, networks, arch)
     elif path.suffix in _PLANNED:
@@ -94,8 +96,7 @@ def resolve(
         raise ModelError(f"MODEL files end in .pt2, {', '.join(SUFFIXES)}. Received: {path}. Rename or convert it.")
     else:
         raise unknown("network", model, networks)
-    if not isinstance(loaded.network, torch.fx.GraphModule):
-        loaded.network.eval()
+    loaded.network.eval()
     return loaded
 
 
@@ -221,53 +222,3 @@ def _draws(factory: object, network: nn.Module) -> bool:
         return False
     again: dict[str, Tensor] = dict(factory().named_parameters())  # type: ignore[union-attr]  (it returned a module before)
     return any(name in again and not torch.equal(p, again[name]) for name, p in network.named_parameters())
-
-
-def _exported(path: Path) -> Loaded:
-    """The module of a `.pt2`. Archives that hold pickled objects or compiled libraries are refused."""
-    require_file(path, "MODEL")
-    from torch.export.pt2_archive._package import PT2ArchiveReader
-
-    try:
-        with PT2ArchiveReader(os.fspath(path)) as archive:
-            entries = [name.lower() for name in archive.get_file_names()]
-    except Exception as error:  # torch raises RuntimeError, ValueError, AssertionError: whatever the bytes provoke
-        raise _not_exported(path, error) from error
-    code = [name for name in entries if "custom_obj" in name or "opaque_obj" in name or "aotinductor" in name]
-    if code:
-        raise ModelError(
-            f"A .pt2 must hold a graph and tensors only. Received: {path}, which holds {code[0]}: objects or compiled "
-            "code that would run on opening. Export the network again without them."
-        )
-    try:
-        with _weights_only():
-            program = torch.export.load(path)
-            network = program.module()
-    except Exception as error:
-        raise _not_exported(path, error) from error
-    inputs = program.example_inputs[0] if program.example_inputs else ()
-    shape = tuple(inputs[0].shape[1:]) if inputs and isinstance(inputs[0], Tensor) else None
-    return Loaded(network, path.name, "file", source=path, sha256=sha256(path), input_shape=shape)
-
-
-@contextmanager
-def _weights_only() -> Iterator[None]:
-    """torch.export.load passes weights_only=False for some tensors; this variable overrules it."""
-    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
-
-
-def _not_exported(path: Path, error: Exception) -> ModelError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return ModelError(
-        f"A .pt2 must be an archive of torch.export.save that torch {torch.__version__} can read. Received: {path} "
-        f"({reason}). Export the network again: torch.export.save(torch.export.export(net, (x,)), 'net.pt2')."
-    )
