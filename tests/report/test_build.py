@@ -105,6 +105,12 @@ def test_labels_that_answers_do_not_follow_are_withheld() -> None:
     assert "One that it gets right" not in Reader(page(document)).text
 
 
+def test_the_images_shown_are_spread_over_the_sample() -> None:
+    images = torch.rand(7, 3, 32, 32)
+    record = build(colour_net(), images, only=["feature_maps"], weights="random").record("feature_maps")
+    assert torch.equal(torch.from_numpy(record.arrays["image"].data), images[[0, 4]])
+
+
 def test_only_is_a_list_of_analyses() -> None:
     assert ids(build(colour_net(), torch.rand(1, 3, 32, 32), only=["feature_maps"])) == ["feature_maps"]
     with pytest.raises(UnknownNameError, match='unknown analysis "kernel".*Did you mean "kernels"'):

@@ -106,7 +106,9 @@ def build(
         return document
     inputs = _prepared(dataset.images, preprocess)
     labels = _aligned(document, net, inputs, dataset)
-    pictured, titles = list(range(min(_SHOWN_IMAGES, len(dataset)))) if pictures else [], None
+    # Spread over the sample: files and digits often come sorted by class.
+    spread = range(0, len(dataset), max(1, -(-len(dataset) // _SHOWN_IMAGES)))
+    pictured, titles = list(spread) if pictures else [], None
     if labels is not None and pictures:
         pictured, titles = right_and_wrong(next(r for r in document.records if r.id == "accuracy"))
     _look_at(document, net, inputs, dataset.images, labels, pictured, titles, chosen, tell)

@@ -14,7 +14,7 @@ from hubel.report.sections.kernels import kernels
 from hubel.report.sections.learning import learning
 from hubel.report.sections.one_number import one_number
 from hubel.report.sections.speed import speed
-from hubel.report.sections.summary import header, summary
+from hubel.report.sections.summary import header, summary, untrained
 
 # The order in which a reader meets them. Each is given the Document; None: it has nothing to show.
 SECTIONS: dict[str, Callable[[Document], Html | None]] = {
@@ -72,15 +72,7 @@ def page(document: Document) -> Html:
 def title(document: Document) -> str:
     """`lenet5 on mnist`; random weights say so."""
     name = document.model["name"] + (f" on {document.data['name']}" if document.data else "")
-    return (
-        name
-        + (" · random weights" if document.model["weights"] == "random" and not _trained(document) else "")
-        + " · hubel"
-    )
-
-
-def _trained(document: Document) -> bool:
-    return any(record.kind == "curves" for record in document.records)
+    return f"{name} · random weights · hubel" if untrained(document) else f"{name} · hubel"
 
 
 def _read(name: str) -> str:

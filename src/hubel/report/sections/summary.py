@@ -30,7 +30,6 @@ class Sentence(NamedTuple):
 
 def header(document: Document) -> Html:
     model, data = document.model, document.data
-    untrained = model["weights"] == "random" and find(document, "curves") is None
     of = tag("span", f" on {data['name']}") if data else None
     facts = [count(model["params"], "parameter")]
     record = find(document, "kernels")
@@ -42,7 +41,7 @@ def header(document: Document) -> Html:
     inside = f"{count(n, 'image')} of the data {'is' if n == 1 else 'are'} inside this file"
     facts += [inside if n else "no image is inside this file", document.created[:10]]
     meta = [[" · " if i else None, tag("span", fact)] for i, fact in enumerate(facts)]
-    name = tag("h1", model["name"], of, tag("em", "random weights") if untrained else None)
+    name = tag("h1", model["name"], of, tag("em", "random weights") if untrained(document) else None)
     return tag("header", tag("p", "hubel", class_="brand"), name, tag("p", *meta, class_="meta"))
 
 
@@ -148,7 +147,15 @@ def _became(document: Document) -> Sentence | None:
     times = number(max(norms) / min(norms), 2) if min(norms) else None
     spread = f"; the strongest is {times} times as strong as the weakest" if times else ""
     what = f", has {count(len(rows), 'kernel')} of {shape(info['shape'][2:])} on {count(info['shape'][1], 'channel')}"
-    return Sentence(f"{len(rows)}", ["Its first convolution, ", tag("b", address), f"{what}{spread}."], mini)
+    words = ["Its first convolution, ", tag("b", address), f"{what}{spread}."]
+    if untrained(document):
+        words = [tag("b", "Its weights are random"), ": nothing here has been learned yet. ", *words]
+    return Sentence(f"{len(rows)}", words, mini)
+
+
+def untrained(document: Document) -> bool:
+    """Whether the weights are random, and no training of theirs is on record."""
+    return document.model["weights"] == "random" and find(document, "curves") is None
 
 
 def _smoother(rows: list[dict]) -> str:
@@ -204,6 +211,9 @@ def _next(document: Document) -> Sentence:
                 "Next",
                 [most, times, do, " below, and see what a mistake hangs on; then open your own network: ", own, "."],
             )
+    if untrained(document):
+        train, load = tag("code", "hubel train ARCH --data DATA"), tag("code", "--weights FILE")
+        return Sentence("Next", ["Train it (", train, ") or give its weights (", load, "), and look again."])
     if find(document, "feature_maps") is None:
         more = tag("code", "hubel report MODEL --data FOLDER")
         return Sentence("Next", ["Give it images, and see what these kernels make of them: ", more, "."])
