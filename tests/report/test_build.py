@@ -14,6 +14,7 @@ from hubel.inspect import layers_of
 from hubel.records import Document
 from hubel.report import build
 from hubel.report.page import page
+from hubel.report.sections.summary import spoken
 
 from .conftest import bars
 from .test_page import Reader
@@ -45,6 +46,7 @@ def test_with_images_there_are_maps_scores_and_one_number() -> None:
     assert ids(document) == ["kernels", "feature_maps", "one_number"]
     reader = Reader(page(document))
     assert "2 images of the data are inside this file" in reader.text
+    assert spoken(document)[0].startswith("Its weights are random: nothing here has been learned yet.")
     assert "Feature map 4:0" in " ".join(a["alt"] for a in reader.all("img"))
     skipped = next(r for r in document.records if r.id == "ablation")
     assert skipped.status == "not_applicable" and "88 kernels" in (skipped.reason or "")

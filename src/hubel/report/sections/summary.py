@@ -217,6 +217,10 @@ def _next(document: Document) -> Sentence:
     if find(document, "feature_maps") is None:
         more = tag("code", "hubel report MODEL --data FOLDER")
         return Sentence("Next", ["Give it images, and see what these kernels make of them: ", more, "."])
+    if find(document, "ablation_scores") is not None:
+        return Sentence(
+            "Next", [tag("b", "Remove kernels one at a time"), " below, and see what the answers owe to each."]
+        )
     call = tag("code", "hubel.inspect.ablation(net, images, labels, kernels=[…])")
     return Sentence("Next", ["Remove kernels one at a time, and see what the answers owe to each: ", call, "."])
 
