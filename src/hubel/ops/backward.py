@@ -8,7 +8,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from hubel.engine.spec import Direction, Problem
+from hubel.engine.spec import ConvSpec, Direction, Problem
 from hubel.ops.arguments import Handed, Request, check_tensors, request
 from hubel.ops.fallback import torch_convolution_backward
 from hubel.ops.forward import FLOAT, empty, invocation_of, with_zeros
@@ -48,12 +48,13 @@ def prepare_backward(
     wants_x, wants_w, wants_b = mask
     of_input = _input_gradient(dy, x, w, asked, x_strides, threads) if wants_x else None
     of_weight = _weight_gradient(dy, x, w, asked, w_strides, wants_b, threads) if wants_w else None
+    of_bias = _bias_gradient(dy, threads) if wants_b and (asked.transposed or not wants_w) else None
 
     def run(dy: Tensor, x: Tensor, w: Tensor) -> Gradients:
         dx = of_input(dy, w) if of_input else None
         dw, db = of_weight(dy, x) if of_weight else (None, None)
-        if wants_b and db is None:
-            db = bias_gradient(dy)
+        if of_bias:
+            db = of_bias(dy)
         count_native()
         return dx, dw, db
 
@@ -116,6 +117,19 @@ def _weight_gradient(
     return run
 
 
-def bias_gradient(dy: Tensor) -> Tensor:
-    """The sum of dy over the batch and all positions, where no weight gradient's kernel has it."""
-    return dy.sum((0, *range(2, dy.dim())))
+def _bias_gradient(dy: Tensor, threads: int) -> Callable[[Tensor], Tensor]:
+    """db = f(dy), the sum over the batch and all positions, where no weight gradient's kernel has it.
+
+    `torch.sum` splits it by the number of threads, and so do its bits. The weight gradient of a pointwise convolution
+    sums it in a fixed order; its one input channel is any number of dy, read with strides of 0, and never used.
+    """
+    n, channels, *size = dy.shape
+    problem = Problem(ConvSpec(n, 1, channels, size, 1), Direction.WEIGHT_GRADIENT, bias=True)
+    invocation = invocation_of(problem, ((0,) * dy.dim(), (1,) * dy.dim(), dy.stride()), threads)
+
+    def run(dy: Tensor) -> Tensor:
+        db, unused = empty((channels,), (1,), FLOAT), empty((channels,), (1,), FLOAT)
+        invocation(dy.data_ptr(), dy.data_ptr(), db.data_ptr(), unused.data_ptr(), threads)
+        return db
+
+    return run
