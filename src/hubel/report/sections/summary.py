@@ -197,20 +197,13 @@ def _row_of_kernels(record: Record, address: str) -> Html | None:
 
 def _next(document: Document) -> Sentence:
     """One thing to do now, out of what was found; with a command that can be copied."""
-    own = tag("code", "hubel report your.module:factory --data FOLDER")
-    classes = find(document, "classes")
-    if classes is not None and "confusion" in classes.arrays and find(document, "ablation_scores") is not None:
-        mistakes = classes.arrays["confusion"].data.astype(int)
-        mistakes = mistakes - np.diag(np.diag(mistakes))
-        truth, answer = np.unravel_index(int(mistakes.argmax()), mistakes.shape)
-        if mistakes[truth, answer]:
-            most = f"It most often takes {class_name(document, int(truth))} for {class_name(document, int(answer))} "
-            times = f"({count(int(mistakes[truth, answer]), 'time')}): "
-            do = tag("b", "remove kernels one at a time")
-            return Sentence(
-                "Next",
-                [most, times, do, " below, and see what a mistake hangs on; then open your own network: ", own, "."],
-            )
+    if find(document, "ablation_scores") is not None and not untrained(document):
+        do, own = (
+            tag("b", "remove kernels one at a time"),
+            tag("code", "hubel report your.module:factory --data FOLDER"),
+        )
+        then = [" below, and see what the answers hang on; then open your own network: ", own, "."]
+        return Sentence("Next", [_commonest_mistake(document), do, *then])
     if untrained(document):
         train, load = tag("code", "hubel train ARCH --data DATA"), tag("code", "--weights FILE")
         return Sentence("Next", ["Train it (", train, ") or give its weights (", load, "), and look again."])
@@ -223,6 +216,20 @@ def _next(document: Document) -> Sentence:
         )
     call = tag("code", "hubel.inspect.ablation(net, images, labels, kernels=[…])")
     return Sentence("Next", ["Remove kernels one at a time, and see what the answers owe to each: ", call, "."])
+
+
+def _commonest_mistake(document: Document) -> str:
+    classes = find(document, "classes")
+    if classes is None or "confusion" not in classes.arrays:
+        return "Now "
+    mistakes = classes.arrays["confusion"].data.astype(int)
+    mistakes = mistakes - np.diag(np.diag(mistakes))
+    truth, answer = (int(k) for k in np.unravel_index(int(mistakes.argmax()), mistakes.shape))
+    times = int(mistakes[truth, answer])
+    if not times:
+        return "Now "
+    names = f"{class_name(document, truth)} for {class_name(document, answer)}"
+    return f"It most often takes {names} ({count(times, 'time')}): "
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
