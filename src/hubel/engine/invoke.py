@@ -34,7 +34,7 @@ class Invocation:
         self.plan = plan
         self.packed_bytes = 4 * bound.packed
         self.packing_key = bound.packing_key
-        self._most_threads = plan.policy.threads if plan.estimate.computed > SERIAL_FLOPS else 1
+        self._serial = plan.estimate.computed < SERIAL_FLOPS
         self._flush = 0 if plan.policy.accuracy == "strict" else 1
         self._shared, self._scratch = 4 * bound.shared, 4 * bound.scratch
         self._jobs = _block(bound.jobs, libraries, bound.tables)
@@ -49,8 +49,8 @@ class Invocation:
 
         forward: x, packed weights, bias or 0, y · input gradient: dy, packed weights, 0, dx · weight gradient: x, dy, db or 0, dw
         """
-        if threads > self._most_threads:
-            threads = self._most_threads
+        if self._serial:
+            threads = 1
         launch(self._jobs.address, p0, p1, p2, p3, threads, self._shared, self._scratch, self._flush)
 
 

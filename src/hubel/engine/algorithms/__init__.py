@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from hubel.engine.algorithms import direct, pointwise, weight_gradient
+from hubel.engine.algorithms import depthwise, direct, pointwise, weight_gradient
 
 ALGORITHMS: dict[str, ModuleType] = {
+    depthwise.NAME: depthwise,
     pointwise.NAME: pointwise,
     direct.NAME: direct,
     weight_gradient.NAME: weight_gradient,

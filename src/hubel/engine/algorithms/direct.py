@@ -312,7 +312,8 @@ def _job_words(
     out_from = sum(r * s for r, s in zip(part.out_start, out, strict=True))
     out = tuple(o * s for o, s in zip(part.out_step, out, strict=True))
     in_place = int(box[0] == box[1] == 1 and out[2] == 1)
-    simple = part.outputs[0] == part.outputs[1] == 1 and taps == [0] and part.axes[2].step == 1 and strides[2] == 1
+    x_axis = part.axes[2]
+    simple = part.outputs[0] == part.outputs[1] == 1 and taps == [0] and x_axis.step == 1 and x_axis.pad == 0 and strides[2] == 1
     source_offsets = tables.add([channel * c for channel in range(block)]) if simple else 0
     panel_offsets = tables.add([channel * width for channel in range(block)])
     panel_from = sums_from

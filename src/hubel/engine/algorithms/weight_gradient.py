@@ -183,7 +183,10 @@ def dots_function(tile: Tile) -> Function:
                     at, place = n.index + i.index, i.index * a["pitch_image"]
                     f.call(fill, scratch + place, dy_g + at * a["dy_n"], dy_block, rows, *origin)
                     f.call(fill, x_scratch + place, x_g + at * a["x_n"], x_block, channels, *origin)
-                    f.call(close, scratch + place + a["filled"], dy_block, rows, 1, a["pitch_image"] - a["filled"])
+                    behind = a["pitch_image"] - a["filled"]
+                    with f.when(behind > 0, "behind"):
+                        f.call(close, scratch + place + a["filled"], dy_block, rows, 1, behind)
+                        f.call(close, x_scratch + place + a["filled"], x_block, channels, a["phases"], behind)
                 end = count * a["pitch_image"]
                 f.call(close, x_scratch + end, x_block, channels, a["phases"], a["overhang"])
                 f.call(multiply, args, scratch, x_scratch, sums, rows, channels, count)

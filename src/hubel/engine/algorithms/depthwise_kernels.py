@@ -1,0 +1,169 @@
+"""The code of depthwise kernels: planes, tiles and columns around the register tile of `hubel.engine.ir.stencil`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from hubel.engine.ir import F32, I64, PTR, Function, Value
+from hubel.engine.ir.rows import gather_row, store_row_function, zero_row
+from hubel.engine.ir.stencil import Stencil, load_mask, load_weights, outputs, store_masked, sweep
+from hubel.engine.threads import RESERVED_WORDS
+
+# The words of a job after the base pointers, in this order.
+WORDS = (
+    "channels", "multiplier", "bands", "per_band", "tiles", "units_y", "units_x", "lead_y", "lead_x",
+    "in_n", "in_c", "in_y", "in_x", "height", "width",
+    "out_n", "out_c", "out_y", "out_x", "out_height", "out_width",
+    "w_o", "w_y", "w_x", "k_y", "k_x",
+    "columns", "inner_from", "inner_to", "masks",
+    "copy_in", "copy_out", "copy_weights", "out_pitch",
+    "zeros_at", "dump_at", "weights_at", "in_at", "out_at",
+)  # fmt: skip
+
+Pointers = Callable[[int], Value]
+
+
+class Words:
+    """The words of a job, loaded where they are first asked for in a function's entry block."""
+
+    def __init__(self, f: Function, *names: str) -> None:
+        self._loaded = {n: f.word(f.arg("args"), RESERVED_WORDS + WORDS.index(n), n, PTR if n == "masks" else I64) for n in names}
+
+    def __getitem__(self, name: str) -> Value:
+        return self._loaded[name]
+
+
+def depthwise_function(stencil: Stencil) -> Function:
+    """The kernel: `kernel(args, begin, end, scratch)`, a band of rows of one channel of one image an item."""
+    f = Function("kernel", [("args", PTR), ("begin", I64), ("end", I64), ("scratch", PTR)])
+    args, scratch = f.arg("args"), f.arg("scratch")
+    source, weights, bias, target = (f.word(args, i, n, PTR) for i, n in enumerate(("input", "weights", "bias", "output")))
+    a = Words(
+        f, "channels", "multiplier", "bands", "per_band", "tiles", "in_n", "in_c", "out_n", "out_c", "w_o", "width", "zeros_at"
+    )
+    plane = _plane_function(stencil)
+    zeros = scratch + a["zeros_at"]
+    zero_row(f, zeros, a["width"], stencil.lanes)
+    has_bias = f.compare("ne", bias, Value(f, PTR, "null"))
+    begin = f.arg("begin")
+    rest = begin // a["bands"]
+    start = [begin % a["bands"], rest % a["channels"], rest // a["channels"]]
+    with f.loop("item", begin, f.arg("end"), carry=start) as item:
+        band, c, n = item.carried
+        from_c = source + n * a["in_n"] + c * a["in_c"]
+        first = band * a["per_band"]
+        last = f.minimum(first + a["per_band"], a["tiles"])
+        with f.loop("m", 0, a["multiplier"], at_least_once=True) as m:
+            channel = c * a["multiplier"] + m.index
+            bias_at = f.select(has_bias, bias + channel, zeros, "bias_at")
+            to_c = target + n * a["out_n"] + channel * a["out_c"]
+            f.call(plane, args, scratch, from_c, to_c, weights + channel * a["w_o"], bias_at, first, last)
+        following = band + 1
+        over = following >= a["bands"]
+        next_c = f.select(over, c + 1, c, "next_c")
+        beyond = next_c >= a["channels"]
+        item.carry(f.select(over, 0, following), f.select(beyond, 0, next_c), f.select(beyond, n + 1, n))
+    f.ret()
+    return f
+
+
+def _plane_function(stencil: Stencil) -> Function:
+    """plane(args, scratch, source, target, weights, bias, first, last): tiles `first` to `last` of one channel of one image."""
+    pointers = [(n, PTR) for n in ("args", "scratch", "source", "target", "weights", "bias")]
+    f = Function("plane", [*pointers, ("first", I64), ("last", I64)], private=True)
+    a = Words(f, *WORDS)
+    scratch, rows = f.arg("scratch"), stencil.rows
+    zeros, dump = scratch + a["zeros_at"], scratch + a["dump_at"]
+
+    def place(tile: Value) -> Value:
+        """The first row of a tile; the last tile overlaps the one before it instead of running over the end."""
+        return f.maximum(f.minimum(tile * rows, a["units_y"] - rows), 0)
+
+    low = place(f.arg("first"))
+    high = f.minimum(f.arg("last") * rows, a["units_y"])
+    weights = _own_weights(f, a, f.arg("weights"), scratch + a["weights_at"])
+    source, in_y = _own_input(f, a, stencil, low, f.maximum(high, low + rows))
+    copied_out = a["copy_out"].equals(1)
+    parked = scratch + (a["out_at"] - low * stencil.out[0] * a["out_pitch"])
+    target = f.select(copied_out, parked, f.arg("target"), "to")
+    out_y = f.select(copied_out, a["out_pitch"], a["out_y"], "to_y")
+    bias = f.splat(f.load(f.arg("bias"), F32, "bias"), stencil.lanes, "bias")
+    held = load_weights(f, stencil, weights) if stencil.resident else []
+
+    def weight(index: int) -> Value:
+        return held[index] if held else f.splat(f.load(weights + index, F32, "w"), stencil.lanes, f"weight_{index}")
+
+    with f.loop("tile", f.arg("first"), f.arg("last")) as tile:
+        y = place(tile.index)
+        top, out_top = y * stencil.step[0] + a["lead_y"], y * stencil.out[0]
+        within = (top >= 0) & (top + stencil.span <= a["height"]) & (out_top + rows * stencil.out[0] <= a["out_height"])
+        inside = f.select(within, 1, 0, "inside")
+        base, out = source + top * in_y, target + out_top * out_y
+        with f.when(inside.equals(1), "middle"):
+            _columns(f, stencil, a, lambda i: base + in_y * i, lambda i: out + out_y * i, weight, bias)
+        with f.when(inside.equals(0), "edge"):
+            ins = [f.select(_in(top + i, a["height"]), base + in_y * i, zeros, f"row_{i}") for i in range(stencil.span)]
+            count = rows * stencil.out[0]
+            outs = [f.select(out_top + i < a["out_height"], out + out_y * i, dump, f"out_{i}") for i in range(count)]
+            _columns(f, stencil, a, lambda i: ins[i], lambda i: outs[i], weight, bias)
+    with f.when(copied_out, "out"):
+        put = store_row_function(stencil.lanes)
+        end = f.minimum(high * stencil.out[0], a["out_height"])
+        with f.loop("row", low * stencil.out[0], end) as row:
+            to, at = f.arg("target") + row.index * a["out_y"], target + row.index * out_y
+            f.call(put, to, at, a["out_width"], a["out_x"], Value(f, PTR, "null"))
+    f.ret()
+    return f
+
+
+def _in(at: Value, size: Value) -> Value:
+    return (at >= 0) & (at < size)
+
+
+def _own_weights(f: Function, a: Words, weights: Value, copy: Value) -> Value:
+    """The channel's weights, row by row without gaps: where they lie, or copied."""
+    copied = a["copy_weights"].equals(1)
+    with f.when(copied, "weights"), f.loop("ky", 0, a["k_y"]) as y:
+        gather_row(f, copy + y.index * a["k_x"], weights + y.index * a["w_y"], a["k_x"], a["w_x"])
+    return f.select(copied, copy, weights, "taps")
+
+
+def _own_input(f: Function, a: Words, stencil: Stencil, low: Value, high: Value) -> tuple[Value, Value]:
+    """(pointer to row 0 of the channel, distance of rows) with pixels side by side: where it lies, or the rows needed copied."""
+    copied = a["copy_in"].equals(1)
+    first = f.maximum(low * stencil.step[0] + a["lead_y"], 0)
+    reach = stencil.span - stencil.rows * stencil.step[0]
+    last = f.minimum(high * stencil.step[0] + a["lead_y"] + reach, a["height"])
+    copy = f.arg("scratch") + (a["in_at"] - first * a["width"])
+    with f.when(copied, "in"), f.loop("line", first, last) as line:
+        from_row = f.arg("source") + line.index * a["in_y"]
+        gather_row(f, copy + line.index * a["width"], from_row, a["width"], a["in_x"])
+    return f.select(copied, copy, f.arg("source"), "from"), f.select(copied, a["width"], a["in_y"], "from_y")
+
+
+def _columns(f: Function, stencil: Stencil, a: Words, row: Pointers, out: Pointers, weight: Pointers, bias: Value) -> None:
+    """All tiles of a row of tiles, from left to right."""
+    lanes, (out_y, out_x) = stencil.lanes, stencil.out
+
+    def tile(x: Value, masks: list[Value] | None) -> None:
+        at = x * stencil.step[1] + a["lead_x"]
+        sums = sweep(f, stencil, lambda i: row(i) + at, weight, bias, masks)
+        stores = masks[-out_x:] if masks and lanes == 16 else None
+        for j in range(stencil.rows):
+            for y in range(out_y):
+                to = out(j * out_y + y) + x * out_x
+                for half, vector in enumerate(outputs(f, stencil, sums, j, y)):
+                    if stores:
+                        store_masked(f, vector, to + half * lanes, stores[half])
+                    else:
+                        f.store(vector, to + half * lanes)
+
+    with f.loop("column", 0, a["columns"]) as column:
+        x = f.maximum(f.minimum(column.index * lanes, a["units_x"] - lanes), 0)
+        inner = (column.index >= a["inner_from"]) & (column.index < a["inner_to"])
+        plain = f.select(inner, 1, 0, "plain")
+        with f.when(plain.equals(1), "whole"):
+            tile(x, None)
+        with f.when(plain.equals(0), "masked"):
+            table = f.offset(a["masks"], column.index * stencil.masks, I64, "table")
+            tile(x, [load_mask(f, table, i, lanes) for i in range(stencil.masks)])
