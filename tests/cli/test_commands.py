@@ -149,6 +149,12 @@ def test_labels_out_of_range(typed: Type, tmp_path: Path) -> None:
     assert "abels" in typed("train lenet5 --data bad.npz").error
 
 
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_weights(typed: Type, tmp_path: Path) -> None:
+    message = typed("train lenet5 --data digits --optimizer sgd --lr 1e30 --epochs 2 -o run").error
+    assert "The loss must stay a number" in message and "at step " in message and "kept in run" in message
+    assert (tmp_path / "run" / "weights.safetensors").is_file()
+
+
 def test_the_wrong_weights_name_the_keys(typed: Type, tmp_path: Path) -> None:
     save_file({"conv1.weight": torch.zeros(7, 1, 5, 5)}, tmp_path / "other.safetensors")
     message = typed("plan other.safetensors --arch lenet5").error

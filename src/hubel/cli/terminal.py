@@ -47,7 +47,12 @@ class Stages:
     def __call__(self, done: float, total: float, stage: str) -> None:
         if self._console.is_terminal:
             if self._bar is None:
-                columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+                columns = (
+                    TextColumn("{task.description}", markup=False),
+                    BarColumn(),
+                    TaskProgressColumn(),
+                    TimeRemainingColumn(),
+                )
                 self._bar = Progress(*columns, console=self._console, transient=True)
                 self._task = self._bar.add_task(stage, total=total)
                 self._bar.start()
