@@ -141,7 +141,7 @@ def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...])
     cut = _cut(problem, plan.machine, plan.policy.threads)
     tables = Tables()
     source, target = (x, y) if forward else (y, x)
-    jobs, scratch, shared = _jobs(plan, part, cut, source, target)
+    jobs, scratch, shared = _jobs(plan, part, cut, source, target, tables.add([0]))
     t, tiles = transforms(cut.outputs), -(-part.rows // cut.tile.rows)
     by_row, by_channel = (w[0], w[1]) if forward else (w[1], w[0])
     by_group = w[0] * (part.rows if forward else part.channels)
@@ -160,7 +160,7 @@ def _in_order(part: Sum, axis: int) -> list[int]:
 
 
 def _jobs(
-    plan: Plan, part: Sum, cut: Cut, source: tuple[int, ...], target: tuple[int, ...]
+    plan: Plan, part: Sum, cut: Cut, source: tuple[int, ...], target: tuple[int, ...], zero: int
 ) -> tuple[tuple[PlannedJob, ...], int, int]:
     """(jobs, numbers of scratch of a thread, numbers of shared scratch)"""
     spec, t, tile, m = plan.problem.spec, transforms(cut.outputs), cut.tile, cut.outputs
@@ -185,7 +185,7 @@ def _jobs(
             cut.blocks, channel_parts, row_parts, cut.part_tiles, cut.sub_tiles, int(transforming), int(multiplying),
             cut.vectors, spec.batch * tiles_y * tiles_x, tiles_y, tiles_x,
             axes[0].size, axes[1].size, *outputs, axes[0].pad, axes[1].pad, *source, *target,
-            int(cut.shared), points * step if cut.shared else 0, step, sums_step, pitch, *places[:-1],
+            int(cut.shared), points * step if cut.shared else 0, step, sums_step, pitch, *places[:-1], zero,
         )  # fmt: skip
         items = spec.groups * cut.blocks * channel_parts * row_parts if cut.vectors else 0
         return PlannedJob(plan.kernels[0], items, words)

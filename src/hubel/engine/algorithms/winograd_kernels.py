@@ -9,11 +9,11 @@ from hubel.engine.algorithms.winograd_steps import (
     finish_function,
     gather_function,
     product_function,
+    put_function,
     transform_function,
 )
 from hubel.engine.algorithms.winograd_transforms import Transforms
-from hubel.engine.ir import I64, PTR, Function, Value
-from hubel.engine.ir.rows import store_row_function
+from hubel.engine.ir import F32, I64, PTR, Function, Value
 from hubel.engine.plan import Tile
 from hubel.engine.threads import RESERVED_WORDS
 
@@ -29,6 +29,7 @@ WORDS = (
     "shared", "transformed_block", "transformed_step", "sums_step", "pitch",
     "at_transformed", "at_values", "at_sums", "at_stage", "at_line", "at_pieces",
 )  # fmt: skip
+# And last the address of a zero, the bias where there is none.
 # What is known of a piece of a row of tiles, in 64-bit words: where its inputs and outputs start, (x, y) of the first input, the first
 # tile's place in the block, and the rows and columns of outputs that exist.
 PIECE = ("input", "x", "y", "at", "output", "out_rows", "out_cols", "unused")
@@ -79,9 +80,10 @@ def kernel_function(t: Transforms, tile: Tile) -> Function:
                 first_row = sub.index * tile.rows
                 rows = f.minimum(tiles * tile.rows, a["rows"] - first_row)
                 row = group * a["rows"] + first_row
-                row_bias = f.select(has_bias, bias + row, bias, "row_bias")
+                row_bias = f.select(has_bias, bias + row, f.word(args, RESERVED_WORDS + len(WORDS), "zero", PTR), "row_bias")
                 out = target + row * a["out_c"]
-                f.call(finish, args, sums_at, scratch + a["at_stage"], out, row_bias, pieces, vectors, rows)
+                bias_step = f.select(has_bias, 1, 0)
+                f.call(finish, args, sums_at, scratch + a["at_stage"], out, row_bias, pieces, bias_step, vectors, rows)
     f.ret()
     return f
 
@@ -145,7 +147,7 @@ def _prepare_function(t: Transforms, lanes: int) -> Function:
             piece = piece_at(p.index)
             f.call(
                 gather, values + piece["at"], channel + piece["input"], piece["x"], piece["y"],
-                a["size_x"], a["size_y"], a["in_x"], a["in_y"], line,
+                a["size_x"], a["size_y"], a["in_x"], a["in_y"], a["in_c"], line,
             )  # fmt: skip
         target = f.arg("transformed") + c.index * a["pitch"]
         with f.loop("v", 0, f.arg("vectors")) as v:
@@ -203,10 +205,9 @@ def _split(f: Function, vectors: Value, most: int) -> dict[int, tuple[Value, Val
 def _finish_function(t: Transforms, tile: Tile) -> Function:
     """finish_rows(args, sums, stage, out, bias, pieces, vectors, rows): the outputs of some output channels."""
     pointers = [(n, PTR) for n in ("args", "sums", "stage", "out", "bias", "pieces")]
-    f = Function("finish_rows", [*pointers, ("vectors", I64), ("rows", I64)], private=True)
+    f = Function("finish_rows", [*pointers, *((n, I64) for n in ("bias_step", "vectors", "rows"))], private=True)
     a = Words(f, "sums_step", "pitch", "out_c", "out_y", "out_x")
-    finish, put = finish_function(t, tile.lanes), store_row_function(tile.lanes)
-    has_bias = f.compare("ne", f.arg("bias"), Value(f, PTR, "null"))
+    finish, put = finish_function(t, tile.lanes), put_function(tile.lanes)
     stage, stage_pitch = f.arg("stage"), a["pitch"] * t.outputs
     count, piece_at = _each_piece(f, f.arg("pieces"))
     with f.loop("row", 0, f.arg("rows")) as row:
@@ -214,15 +215,14 @@ def _finish_function(t: Transforms, tile: Tile) -> Function:
         with f.loop("v", 0, f.arg("vectors")) as v:
             at = v.index * tile.lanes
             f.call(finish, sums_at + at, a["sums_step"], stage + at * t.outputs, stage_pitch)
-        bias = f.select(has_bias, f.arg("bias") + row.index, f.arg("bias"), "bias_row")
+        bias = f.load(f.arg("bias") + row.index * f.arg("bias_step"), F32, "bias")
         out = f.arg("out") + row.index * a["out_c"]
         with f.loop("piece", 0, count) as p:
             piece = piece_at(p.index)
-            to, source = out + piece["output"], stage + piece["at"] * t.outputs
-            with f.loop("i", 0, piece["out_rows"]) as i:
-                f.call(
-                    put, to + i.index * a["out_y"], source + i.index * stage_pitch, piece["out_cols"], a["out_x"], bias
-                )
+            f.call(
+                put, out + piece["output"], stage + piece["at"] * t.outputs, piece["out_rows"], piece["out_cols"],
+                a["out_y"], a["out_x"], stage_pitch, bias, a["out_c"],
+            )  # fmt: skip
     f.ret()
     return f
 

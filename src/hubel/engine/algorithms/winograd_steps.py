@@ -11,6 +11,7 @@ Tiles are m outputs wide and read n = m + 2 inputs; ξ counts the n² products. 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import chain
 
 from hubel.engine.algorithms.winograd_transforms import Matrix, Transforms
@@ -24,9 +25,9 @@ def gather_function(t: Transforms, lanes: int, pitch: int) -> Function:
 
     `source` is where the first tile's first input lies or would lie, (x, y) its place in the image of the given size; what lies
     outside is zero. values[(i·n + j)·pitch + tile]; a vector is written for each (i, j), so later tiles must be gathered later.
-    `line`: scratch of m + 1 vectors, for rows that are not contiguous.
+    `line`: scratch of m + 1 vectors, for rows that are not contiguous. What lies `ahead` of each row is asked for.
     """
-    numbers = [(n, I64) for n in ("x", "y", "size_x", "size_y", "stride_x", "stride_y")]
+    numbers = [(n, I64) for n in ("x", "y", "size_x", "size_y", "stride_x", "stride_y", "ahead")]
     f = WideFunction("gather", [("values", PTR), ("source", PTR), *numbers, ("line", PTR)], private=True)
     m, n = t.outputs, t.size
     masks = [f.within(f.arg("x") + k * lanes, f.arg("size_x"), lanes) for k in range(m)]
@@ -43,6 +44,8 @@ def gather_function(t: Transforms, lanes: int, pitch: int) -> Function:
                 f.store(f.load(row + col.index * f.arg("stride_x"), F32), f.arg("line") + col.index)
         row = f.select(strided, f.arg("line"), row, "row")
         with f.when(inside, "inside"):
+            for k in range(m):
+                f.prefetch(row + f.arg("ahead") + k * lanes)
             phases = deinterleave(f, [f.load_masked(row + k * lanes, mask) for k, mask in enumerate(masks)])
             for j, phase in enumerate(phases):
                 f.store(phase, values + j * pitch)
@@ -163,6 +166,54 @@ def finish_function(t: Transforms, lanes: int) -> Function:
             outputs = multiply_columns(f, t.results, [column[place] for column in columns])
             for k, piece in enumerate(interleave(f, outputs)):
                 f.store(piece, f.arg("stage") + f.arg("stage_pitch") * i + k * lanes)
+    f.ret()
+    return f
+
+
+def put_function(lanes: int) -> Function:
+    """put(target, source, rows, cols, stride_y, stride_x, pitch, bias, ahead): rows of outputs leave the stage, the bias added.
+
+    What lies `ahead` of each row is asked for, to be written later.
+    """
+    numbers = [(n, I64) for n in ("rows", "cols", "stride_y", "stride_x", "pitch")]
+    f = Function("put", [("target", PTR), ("source", PTR), *numbers, ("bias", F32), ("ahead", I64)], private=True)
+    cols, plain = f.arg("cols"), f.arg("stride_x").equals(1)
+
+    def rows(condition: Value, name: str, width: int, write: Callable[[Callable[[Value | int], None]], None]) -> None:
+        bias = f.arg("bias") if width == 1 else f.splat(f.arg("bias"), width, "bias")
+        type_ = F32 if width == 1 else vector_of(width)
+        with f.when(condition, name), f.loop(f"{name}_row", 0, f.arg("rows"), at_least_once=True) as i:
+            target = f.arg("target") + i.index * f.arg("stride_y")
+            source = f.arg("source") + i.index * f.arg("pitch")
+
+            def move(at: Value | int) -> None:
+                place = target + (at if width > 1 else at * f.arg("stride_x"))
+                f.prefetch(place + f.arg("ahead"), write=True)
+                f.store(f.load(source + at, type_) + bias, place)
+
+            write(move)
+
+    def across(width: int) -> Callable[[Callable[[Value | int], None]], None]:
+        """Whole vectors, the last of them ending with the row, over the one before it."""
+
+        def write(move: Callable[[Value | int], None]) -> None:
+            last = cols - width
+            with f.loop("col", 0, last, width) as col:
+                move(col.index)
+            move(last)
+
+        return write
+
+    def one_by_one(move: Callable[[Value | int], None]) -> None:
+        with f.loop("col", 0, cols) as col:
+            move(col.index)
+
+    rows(plain & (cols >= lanes), "wide", lanes, across(lanes))
+    width = lanes // 2
+    while width >= 4:
+        rows(plain & (cols >= width) & (cols < 2 * width), f"half{width}", width, across(width))
+        width //= 2
+    rows(f.compare("ne", f.arg("stride_x"), 1) | (cols < min(4, lanes)), "single", 1, one_by_one)
     f.ret()
     return f
 
