@@ -23,40 +23,20 @@ one after the other, then blocks one after the other.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import lru_cache
 
 from hubel.engine.algorithms.geometry import Sum, sums
 from hubel.engine.algorithms.winograd_kernels import MOST_TILES, PIECE, kernel_function, pack_function
+from hubel.engine.algorithms.winograd_tiling import Cut, cut
 from hubel.engine.algorithms.winograd_transforms import TAPS, transforms
 from hubel.engine.ir import module_text
 from hubel.engine.machine import Machine
-from hubel.engine.plan import Bound, Estimate, Plan, PlannedJob, Refusal, Tile, error_unit, terms_of
-from hubel.engine.spec import ConvSpec, Direction, Policy, Problem
+from hubel.engine.plan import Bound, Estimate, Plan, PlannedJob, Refusal, error_unit, terms_of
+from hubel.engine.spec import Direction, Policy, Problem
 from hubel.engine.tables import Tables
 
 NAME = "winograd"
-# Share of an L1 cache that one block of channels of MOST_TILES tiles takes.
-OUTPUTS = (4, 2)
 # Bounds on the error in units of u, measured (tests/engine/test_winograd.py), by number of outputs.
 ERRORS = {2: 2.0, 4: 6.0}
-
-
-@dataclass(frozen=True)
-class Cut:
-    """A problem cut into work items. vectors: of tiles, in all; blocks: of them, a group; part_tiles: tiles of output channels of an
-    item, sub_tiles: of them at a time; shared: whether transforming is a job of its own; cycles: of all items, on all threads."""
-
-    outputs: int
-    tile: Tile
-    block: int
-    vectors: int
-    blocks: int
-    part_tiles: int
-    sub_tiles: int
-    channel_parts: int
-    shared: bool
-    cycles: float
 
 
 def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusal:
@@ -64,7 +44,7 @@ def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusa
     reason = _declined(problem, policy)
     if reason:
         return Refusal(NAME, reason)
-    best = _cut(problem, machine, policy.threads)
+    best = cut(problem, machine, policy.threads)
     spec, t = problem.spec, transforms(best.outputs)
     weights = spec.parameters * t.size**2 // TAPS**2
     moved = spec.bytes() + 4 * (weights - spec.parameters)
@@ -90,37 +70,10 @@ def _declined(problem: Problem, policy: Policy) -> str:
     return ""
 
 
-def _name(kind: str, cut: Cut, machine: Machine) -> str:
-    size = f"{cut.outputs}x{cut.outputs}"
-    tile = str(cut.tile) if kind == "conv" else f"rows{cut.tile.rows}"
+def _name(kind: str, how: Cut, machine: Machine) -> str:
+    size = f"{how.outputs}x{how.outputs}"
+    tile = str(how.tile) if kind == "conv" else f"rows{how.tile.rows}"
     return f"{kind}_f32_winograd_f{size}_3x3_{tile}_{machine.isa}"
-
-
-@lru_cache(maxsize=4096)
-def _cut(problem: Problem, machine: Machine, threads: int) -> Cut:
-    """The cheapest cut. The size of the tiles is that which is best for one image on one thread: it may not depend on the batch."""
-    alone = replace(problem, spec=_one_image(problem.spec))
-    outputs = min(OUTPUTS, key=lambda m: _cut_for(m, alone, machine, 1).cycles)
-    return _cut_for(outputs, problem, machine, threads)
-
-
-def _one_image(spec: ConvSpec) -> ConvSpec:
-    return ConvSpec(1, spec.in_channels, spec.out_channels, spec.input_size, TAPS, padding=spec.padding, groups=spec.groups)
-
-
-def _cut_for(outputs: int, problem: Problem, machine: Machine, threads: int) -> Cut:
-    (part,) = sums(Problem(problem.spec, problem.direction))
-    t, lanes = transforms(outputs), machine.lanes
-    block = -(-part.channels // -(-part.channels // (machine.l1 // 2 // (4 * MOST_TILES))))
-    _, high, wide = part.outputs
-    total = problem.spec.batch * -(-high // outputs) * -(-wide // outputs)
-    vectors = -(-total // lanes)
-    tile = Tile(8, 3, lanes)
-    tiles = -(-part.rows // tile.rows)
-    blocks = max(1, -(-vectors // (MOST_TILES // lanes)))
-    steps = t.size**2 * part.channels * tiles * tile.rows * vectors / 2 * problem.spec.groups
-    sub = 4
-    return Cut(outputs, tile, block, vectors, blocks, tiles, sub, 1, False, steps)
 
 
 def emit(plan: Plan) -> dict[str, Callable[[], str]]:
@@ -138,19 +91,19 @@ def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...])
     problem, spec = plan.problem, plan.problem.spec
     forward = problem.direction is Direction.FORWARD
     (part,) = sums(Problem(spec, problem.direction))
-    cut = _cut(problem, plan.machine, plan.policy.threads)
+    how = cut(problem, plan.machine, plan.policy.threads)
     tables = Tables()
     source, target = (x, y) if forward else (y, x)
-    jobs, scratch, shared = _jobs(plan, part, cut, source, target, tables.add([0]))
-    t, tiles = transforms(cut.outputs), -(-part.rows // cut.tile.rows)
+    jobs, scratch, shared = _jobs(plan, part, how, source, target, tables.add([0]))
+    t, tiles = transforms(how.outputs), -(-part.rows // how.tile.rows)
     by_row, by_channel = (w[0], w[1]) if forward else (w[1], w[0])
     by_group = w[0] * (part.rows if forward else part.channels)
     taps = [z * w[2] + u * w[3] for z in _in_order(part, 1) for u in _in_order(part, 2)]
-    channel_blocks = -(-part.channels // cut.block)
-    words = (tables.add(taps), spec.groups, part.rows, part.channels, tiles, cut.block, channel_blocks, by_group, by_row, by_channel)
+    channel_blocks = -(-part.channels // how.block)
+    words = (tables.add(taps), spec.groups, part.rows, part.channels, tiles, how.block, channel_blocks, by_group, by_row, by_channel)
     packing = PlannedJob(plan.kernels[1], spec.groups * tiles * channel_blocks, words)
-    packed = spec.groups * t.size**2 * part.channels * tiles * cut.tile.rows
-    key = (plan.kernels[1], spec.weight_shape, spec.groups, w, forward, cut.block)
+    packed = spec.groups * t.size**2 * part.channels * tiles * how.tile.rows
+    key = (plan.kernels[1], spec.weight_shape, spec.groups, w, forward, how.block)
     return Bound(jobs, (packing,), packed, key, scratch, shared, tables.keep())
 
 
@@ -160,16 +113,16 @@ def _in_order(part: Sum, axis: int) -> list[int]:
 
 
 def _jobs(
-    plan: Plan, part: Sum, cut: Cut, source: tuple[int, ...], target: tuple[int, ...], zero: int
+    plan: Plan, part: Sum, how: Cut, source: tuple[int, ...], target: tuple[int, ...], zero: int
 ) -> tuple[tuple[PlannedJob, ...], int, int]:
     """(jobs, numbers of scratch of a thread, numbers of shared scratch)"""
-    spec, t, tile, m = plan.problem.spec, transforms(cut.outputs), cut.tile, cut.outputs
+    spec, t, tile, m = plan.problem.spec, transforms(how.outputs), how.tile, how.outputs
     lanes, points = tile.lanes, t.size**2
     tiles = -(-part.rows // tile.rows)
-    pitch = -(-cut.vectors // cut.blocks) * lanes
+    pitch = -(-how.vectors // how.blocks) * lanes
     step = _odd_lines(part.channels * pitch)
-    sums_step = _odd_lines(cut.sub_tiles * tile.rows * pitch)
-    sizes = (0 if cut.shared else points * step, points * (MOST_TILES + lanes), points * sums_step, m * m * pitch, (m + 1) * lanes,
+    sums_step = _odd_lines(how.sub_tiles * tile.rows * pitch)
+    sizes = (0 if how.shared else points * step, points * (MOST_TILES + lanes), points * sums_step, m * m * pitch, (m + 1) * lanes,
              2 * (pitch * len(PIECE) + 1))  # fmt: skip
     places = [0]
     for size in sizes:
@@ -178,21 +131,21 @@ def _jobs(
     tiles_y, tiles_x = (-(-size // m) for size in outputs)
 
     def job(transforming: bool, multiplying: bool) -> PlannedJob:
-        channel_parts = cut.channel_parts if not multiplying else 1
-        row_parts = -(-tiles // cut.part_tiles) if multiplying else 1
+        channel_parts = how.channel_parts if not multiplying else 1
+        row_parts = -(-tiles // how.part_tiles) if multiplying else 1
         words = (
-            spec.groups, part.channels, part.rows, tiles, cut.block,
-            cut.blocks, channel_parts, row_parts, cut.part_tiles, cut.sub_tiles, int(transforming), int(multiplying),
-            cut.vectors, spec.batch * tiles_y * tiles_x, tiles_y, tiles_x,
+            spec.groups, part.channels, part.rows, tiles, how.block,
+            how.blocks, channel_parts, row_parts, how.part_tiles, how.sub_tiles, int(transforming), int(multiplying),
+            how.vectors, spec.batch * tiles_y * tiles_x, tiles_y, tiles_x,
             axes[0].size, axes[1].size, *outputs, axes[0].pad, axes[1].pad, *source, *target,
-            int(cut.shared), points * step if cut.shared else 0, step, sums_step, pitch, *places[:-1], zero,
+            int(how.shared), points * step if how.shared else 0, step, sums_step, pitch, *places[:-1], zero,
         )  # fmt: skip
-        items = spec.groups * cut.blocks * channel_parts * row_parts if cut.vectors else 0
+        items = spec.groups * how.blocks * channel_parts * row_parts if how.vectors else 0
         return PlannedJob(plan.kernels[0], items, words)
 
-    if not cut.shared:
+    if not how.shared:
         return (job(True, True),), places[-1], 0
-    return (job(True, False), job(False, True)), places[-1], spec.groups * cut.blocks * points * step
+    return (job(True, False), job(False, True)), places[-1], spec.groups * how.blocks * points * step
 
 
 def _odd_lines(numbers: int) -> int:
