@@ -27,7 +27,7 @@ from math import prod
 from hubel.engine.algorithms.geometry import Sum, flat_strides, flattened, one_run, sums, three
 from hubel.engine.algorithms.tiling import error_bound
 from hubel.engine.ir import F32, I64, PTR, Function, Value, module_text, vector_of
-from hubel.engine.ir.rows import zero_row
+from hubel.engine.ir.rows import gather_row, zero_row
 from hubel.engine.ir.tile import dot_product_tile, horizontal_sums
 from hubel.engine.ir.window import WindowWords, fill_window_function
 from hubel.engine.machine import Machine
@@ -269,25 +269,30 @@ BIAS_WORDS = ("images", "size_z", "size_y", "size_x", "stride_n", "stride_c", "s
 
 
 def bias_function(lanes: int) -> Function:
-    """One bias gradient a work item: dy of a channel, summed image by image."""
+    """One bias gradient a work item: dy of a channel, summed image by image, pixel i in lane i whatever the layout."""
     f = Function("kernel", [("args", PTR), ("begin", I64), ("end", I64), ("scratch", PTR)])
     args = f.arg("args")
     dy, target = f.word(args, 1, "dy", PTR), f.word(args, 2, "db", PTR)
     a = {name: f.word(args, RESERVED_WORDS + i, name) for i, name in enumerate(BIAS_WORDS)}
     vector, none = vector_of(lanes), f.constant(0.0, F32)
     contiguous = a["stride_x"].equals(1)
-    whole = f.select(contiguous, a["size_x"] // lanes * lanes, 0, "whole")
+    whole = a["size_x"] // lanes * lanes
+    loaded = f.select(contiguous, whole, 0, "loaded")
     with f.loop("c", f.arg("begin"), f.arg("end")) as c:
         with f.loop("n", 0, a["images"], carry=[none]) as n:
             image = dy + n.index * a["stride_n"] + c.index * a["stride_c"]
             with f.loop("z", 0, a["size_z"], carry=[f.constant(0.0, vector), none]) as z:
                 with f.loop("y", 0, a["size_y"], carry=z.carried) as y:
                     row = image + z.index * a["stride_z"] + y.index * a["stride_y"]
-                    with f.loop("x", 0, whole, lanes, carry=[y.carried[0]]) as x:
+                    with f.loop("x", 0, loaded, lanes, carry=[y.carried[0]]) as x:
                         x.carry(x.carried[0] + f.load(row + x.index, vector))
+                    with f.loop("apart", loaded, whole, lanes, carry=x.results) as apart:
+                        start = row + apart.index * a["stride_x"]
+                        gather_row(f, f.arg("scratch"), start, f.constant(lanes), a["stride_x"])
+                        apart.carry(apart.carried[0] + f.load(f.arg("scratch"), vector))
                     with f.loop("rest", whole, a["size_x"], carry=[y.carried[1]]) as rest:
                         rest.carry(rest.carried[0] + f.load(row + rest.index * a["stride_x"], F32))
-                    y.carry(x.results[0], rest.results[0])
+                    y.carry(apart.results[0], rest.results[0])
                 z.carry(*y.results)
             lane_sums = f.lane(horizontal_sums(f, [z.results[0]], lanes)[0], 0)
             n.carry(n.carried[0] + (lane_sums + z.results[1]))
