@@ -16,6 +16,7 @@ from hubel.ops.log import Log
 
 # (input, weight, bias, stride, padding, dilation, transposed, output_padding, groups)
 CASES = {
+    "tiny": ((1, 2, 2), (2, 1, 2), 2, [2], [0], [1], True, [1], 2),
     "conv1d": ((2, 4, 9), (6, 2, 3), 6, [2], [1], [1], False, [0], 2),
     "conv2d": ((2, 3, 6, 7), (4, 3, 3, 3), 4, [1, 2], [1, 0], [1, 1], False, [0, 0], 1),
     "depthwise": ((1, 4, 6, 6), (4, 1, 3, 3), None, [1, 1], [1, 1], [2, 1], False, [0, 0], 4),
@@ -36,7 +37,7 @@ def _arguments(name: str, dtype: torch.dtype = torch.float32) -> tuple:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ["tiny", "depthwise", "conv3d"])
 def test_opcheck(name):
     arguments = _arguments(name)
     torch.library.opcheck(library.convolution, arguments)
@@ -68,8 +69,7 @@ def test_first_and_second_derivatives_against_float64(name):
 
 def test_gradgradcheck_of_the_formulas():
     # In float64 the op is torch's; the formulas around it are ours.
-    arguments = _arguments("transposed", torch.float64)
-    x, w, b, *config = arguments
+    x, w, b, *config = _arguments("tiny", torch.float64)
 
     def op(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
         return library.convolution(x, w, b, *config)

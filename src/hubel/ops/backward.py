@@ -75,12 +75,12 @@ def _input_gradient(
     else:
         problem, places = Problem(asked.spec, Direction.INPUT_GRADIENT), (whole_strides, w.stride(), dy.stride())
     invocation = invocation_of(problem, places, threads)
-    key = one_of(invocation.packing_key)
+    key, packs = one_of(invocation.packing_key), invocation.packed_bytes > 0
 
     def run(dy: Tensor, w: Tensor) -> Tensor:
         dx = empty(whole, whole_strides, FLOAT)
-        weights = packed(w, invocation, key, threads)
-        invocation(dy.data_ptr(), weights.address, 0, dx.data_ptr(), threads)
+        weights = packed(w, invocation, key, threads) if packs else None
+        invocation(dy.data_ptr(), weights.address if weights else w.data_ptr(), 0, dx.data_ptr(), threads)
         if whole is not shape:
             # The zeros behind the input have gradients too, which nobody asked for.
             dx = empty(shape, strides, FLOAT).copy_(dx[tuple(slice(n) for n in shape)])

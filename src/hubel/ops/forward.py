@@ -69,7 +69,13 @@ def _bare(
         count_native()
         return y
 
-    return run
+    def run_on_weights_as_they_are(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        y = empty(shape, strides, FLOAT)
+        invocation(x.data_ptr(), w.data_ptr(), 0 if b is None else b.data_ptr(), y.data_ptr(), threads)
+        count_native()
+        return y
+
+    return run if invocation.packed_bytes else run_on_weights_as_they_are
 
 
 def with_zeros(x: Tensor, asked: Request) -> Tensor:
