@@ -123,7 +123,7 @@ def _faster(document: Document) -> Sentence | None:
     else:
         verdict = tag("b", "these rounds do not decide")
         words = ["Whether its training step is faster than PyTorch's, ", verdict, ": ", evidence]
-    return Sentence(f"{fixed(ratio.value)}×", words, mini)
+    return Sentence(f"{fixed(ratio.value)}×{'' if ratio.decided else f'{NBSP}?'}", words, mini)
 
 
 def _machine(document: Document) -> str:
