@@ -21,6 +21,7 @@ the 9 weights of a 3×3 kernel leave half of the AVX-512 registers free: (7 + 2)
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 
 from hubel.engine.algorithms.depthwise_kernels import WORDS, depthwise_function
@@ -79,35 +80,41 @@ def _declined(problem: Problem) -> str:
     return ""
 
 
-def parts_of(problem: Problem) -> list[Sum]:
-    return sums(Problem(problem.spec, problem.direction))
-
-
 def units(problem: Problem) -> tuple[int, int]:
     """Units along y and x (see `hubel.engine.ir.stencil`)."""
-    return parts_of(problem)[0].outputs[1:]
+    spec = problem.spec
+    if problem.direction is Direction.FORWARD:
+        return three(spec.output_size, 1)[1:]
+    sizes, strides = three(spec.input_size, 1), three(spec.stride, 1)
+    return -(-sizes[1] // strides[1]), -(-sizes[2] // strides[2])
+
+
+def _parts(problem: Problem) -> list[Sum]:
+    """The sums that make up a unit: those of an image that is large enough to have all of them, whatever the image."""
+    spec = problem.spec
+    sizes = tuple(d * k + s for k, s, d in zip(spec.kernel_size, spec.stride, spec.dilation, strict=True))
+    return sums(Problem(replace(spec, input_size=sizes), problem.direction))
 
 
 @lru_cache(maxsize=1024)
 def stencil_of(problem: Problem, machine: Machine) -> tuple[Stencil, tuple[int, int]]:
     """The stencil of a problem, and where its first unit's first row and column lie in the input."""
-    parts = parts_of(problem)
+    parts = _parts(problem)
+    width = three(problem.spec.kernel_size, 1)[2]
     taps = [
-        Tap(part.out_start[1], part.out_start[2], row, column, ty * len_x + tx)
-        for len_x in [three(problem.spec.kernel_size, 1)[2]]
+        Tap(part.out_start[1], part.out_start[2], row, column, ty * width + tx)
         for part in parts
         for ty, row in zip(part.taps[1], part.axes[1].shifts, strict=True)
         for tx, column in zip(part.taps[2], part.axes[2].shifts, strict=True)
     ]
     lead = min(tap.row for tap in taps), min(tap.column for tap in taps)
     taps = [Tap(t.ry, t.rx, t.row - lead[0], t.column - lead[1], t.weight) for t in taps]
-    first = parts[0]
-    step, out = first.axes, first.out_step
+    step, out = parts[0].axes, parts[0].out_step
 
     def of(rows: int) -> Stencil:
-        return Stencil(rows, machine.lanes, (step[1].step, step[2].step), out[1:], tuple(taps), problem.spec.taps, machine.registers)
+        return Stencil(rows, machine.lanes, (step[1].step, step[2].step), (out[1], out[2]), tuple(taps), problem.spec.taps, machine.registers)
 
-    height = first.outputs[1]
+    height, _ = units(problem)
     fitting = [of(rows) for rows in _heights(problem) if of(rows).fits] or [of(1)]
     return min(fitting, key=lambda s: (-(-height // s.rows) * s.rows, -s.rows)), lead
 

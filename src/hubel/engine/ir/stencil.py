@@ -1,8 +1,8 @@
 """Stencils: small kernels swept over one plane of pixels, where every output is a sum over its neighbours.
 
-A *stencil* says, for a tile of `rows` units below one another, which input pixel meets which weight. A unit is one output pixel; in
-the input gradient of a convolution with stride s it is an s×s square of them, which read the same neighbourhood. Lanes are
-neighbouring units along x:
+A *stencil* says, for a tile of `rows` units below one another, which input pixel meets which weight. A unit is one
+output pixel; in the input gradient of a convolution with stride s it is an s×s square of them, which read the same
+neighbourhood. Lanes are neighbouring units along x:
 
     for offsets along x (a block of them):                  one, or all if all weights fit the registers
         for input rows:
@@ -23,7 +23,9 @@ from hubel.engine.ir.function import F32, I64, PTR, Function, Value, vector_of
 
 @dataclass(frozen=True)
 class Tap:
-    """Output phase (ry, rx) of a unit reads, at `row`, `column` from the unit's first input pixel, the pixel for this weight."""
+    """Output phase (ry, rx) of a unit reads, at `row`, `column` from the unit's first input pixel, the pixel for this
+    weight.
+    """
 
     ry: int
     rx: int
@@ -36,7 +38,8 @@ class Tap:
 class Stencil:
     """`rows` units below one another, `lanes` side by side.
 
-    step: input pixels from a unit to the next, along y and x; out: output pixels of a unit along y and x. registers: of the machine.
+    step: input pixels from a unit to the next, along y and x; out: output pixels of a unit along y and x. registers:
+    of the machine.
     """
 
     rows: int
@@ -91,9 +94,15 @@ def load_weights(f: Function, stencil: Stencil, weights: Value) -> list[Value]:
 
 
 def sweep(
-    f: Function, stencil: Stencil, row: Callable[[int], Value], weight: Callable[[int], Value], bias: Value, masks: list[Value] | None
+    f: Function,
+    stencil: Stencil,
+    row: Callable[[int], Value],
+    weight: Callable[[int], Value],
+    bias: Value,
+    masks: list[Value] | None,
 ) -> dict[tuple[int, int, int], Value]:
-    """The sums of one tile, by (unit row, phase y, phase x). `row(i)` points to input row i of the tile, at its first column.
+    """The sums of one tile, by (unit row, phase y, phase x). `row(i)` points to input row i of the tile, at its first
+    column.
 
     masks: which lanes of the loaded vectors lie inside the input; None if all do.
     """
@@ -136,7 +145,9 @@ def _pixels(
     a, b = vector(0), vector(1)
     wanted = {tap.column for tap in stencil.taps}
     return [
-        (load + odd, f.shuffle(a, b, range(odd, 2 * lanes, 2), "odd" if odd else "even")) for odd in (0, 1) if load + odd in wanted
+        (load + odd, f.shuffle(a, b, range(odd, 2 * lanes, 2), "odd" if odd else "even"))
+        for odd in (0, 1)
+        if load + odd in wanted
     ]
 
 
@@ -165,4 +176,6 @@ def store_masked(f: Function, value: Value, pointer: Value, mask: Value) -> None
     lanes = int(mask.type[1:].split()[0])
     callee = f"@llvm.masked.store.v{lanes}f32.p0"
     f.declarations.add(f"declare void {callee}({value.type}, {PTR}, {mask.type})")
-    f.lines.append(f"  call void {callee}({value.type} {value.text}, ptr align 4 {pointer.text}, {mask.type} {mask.text})")
+    f.lines.append(
+        f"  call void {callee}({value.type} {value.text}, ptr align 4 {pointer.text}, {mask.type} {mask.text})"
+    )
