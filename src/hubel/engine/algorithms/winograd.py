@@ -26,7 +26,7 @@ from collections.abc import Callable
 
 from hubel.engine.algorithms.geometry import Sum, sums
 from hubel.engine.algorithms.winograd_kernels import MOST_TILES, PIECE, kernel_function, pack_function
-from hubel.engine.algorithms.winograd_tiling import Cut, cut
+from hubel.engine.algorithms.winograd_tiling import Cut, cut, gain
 from hubel.engine.algorithms.winograd_transforms import TAPS, transforms
 from hubel.engine.ir import module_text
 from hubel.engine.machine import Machine
@@ -35,26 +35,39 @@ from hubel.engine.spec import Direction, Policy, Problem
 from hubel.engine.tables import Tables
 
 NAME = "winograd"
+# Where it is nearer than this, the counts of cycles cannot tell which is faster.
+LEAST_GAIN = 1.2
 # Bounds on the error in units of u, measured (tests/engine/test_winograd.py), by number of outputs.
 ERRORS = {2: 2.0, 4: 6.0}
 
 
 def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusal:
-    """A plan for 3×3 kernels with stride and dilation 1."""
+    """A plan for 3×3 kernels with stride and dilation 1, where it takes fewer cycles than direct convolution.
+
+    Whether it does is asked of one image on one thread, so that the answer does not depend on the batch or the threads.
+    """
     reason = _declined(problem, policy)
     if reason:
         return Refusal(NAME, reason)
+    faster = gain(problem, machine)
+    if faster < LEAST_GAIN:
+        return Refusal(NAME, f"takes {1 / faster:.2f} times the cycles of direct convolution")
+    return plan_tiles(problem, machine, policy)
+
+
+def plan_tiles(problem: Problem, machine: Machine, policy: Policy) -> Plan:
+    """The plan of a problem that has one, whether it pays or not."""
     best = cut(problem, machine, policy.threads)
     spec, t = problem.spec, transforms(best.outputs)
     weights = spec.parameters * t.size**2 // TAPS**2
-    moved = spec.bytes() + 4 * (weights - spec.parameters)
+    size = f"{best.outputs}×{best.outputs}"
     return Plan(
         problem, machine, policy, NAME, best.tile,
         kernels=(_name("conv", best, machine), _name("pack", best, machine)),
         channel_block=best.block, box=(1, best.outputs, best.outputs), row_tiles=best.part_tiles,
-        estimate=Estimate(spec.flops, int(best.cycles * policy.threads * 4 * machine.lanes), moved),
+        estimate=Estimate(spec.flops, best.computed, spec.bytes() + 4 * (weights - spec.parameters)),
         error_bound=ERRORS[best.outputs] * error_unit(terms_of(problem)),
-        reason=f"F({best.outputs}×{best.outputs}, 3×3): {best.outputs**2 * TAPS**2 / t.size**2:.2g} times fewer multiplications",
+        reason=f"F({size}, 3×3): {best.outputs**2 * TAPS**2 / t.size**2:.3g} times fewer multiplications",
     )  # fmt: skip
 
 
@@ -100,9 +113,10 @@ def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...])
     by_group = w[0] * (part.rows if forward else part.channels)
     taps = [z * w[2] + u * w[3] for z in _in_order(part, 1) for u in _in_order(part, 2)]
     channel_blocks = -(-part.channels // how.block)
-    words = (tables.add(taps), spec.groups, part.rows, part.channels, tiles, how.block, channel_blocks, by_group, by_row, by_channel)
+    step = _weights_step(part, how)
+    words = (tables.add(taps), part.rows, part.channels, tiles, how.block, channel_blocks, by_group, by_row, by_channel, step)
     packing = PlannedJob(plan.kernels[1], spec.groups * tiles * channel_blocks, words)
-    packed = spec.groups * t.size**2 * part.channels * tiles * how.tile.rows
+    packed = spec.groups * t.size**2 * step
     key = (plan.kernels[1], spec.weight_shape, spec.groups, w, forward, how.block)
     return Bound(jobs, (packing,), packed, key, scratch, shared, tables.keep())
 
@@ -138,7 +152,7 @@ def _jobs(
             how.blocks, channel_parts, row_parts, how.part_tiles, how.sub_tiles, int(transforming), int(multiplying),
             how.vectors, spec.batch * tiles_y * tiles_x, tiles_y, tiles_x,
             axes[0].size, axes[1].size, *outputs, axes[0].pad, axes[1].pad, *source, *target,
-            int(how.shared), points * step if how.shared else 0, step, sums_step, pitch, *places[:-1], zero,
+            _weights_step(part, how), int(how.shared), points * step if how.shared else 0, step, sums_step, pitch, *places[:-1], zero,
         )  # fmt: skip
         items = spec.groups * how.blocks * channel_parts * row_parts if how.vectors else 0
         return PlannedJob(plan.kernels[0], items, words)
@@ -146,6 +160,11 @@ def _jobs(
     if not how.shared:
         return (job(True, True),), places[-1], 0
     return (job(True, False), job(False, True)), places[-1], spec.groups * how.blocks * points * step
+
+
+def _weights_step(part: Sum, how: Cut) -> int:
+    """From the packed weights of one ξ to those of the next."""
+    return _odd_lines(part.channels * -(-part.rows // how.tile.rows) * how.tile.rows)
 
 
 def _odd_lines(numbers: int) -> int:

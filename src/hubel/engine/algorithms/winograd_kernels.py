@@ -26,7 +26,7 @@ WORDS = (
     "blocks", "channel_parts", "row_parts", "part_tiles", "sub_tiles", "transforming", "multiplying",
     "vectors", "total", "tiles_y", "tiles_x", "size_y", "size_x", "out_size_y", "out_size_x", "pad_y", "pad_x",
     "in_n", "in_c", "in_y", "in_x", "out_n", "out_c", "out_y", "out_x",
-    "shared", "transformed_block", "transformed_step", "sums_step", "pitch",
+    "weights_step", "shared", "transformed_block", "transformed_step", "sums_step", "pitch",
     "at_transformed", "at_values", "at_sums", "at_stage", "at_line", "at_pieces",
 )  # fmt: skip
 # And last the address of a zero, the bias where there is none.
@@ -73,7 +73,7 @@ def kernel_function(t: Transforms, tile: Tile) -> Function:
         with f.when(a["multiplying"].equals(1), "multiply"):
             start = row_part * a["part_tiles"]
             stop = f.minimum(start + a["part_tiles"], a["tiles"])
-            panels = weights + group * a["tiles"] * a["channels"] * (t.size * t.size * tile.rows)
+            panels = weights + group * a["weights_step"] * (t.size * t.size)
             with f.loop("sub", start, stop, a["sub_tiles"]) as sub:
                 tiles = f.minimum(a["sub_tiles"], stop - sub.index)
                 f.call(multiply, args, panels, transformed, sums_at, vectors, sub.index, tiles)
@@ -160,7 +160,7 @@ def _multiply_function(t: Transforms, tile: Tile) -> Function:
     """multiply(args, panels, transformed, sums, vectors, first, tiles): the n² products of some tiles of output channels."""
     pointers = [(n, PTR) for n in ("args", "panels", "transformed", "sums")]
     f = Function("multiply", [*pointers, *((n, I64) for n in ("vectors", "first", "tiles"))], private=True)
-    a = Words(f, "channels", "block", "tiles", "transformed_step", "sums_step", "pitch")
+    a = Words(f, "channels", "block", "tiles", "weights_step", "transformed_step", "sums_step", "pitch")
     products = {v: product_function(tile.rows, v, tile.lanes) for v in range(1, tile.vectors + 1)}
     vectors, lanes = f.arg("vectors"), tile.lanes
     splits = _split(f, vectors, tile.vectors)
@@ -168,11 +168,13 @@ def _multiply_function(t: Transforms, tile: Tile) -> Function:
         channels = f.minimum(a["block"], a["channels"] - c.index)
         panel = channels * tile.rows
         term = a["tiles"] * tile.rows
-        weights = f.arg("panels") + (xi.index * a["channels"] + c.index) * term + f.arg("first") * panel
-        # The same tiles of the next block, be it of this ξ or of the next one, where it is the first.
+        of_point = f.arg("panels") + xi.index * a["weights_step"]
+        weights = of_point + c.index * term + f.arg("first") * panel
+        # The same tiles of the next block of channels, or of the first one of the next ξ.
         left = a["channels"] - c.index - channels
         following = f.minimum(f.select(left > 0, left, a["channels"]), a["block"]) * tile.rows
-        after = weights + (term - f.arg("first") * tile.rows) * channels + f.arg("first") * following
+        start = f.select(left > 0, (c.index + channels) * term, a["weights_step"], "start")
+        after = of_point + start + f.arg("first") * following
         x = f.arg("transformed") + xi.index * a["transformed_step"] + c.index * a["pitch"]
         add = f.select(c.index > 0, 1, 0)
         with f.loop("t", 0, f.arg("tiles")) as r:
@@ -230,7 +232,7 @@ def _finish_function(t: Transforms, tile: Tile) -> Function:
 # Filters that are transformed at once, in as many lanes of float64.
 AT_ONCE = 8
 
-PACK_WORDS = ("taps_at", "groups", "rows", "channels", "tiles", "block", "blocks", "from_g", "from_m", "from_c")
+PACK_WORDS = ("taps_at", "rows", "channels", "tiles", "block", "blocks", "from_g", "from_m", "from_c", "weights_step")
 
 
 def pack_function(t: Transforms, rows: int) -> Function:
@@ -243,7 +245,7 @@ def pack_function(t: Transforms, rows: int) -> Function:
     source, packed = f.word(args, 0, "weights", PTR), f.word(args, 1, "packed", PTR)
     a = {n: f.word(args, RESERVED_WORDS + i, n, PTR if n == "taps_at" else I64) for i, n in enumerate(PACK_WORDS)}
     filters = {width: filters_function(t, width) for width in {min(AT_ONCE, rows - row) for row in range(0, rows, AT_ONCE)}}
-    step = a["channels"] * a["tiles"] * rows
+    step = a["weights_step"]
     with f.loop("item", f.arg("begin"), f.arg("end")) as item:
         number, rest = item.index % a["blocks"], item.index // a["blocks"]
         tile, group = rest % a["tiles"], rest // a["tiles"]

@@ -218,6 +218,10 @@ def put_function(lanes: int) -> Function:
     return f
 
 
+# Numbers by which the packed weights are asked for before they are written: they lie in more streams than the processor foresees.
+AHEAD = 128
+
+
 def filters_function(t: Transforms, width: int) -> Function:
     """filters(weights, taps, by_row, first, rows, target, step): G g Gᵀ of `width` filters, in float64, rounded once.
 
@@ -242,6 +246,7 @@ def filters_function(t: Transforms, width: int) -> Function:
     target = f.arg("target")
     for i in range(t.size):
         for result in multiply(f, t.filters, [column[i] for column in columns]):
+            f.prefetch(target + AHEAD, write=True)
             f.store(f.rounded(result), target)
             target = target + f.arg("step")
     f.ret()

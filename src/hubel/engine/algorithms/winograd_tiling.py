@@ -15,13 +15,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from hubel.engine.algorithms import direct, tiling
 from hubel.engine.algorithms.geometry import Sum, sums
 from hubel.engine.algorithms.tiling import rows_that_fit, step_cycles
 from hubel.engine.algorithms.winograd_kernels import MOST_TILES
 from hubel.engine.algorithms.winograd_transforms import TAPS, transforms
 from hubel.engine.machine import Machine
-from hubel.engine.plan import Tile
-from hubel.engine.spec import ConvSpec, Problem
+from hubel.engine.plan import Plan, Tile
+from hubel.engine.spec import ConvSpec, Policy, Problem
 
 OUTPUTS = (4, 2)
 LEAST_TILES = 32
@@ -35,7 +36,8 @@ BARRIER = 5000.0
 @dataclass(frozen=True)
 class Cut:
     """A problem cut into work items. vectors: of tiles, in all; blocks: of them, a group; part_tiles: tiles of output channels of an
-    item, sub_tiles: of them at a time; shared: whether transforming is a job of its own; cycles: until all threads are done."""
+    item, sub_tiles: of them at a time; shared: whether transforming is a job of its own; cycles: until all
+    threads are done; computed: floating-point operations."""
 
     outputs: int
     tile: Tile
@@ -47,18 +49,32 @@ class Cut:
     channel_parts: int
     shared: bool
     cycles: float
+    computed: int
 
 
 @lru_cache(maxsize=4096)
 def cut(problem: Problem, machine: Machine, threads: int) -> Cut:
     """The cheapest cut. The size of the tiles is that which is best for one image on one thread: it may not depend on the batch."""
-    spec = problem.spec
-    one = ConvSpec(
-        1, spec.in_channels, spec.out_channels, spec.input_size, TAPS, padding=spec.padding, groups=spec.groups
-    )
-    alone = replace(problem, spec=one)
+    alone = one_image(problem)
     outputs = min(OUTPUTS, key=lambda m: _Counting(m, alone, machine).best(1).cycles)
     return _Counting(outputs, problem, machine).best(threads)
+
+
+def gain(problem: Problem, machine: Machine) -> float:
+    """How many times fewer cycles than direct convolution needs for one image on one thread, whatever the batch and the threads."""
+    alone = one_image(problem)
+    (part,) = sums(Problem(alone.spec, alone.direction))
+    plan = direct.propose(alone, machine, Policy())
+    block = plan.channel_block if isinstance(plan, Plan) else 1
+    groups = problem.spec.groups
+    return tiling.cut(part, block, groups, machine, 1, straight=True).cycles / cut(alone, machine, 1).cycles
+
+
+def one_image(problem: Problem) -> Problem:
+    """The problem without its batch."""
+    s = problem.spec
+    size = s.input_size, s.kernel_size, s.stride, s.padding, s.dilation, s.groups
+    return replace(problem, spec=ConvSpec(1, s.in_channels, s.out_channels, *size))
 
 
 class _Counting:
@@ -71,7 +87,8 @@ class _Counting:
         self.lanes = machine.lanes
         _, high, wide = self.part.outputs
         self.wide = -(-wide // outputs)
-        self.vectors = -(-problem.spec.batch * -(-high // outputs) * self.wide // self.lanes)
+        self.all_tiles = problem.spec.batch * -(-high // outputs) * self.wide
+        self.vectors = -(-self.all_tiles // self.lanes)
         most = max(1, machine.l1 // 2 // (4 * MOST_TILES))
         self.block = -(-self.part.channels // -(-self.part.channels // most))
         self.tile = _register_tile(machine, self.part.rows, self.vectors)
@@ -120,9 +137,12 @@ class _Counting:
         return self._cut(blocks, part_tiles, sub_tiles, channel_parts, True, first + second + BARRIER)
 
     def _cut(self, blocks: int, part: int, sub: int, channel_parts: int, shared: bool, cycles: float) -> Cut:
-        return Cut(
-            self.m, self.tile, self.block, self.vectors, blocks, part, min(sub, part), channel_parts, shared, cycles
-        )
+        width = self.vectors * self.lanes * self.groups
+        products = 2 * self.points * self.part.channels * self.tiles * self.tile.rows * width
+        # The transforms take about four operations for each of their values.
+        computed = products + 4 * self.points * (self.part.channels + self.part.rows) * width
+        size = self.m, self.tile, self.block, self.vectors, blocks, part, min(sub, part)
+        return Cut(*size, channel_parts, shared, cycles, computed)
 
     @staticmethod
     def _rounds(items: int, threads: int) -> float:
@@ -136,8 +156,9 @@ class _Counting:
         return max(1, int(room / (4 * self.points * self.tile.rows * pitch)))
 
     def _pieces(self, vectors: int) -> float:
-        """Pieces of rows of tiles in a block."""
-        return vectors * self.lanes / min(self.wide, self.lanes - 1) + 1
+        """Pieces of rows of tiles in a block; where there are several blocks, they begin and end within rows."""
+        tiles = vectors * self.lanes
+        return min(tiles, self.all_tiles) / min(self.wide, self.lanes - 1) + (tiles < self.all_tiles)
 
     def _transform(self, vectors: int) -> float:
         rows = self._pieces(vectors) * (self.m + TAPS - 1) * ROW

@@ -4,7 +4,8 @@ Rows that differ only in the signs of some entries, as those of the points p and
 
     a = even + odd,  b = even − odd
 
-and likewise columns. Values may be scalars or vectors; entries are exact fractions, rounded to the values' type when written.
+and likewise columns. Values may be scalars or vectors; entries are exact fractions, rounded to the values' type when
+written.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ def multiply(f: Function, rows: Sequence[Row], values: Sequence[Value | None]) -
 
 
 def multiply_columns(f: Function, rows: Sequence[Row], values: Sequence[Value]) -> list[Value]:
-    """rows · values, where columns come in pairs that differ in the signs of some entries: the pairs' sums and differences are made
-    first, and those that no row needs are not."""
+    """rows · values, where columns come in pairs that differ in the signs of some entries: the pairs' sums and
+    differences are made first, and those that no row needs are not.
+    """
     columns = list(zip(*rows, strict=True))
     terms: list[list[tuple[Fraction, Value]]] = [[] for _ in rows]
     taken: set[int] = set()

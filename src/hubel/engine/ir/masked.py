@@ -1,4 +1,6 @@
-"""Functions with two more kinds of vector: masks, for rows that end within a vector, and float64, for what is rounded once."""
+"""Functions with two more kinds of vector: masks, for rows that end within a vector, and float64, for what is rounded
+once.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ class WideFunction(Function):
             return super().fma(a, b, c, name)
         intrinsic = f"@llvm.fma.v{_count(a.type)}f64"
         self.declarations.add(f"declare {a.type} {intrinsic}({a.type}, {a.type}, {a.type})")
-        return self._emit(a.type, f"call {a.type} {intrinsic}({', '.join(f'{v.type} {v.text}' for v in (a, b, c))})", name)
+        return self._emit(
+            a.type, f"call {a.type} {intrinsic}({', '.join(f'{v.type} {v.text}' for v in (a, b, c))})", name
+        )
 
     def widened(self, vector: Value) -> Value:
         """float32 → float64"""
