@@ -7,5 +7,6 @@ from hubel.engine.plan import Plan, Refusal
 from hubel.engine.spec import ConvSpec, Direction, Policy, Problem
 
 __all__ = [
-    "ConvSpec", "Direction", "Invocation", "Machine", "Plan", "Policy", "Problem", "Refusal", "choose", "kernel_text", "prepare",
+    "ConvSpec", "Direction", "Invocation", "Machine", "Plan", "Policy", "Problem", "Refusal",
+    "choose", "kernel_text", "prepare",
 ]  # fmt: skip

@@ -27,6 +27,8 @@ def choose(problem: Problem, machine: Machine, policy: Policy) -> Plan:
         raise UnsupportedError(f"no algorithm does {problem}. {reasons}. torch's own kernel does it.")
     best = min(plans, key=lambda plan: plan.cost)
     declined = tuple(
-        Refusal(plan.algorithm, f"{plan.cost / best.cost:.2f} times the cost of {best.algorithm}") for plan in plans if plan is not best
+        Refusal(plan.algorithm, f"{plan.cost / best.cost:.2f} times the cost of {best.algorithm}")
+        for plan in plans
+        if plan is not best
     )
     return best.with_refusals(refusals + declined)

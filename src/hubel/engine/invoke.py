@@ -24,8 +24,8 @@ SERIAL_FLOPS = 1_000_000
 class Invocation:
     """Runs one problem on tensors with fixed strides. Holds no tensor; may be used by several threads at once.
 
-    packed_bytes: size of the packed weights (0: the kernel reads them as they are). packing_key: equal keys mean the same packed
-    layout of the same weight, whatever the image size.
+    packed_bytes: size of the packed weights (0: the kernel reads them as they are). packing_key: equal keys mean the
+    same packed layout of the same weight, whatever the image size.
     """
 
     def __init__(self, plan: Plan, x: Strides, w: Strides, y: Strides) -> None:
@@ -47,7 +47,8 @@ class Invocation:
     def __call__(self, p0: int, p1: int, p2: int, p3: int, threads: int = 1) -> None:
         """Run on base addresses.
 
-        forward: x, packed weights, bias or 0, y · input gradient: dy, packed weights, 0, dx · weight gradient: x, dy, db or 0, dw
+        forward: x, packed weights, bias or 0, y · input gradient: dy, packed weights, 0, dx · weight gradient: x, dy,
+        db or 0, dw
         """
         if self._serial:
             threads = 1
@@ -67,7 +68,8 @@ def _block(jobs: tuple[PlannedJob, ...], libraries: dict[str, Library], tables: 
 
 @lru_cache(maxsize=4096)
 def prepare(problem: Problem, x: Strides, w: Strides, y: Strides, policy: Policy) -> Invocation:
-    """The invocation for tensors with these element strides: x and y are input and output (or their gradients), w the weight.
+    """The invocation for tensors with these element strides: x and y are input and output (or their gradients), w the
+    weight.
 
     Raises UnsupportedError where the engine hands a problem back.
     """
@@ -76,12 +78,16 @@ def prepare(problem: Problem, x: Strides, w: Strides, y: Strides, policy: Policy
 
 def laid_out(problem: Problem, x: Strides, y: Strides) -> Problem:
     """The problem with the layout that tensors with these strides have. A plan for "planes" fits no other."""
-    in_planes = one_run(problem.spec.input_size, x[2:]) is not None and one_run(problem.spec.output_size, y[2:]) is not None
+    in_planes = (
+        one_run(problem.spec.input_size, x[2:]) is not None and one_run(problem.spec.output_size, y[2:]) is not None
+    )
     return replace(problem, layout="planes" if in_planes else "strided")
 
 
 def kernel_text(plan: Plan, form: str) -> str:
-    """The plan's kernels as text: form "ir" (LLVM) or "asm" (for the plan's machine). Raises UnknownNameError for another form."""
+    """The plan's kernels as text: form "ir" (LLVM) or "asm" (for the plan's machine). Raises UnknownNameError for
+    another form.
+    """
     if form not in ("ir", "asm"):
         raise unknown("form", form, ("ir", "asm"))
     parts = []

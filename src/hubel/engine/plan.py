@@ -1,6 +1,7 @@
 """What an algorithm answers when it is asked to do a problem: a Plan, or a Refusal.
 
-A Plan says everything about *how*, and nothing about where: no address, no stride of a tensor. It can be printed, compared and kept.
+A Plan says everything about *how*, and nothing about where: no address, no stride of a tensor. It can be printed,
+compared and kept.
 """
 
 from __future__ import annotations
@@ -49,11 +50,11 @@ class Refusal:
 class Plan:
     """How a problem is done on a machine.
 
-    kernels: names of the compiled kernels, a sentence each.
-    channel_block: channels summed in registers before a partial sum is added to memory; with it the order of summation is fixed.
-    box: outputs (z, y, x) a work item covers; row_tiles: tiles of output channels a work item covers.
-    images: images that a work item of a weight gradient reads at a time; partial_sums: how many are added at its end.
-    error_bound: ‖out − ref‖ ∕ ‖ref‖ on N(0,1) data.
+    kernels: names of the compiled kernels, a sentence each. channel_block: channels summed in registers before a
+    partial sum is added to memory; with it the order of summation is fixed. box: outputs (z, y, x) a work item
+    covers; row_tiles: tiles of output channels a work item covers. images: images that a work item of a weight
+    gradient reads at a time; partial_sums: how many are added at its end. error_bound: ‖out − ref‖ ∕ ‖ref‖ on N(0,1)
+    data.
     """
 
     problem: Problem
@@ -77,7 +78,9 @@ class Plan:
 
     @property
     def cost(self) -> float:
-        """What `choose` compares: floating-point operations with the tiles' waste, and memory traffic at 8 operations a byte."""
+        """What `choose` compares: floating-point operations with the tiles' waste, and memory traffic at 8 operations
+        a byte.
+        """
         return self.estimate.computed + 8 * self.estimate.bytes
 
     @property
@@ -100,9 +103,9 @@ class PlannedJob:
 class Bound:
     """A plan bound to the strides of its tensors: jobs that lack only base pointers.
 
-    jobs run in order with a barrier between them; packing prepares the weights. scratch: float32 numbers for each thread, shared: for
-    all threads together, packed: for the packed weights, whose layout `packing_key` names. `tables` are kept alive with the jobs,
-    which hold their addresses.
+    jobs run in order with a barrier between them; packing prepares the weights. scratch: float32 numbers for each
+    thread, shared: for all threads together, packed: for the packed weights, whose layout `packing_key` names.
+    `tables` are kept alive with the jobs, which hold their addresses.
     """
 
     jobs: tuple[PlannedJob, ...]

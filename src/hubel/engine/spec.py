@@ -273,7 +273,8 @@ class Problem:
     """A convolution to be done: the sizes, the direction, whether a bias takes part, and the dtype of the data.
 
     bias: forward adds it; the weight gradient's kernel also writes the bias gradient; the input gradient has none.
-    layout: "planes" if the pixels of a channel follow each other at one distance, in input and output; "strided" if they do not.
+    layout: "planes" if the pixels of a channel follow each other at one distance, in input and output; "strided" if
+    they do not.
     """
 
     spec: ConvSpec

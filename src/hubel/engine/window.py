@@ -1,8 +1,9 @@
 """How a convolution's input lies in scratch memory, so that every term of its sum is one contiguous run of numbers.
 
-Along an axis, output j of a convolution reads the positions j·step + shift, one shift for each kernel position. Two things spoil
-contiguous reading: padding, and steps larger than one. So a *window* (a box of outputs, and all that it reads) is copied first:
-padding becomes zeros, and positions are sorted by their remainder modulo the step, the *phase*. Then
+Along an axis, output j of a convolution reads the positions j·step + shift, one shift for each kernel position. Two
+things spoil contiguous reading: padding, and steps larger than one. So a *window* (a box of outputs, and all that it
+reads) is copied first: padding becomes zeros, and positions are sorted by their remainder modulo the step, the
+*phase*. Then
 
     position j·step + shift  =  scratch[phase(shift)][j + advance(shift)]
 
@@ -10,8 +11,8 @@ and one vector load fetches neighbouring outputs' inputs whatever the stride or 
 
     [channel][phase z, y, x][image][z][y][x],    x running on from one row into the next
 
-Rows follow each other without a gap, so a tile may run over the ends of rows: the few outputs in between are thrown away. Where the
-step is 1, the zeros right of a row are those left of the next one, and are kept once.
+Rows follow each other without a gap, so a tile may run over the ends of rows: the few outputs in between are thrown
+away. Where the step is 1, the zeros right of a row are those left of the next one, and are kept once.
 """
 
 from __future__ import annotations
@@ -140,7 +141,7 @@ class Window:
 
     @cached_property
     def pitch_c(self) -> int:
-        """From a channel to the next, kept off multiples of 4 KiB, which would all fall into one set of the L1 cache."""
+        """From a channel to the next, kept off multiples of 4 KiB, which all fall into one set of the L1 cache."""
         pitch = -(-self.pitch_phase * prod(len(a.phases) for a in self.axes) // self.lanes) * self.lanes
         return pitch + self.lanes if pitch % 1024 < self.lanes or pitch % 1024 > 1024 - self.lanes else pitch
 
@@ -160,7 +161,9 @@ class Window:
         return starts
 
     def words(self, strides: tuple[int, int, int, int], tables: tuple[int, int, int]) -> list[int]:
-        """The window as a kernel reads it (`WORDS`): strides of (channel, z, y, x) and the addresses of the axes' tables."""
+        """The window as a kernel reads it (`WORDS`): strides of (channel, z, y, x) and the addresses of the axes'
+        tables.
+        """
         z, y, x = self.axes
         valid = self.valid
         return [

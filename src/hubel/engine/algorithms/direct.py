@@ -8,14 +8,14 @@
                     acc[row, pixel] += weight[t][c, tap][row] · window[c][offset[tap] + pixel]
         store the box, bias added
 
-Lanes are neighbouring pixels, so NCHW tensors are read and written as they are, and a channel count that fits no vector costs
-nothing. Offsets come from a table (`hubel.engine.window`), so one compiled kernel serves every kernel size, stride and dilation; only
-the shape of the register tile is compiled in.
+Lanes are neighbouring pixels, so NCHW tensors are read and written as they are, and a channel count that fits no
+vector costs nothing. Offsets come from a table (`hubel.engine.window`), so one compiled kernel serves every kernel
+size, stride and dilation; only the shape of the register tile is compiled in.
 
-Constants. The channel block keeps what a tile reads within half of the L1 cache: the tiles of output channels then find it there, and
-the weights stream past (24 bytes for every 12 cycles of arithmetic with a 6×64 tile). Measured on one AVX-512 core (Cascade Lake,
-2026-11): 6×64 reaches 0.97 of the FMA peak from L1 and 0.86 from L2. Blocks also bound the rounding error: sums of at most
-`MOST_TERMS` products are rounded one after the other.
+Constants. The channel block keeps what a tile reads within half of the L1 cache: the tiles of output channels then
+find it there, and the weights stream past (24 bytes for every 12 cycles of arithmetic with a 6×64 tile). Measured on
+one AVX-512 core (Cascade Lake, 2026-11): 6×64 reaches 0.97 of the FMA peak from L1 and 0.86 from L2. Blocks also
+bound the rounding error: sums of at most `MOST_TERMS` products are rounded one after the other.
 """
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ def plan_sums(name: str, problem: Problem, machine: Machine, policy: Policy, rea
     largest = max(parts, key=lambda part: part.tap_count * prod(part.outputs))
     block = _channel_block(largest, machine)
     best = cut(largest, block, max(1, spec.batch * spec.groups), machine, policy.threads, straight=True)
-    scale = sum(part.tap_count * prod(part.outputs) for part in parts) / max(1, largest.tap_count * prod(largest.outputs))
+    scale = sum(part.tap_count * prod(part.outputs) for part in parts) / max(
+        1, largest.tap_count * prod(largest.outputs)
+    )
     return Plan(
         problem, machine, policy, name, best.tile,
         kernels=(kernel_name(best.tile, machine), pack_name(best.tile, machine)),
@@ -78,7 +80,8 @@ def plan_sums(name: str, problem: Problem, machine: Machine, policy: Policy, rea
 
 
 def _channel_block(part: Sum, machine: Machine) -> int:
-    """Channels summed in registers before memory is touched: those whose pixels under a tile of four vectors take half of L1.
+    """Channels summed in registers before memory is touched: those whose pixels under a tile of four vectors take
+    half of L1.
 
     It fixes the order of summation, so it may not depend on the batch, nor on the tile, which does.
     """
@@ -113,8 +116,13 @@ def convolution_function(tile: Tile) -> Function:
     """The kernel: `kernel(args, begin, end, scratch)`."""
     f = Function("kernel", [("args", PTR), ("begin", I64), ("end", I64), ("scratch", PTR)])
     args, scratch = f.arg("args"), f.arg("scratch")
-    source, weights, bias, target = (f.word(args, i, n, PTR) for i, n in enumerate(("input", "weights", "bias", "output")))
-    a = {name: f.word(args, RESERVED_WORDS + i, name, PTR if "offsets" in name else I64) for i, name in enumerate(WORDS[:-1])}
+    source, weights, bias, target = (
+        f.word(args, i, n, PTR) for i, n in enumerate(("input", "weights", "bias", "output"))
+    )
+    a = {
+        name: f.word(args, RESERVED_WORDS + i, name, PTR if "offsets" in name else I64)
+        for i, name in enumerate(WORDS[:-1])
+    }
     window_block = f.offset(args, RESERVED_WORDS + WORDS.index("window"), I64, "window")
     window = WindowWords(f, window_block)
     window.load("stride_c", "pitch_z", "pitch_y")
@@ -153,8 +161,8 @@ def convolution_function(tile: Tile) -> Function:
             last = c.index + a["block"] >= a["channels"]
             mode = f.select(c.index > 0, ADD, 0) + f.select(last & has_bias, BIAS, 0)
             f.call(
-                compute, args, panel + c.index * a["taps"] * tile.rows, scratch, from_c + origin["x"], sums_at, out, row_bias,
-                block * a["taps"], size["z"], flat, tiles, rows, mode, ready,
+                compute, args, panel + c.index * a["taps"] * tile.rows, scratch, from_c + origin["x"], sums_at, out,
+                row_bias, block * a["taps"], size["z"], flat, tiles, rows, mode, ready,
             )  # fmt: skip
         f.call(store, args, sums_at, out, row_bias, size["z"], size["y"], size["x"], rows, flat)
     f.ret()
@@ -162,12 +170,13 @@ def convolution_function(tile: Tile) -> Function:
 
 
 def _compute_function(tile: Tile) -> Function:
-    """compute(args, panel, window, source, sums, out, bias, terms, planes, flat, tiles, rows, mode, ready): a block of channels of
-    one item.
+    """compute(args, panel, window, source, sums, out, bias, terms, planes, flat, tiles, rows, mode, ready): a block
+    of channels of one item.
 
-    The first `ready` pixels are read from `source`: the first tile of output channels keeps what it reads in a panel, the others read
-    that. All other pixels come from the window. Whole tiles go straight to the output where it lies as the tile does (`in_place`),
-    all others into scratch. The last tiles of output channels ask for the pixels that come next, a line each.
+    The first `ready` pixels are read from `source`: the first tile of output channels keeps what it reads in a panel,
+    the others read that. All other pixels come from the window. Whole tiles go straight to the output where it lies
+    as the tile does (`in_place`), all others into scratch. The last tiles of output channels ask for the pixels that
+    come next, a line each.
     """
     pointers = [(n, PTR) for n in ("args", "panel", "window", "source", "sums", "out", "bias")]
     numbers = [(n, I64) for n in ("terms", "planes", "flat", "tiles", "rows", "mode", "ready")]
@@ -188,7 +197,10 @@ def _compute_function(tile: Tile) -> Function:
         in_source = q.index < f.arg("ready")
         pixels = f.select(in_source, f.arg("source") + q.index, in_window, "pixels")
         offsets = f.select(in_source, a["source_offsets"], a["offsets"], "table")
-        later, later_offsets = f.select(in_source, kept, pixels, "later"), f.select(in_source, a["panel_offsets"], offsets)
+        later, later_offsets = (
+            f.select(in_source, kept, pixels, "later"),
+            f.select(in_source, a["panel_offsets"], offsets),
+        )
         whole = in_place & (q.index + width <= f.arg("flat"))
         with f.loop("t", 0, f.arg("tiles")) as t:
             row = t.index * tile.rows
@@ -212,7 +224,9 @@ def _compute_function(tile: Tile) -> Function:
 
 
 def _store_function(tile: Tile) -> Function:
-    """store(args, sums, out, bias, z, y, x, rows, flat): what went into scratch leaves it, row by row, the bias added."""
+    """store(args, sums, out, bias, z, y, x, rows, flat): what went into scratch leaves it, row by row, the bias
+    added.
+    """
     numbers = [(n, I64) for n in ("z", "y", "x", "rows", "flat")]
     f = Function("store", [("args", PTR), ("sums", PTR), ("out", PTR), ("bias", PTR), *numbers], private=True)
     names = ("out_c", "out_z", "out_y", "out_x", "sums_row", "sums_z", "in_place")
@@ -268,7 +282,9 @@ def pack_function(rows: int) -> Function:
 
 
 def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...]) -> Bound:
-    """Jobs for tensors with these element strides: x and y are the input and output (or their gradients), w the weight."""
+    """Jobs for tensors with these element strides: x and y are the input and output (or their gradients), w the
+    weight.
+    """
     spec = flattened(plan.problem)
     forward = plan.problem.direction is Direction.FORWARD
     if spec is not plan.problem.spec:
@@ -284,12 +300,26 @@ def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...])
             packing.append(PlannedJob(plan.kernels[1], pack_items, pack_words))
         scratch = max(scratch, needed)
         packed += pack_items * plan.tile.rows * part.channels * part.tap_count
-    key = (plan.kernels[1], spec.weight_shape, spec.groups, w, forward, () if forward else (spec.stride, spec.padding, spec.dilation))
+    key = (
+        plan.kernels[1],
+        spec.weight_shape,
+        spec.groups,
+        w,
+        forward,
+        () if forward else (spec.stride, spec.padding, spec.dilation),
+    )
     return Bound(tuple(jobs), tuple(packing), packed, key, scratch, 0, tables.keep())
 
 
 def _job_words(
-    plan: Plan, part: Sum, batch: int, groups: int, source: tuple[int, ...], target: tuple[int, ...], packed: int, tables: Tables
+    plan: Plan,
+    part: Sum,
+    batch: int,
+    groups: int,
+    source: tuple[int, ...],
+    target: tuple[int, ...],
+    packed: int,
+    tables: Tables,
 ) -> tuple[tuple[int, ...], int, int]:
     """(words, work items, numbers of scratch) of the job for one sum."""
     tile, outputs = plan.tile, part.outputs
@@ -313,7 +343,13 @@ def _job_words(
     out = tuple(o * s for o, s in zip(part.out_step, out, strict=True))
     in_place = int(box[0] == box[1] == 1 and out[2] == 1)
     x_axis = part.axes[2]
-    simple = part.outputs[0] == part.outputs[1] == 1 and taps == [0] and x_axis.step == 1 and x_axis.pad == 0 and strides[2] == 1
+    simple = (
+        part.outputs[0] == part.outputs[1] == 1
+        and taps == [0]
+        and x_axis.step == 1
+        and x_axis.pad == 0
+        and strides[2] == 1
+    )
     source_offsets = tables.add([channel * c for channel in range(block)]) if simple else 0
     panel_offsets = tables.add([channel * width for channel in range(block)])
     panel_from = sums_from
@@ -335,7 +371,12 @@ def _pack_words(
     """(words, work items) of the job that packs the weights of one sum."""
     out_stride, in_stride, *space = w
     strides = three(tuple(space), 0)
-    taps = [z * strides[0] + y * strides[1] + x * strides[2] for z in part.taps[0] for y in part.taps[1] for x in part.taps[2]]
+    taps = [
+        z * strides[0] + y * strides[1] + x * strides[2]
+        for z in part.taps[0]
+        for y in part.taps[1]
+        for x in part.taps[2]
+    ]
     tiles = -(-part.rows // plan.tile.rows)
     if plan.problem.direction is Direction.FORWARD:
         by_group, by_row, by_channel = part.rows * out_stride, out_stride, in_stride

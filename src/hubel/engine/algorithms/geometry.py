@@ -2,9 +2,10 @@
 
     out[n, g, m, o·j + r]  =  Σ_c Σ_t  weight[g, m, c, t] · input[n, g, c, s·j + shift_t]
 
-*Forward*: o = 1, r = 0, s is the stride and shift_t = t·dilation − padding. The *input gradient* of a convolution with stride s falls
-apart into s sums an axis, one for each remainder r of the input's position modulo s: those taps t that meet it, each with the whole
-shift (r + padding − t·dilation) ∕ s; here o is the stride and s = 1, and the channels change places.
+*Forward*: o = 1, r = 0, s is the stride and shift_t = t·dilation − padding. The *input gradient* of a convolution
+with stride s falls apart into s sums an axis, one for each remainder r of the input's position modulo s: those taps t
+that meet it, each with the whole shift (r + padding − t·dilation) ∕ s; here o is the stride and s = 1, and the
+channels change places.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ Axes = tuple[Axis, Axis, Axis]
 
 @dataclass(frozen=True)
 class Sum:
-    """One such sum: `axes` (z, y, x) of what is read; `taps`: for each axis the kernel positions that take part, in the axes' order;
-    out_step and out_start (o and r) of what is written; `rows` m and `channels` c of a group."""
+    """One such sum: `axes` (z, y, x) of what is read; `taps`: for each axis the kernel positions that take part, in
+    the axes' order; out_step and out_start (o and r) of what is written; `rows` m and `channels` c of a group.
+    """
 
     axes: Axes
     taps: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
@@ -42,11 +44,13 @@ class Sum:
 
 def three(sizes: tuple[int, ...], fill: int) -> tuple[int, int, int]:
     """Sizes of one to three dimensions as (z, y, x)."""
-    return ((fill,) * (3 - len(sizes)) + sizes)  # type: ignore[return-value]
+    return (fill,) * (3 - len(sizes)) + sizes  # type: ignore[return-value]
 
 
 def flattened(problem: Problem) -> ConvSpec:
-    """The sizes of a problem; a 1×1 convolution with stride 1 and no padding as one over a single long row, where the layout lets it."""
+    """The sizes of a problem; a 1×1 convolution with stride 1 and no padding as one over a single long row, where the
+    layout lets it.
+    """
     spec = problem.spec
     plain = set(spec.kernel_size) | set(spec.stride) == {1} and set(spec.padding) == {0}
     if not plain or problem.layout != "planes":
@@ -55,7 +59,7 @@ def flattened(problem: Problem) -> ConvSpec:
 
 
 def one_run(sizes: tuple[int, ...], strides: tuple[int, ...]) -> int | None:
-    """The distance between neighbouring pixels if all of them follow each other at one distance; None if they do not."""
+    """The distance between neighbouring pixels if all follow each other at one distance; None if they do not."""
     inner: tuple[int, int] | None = None
     for size, stride in reversed(list(zip(sizes, strides, strict=True))):
         if size == 1:

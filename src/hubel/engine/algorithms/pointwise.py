@@ -1,11 +1,13 @@
-"""1×1 convolution with stride 1 and no padding, forward and input gradient: a matrix product over one long row of pixels.
+"""1×1 convolution with stride 1 and no padding, forward and input gradient: a matrix product over one long row of
+pixels.
 
     out[m, pixel]  =  Σ_c weight[m, c] · in[c, pixel]
 
-The loops and the kernel are those of `direct`, with one tap. What differs: the image is one row, so tiles never run over a row's end,
-and whole tiles are read where they lie and stored straight into the output. The first tile of output channels keeps the pixels it
-reads in a panel of scratch for the others: channels lie apart, on more pages than the TLB holds. The panel costs stores only, where a
-copy beforehand took a sixth of the time (64 channels at 56², Cascade Lake, 2026-11).
+The loops and the kernel are those of `direct`, with one tap. What differs: the image is one row, so tiles never run
+over a row's end, and whole tiles are read where they lie and stored straight into the output. The first tile of
+output channels keeps the pixels it reads in a panel of scratch for the others: channels lie apart, on more pages than
+the TLB holds. The panel costs stores only, where a copy beforehand took a sixth of the time (64 channels at 56²,
+Cascade Lake, 2026-11).
 """
 
 from __future__ import annotations

@@ -1,14 +1,17 @@
-"""How a sum is cut up: the shape of the register tile, the box of outputs and the share of output channels of a work item.
+"""How a sum is cut up: the shape of the register tile, the box of outputs and the share of output channels of a work
+item.
 
-None of these changes a bit of the result, so they may depend on the batch and on the threads. They are chosen by counting cycles:
+None of these changes a bit of the result, so they may depend on the batch and on the threads. They are chosen by
+counting cycles:
 
 A step of a register tile costs the largest of
-    rows·vectors ∕ 2                          multiply-adds, two a cycle
-    (rows + vectors·crossing) ∕ 2             loads, two a cycle; a vector that crosses cache lines counts `crossing` times
-    (rows·vectors + rows + vectors + 4) ∕ 4   instructions, four a cycle
-    4                                         the latency of a multiply-add, where there are few accumulators
-and a work item costs its tiles' steps, the filling of its windows, the first reading of each window by a tile, and the storing.
-The constants below were measured on Cascade Lake (2026-11); they need to be right only to a factor that orders the candidates.
+    rows·vectors ∕ 2                          multiply-adds, two a cycle (rows + vectors·crossing) ∕ 2
+    loads, two a cycle; a vector that crosses cache lines counts `crossing` times (rows·vectors + rows + vectors + 4)
+    ∕ 4   instructions, four a cycle 4                                         the latency of a multiply-add, where
+    there are few accumulators
+and a work item costs its tiles' steps, the filling of its windows, the first reading of each window by a tile, and
+the storing. The constants below were measured on Cascade Lake (2026-11); they need to be right only to a factor that
+orders the candidates.
 """
 
 from __future__ import annotations
@@ -23,16 +26,17 @@ from hubel.engine.plan import Tile, error_unit, terms_of
 from hubel.engine.spec import Problem
 from hubel.engine.window import Window
 
-# Widths of tiles in vectors. The rows depend on the layer's channels and on the width alone, so that no more than four kernels are
-# ever compiled for one layer and direction, whatever image sizes come.
+# Widths of tiles in vectors. The rows depend on the layer's channels and on the width alone, so that no more than
+# four kernels are ever compiled for one layer and direction, whatever image sizes come.
 WIDTHS = (1, 2, 3, 4)
 PIECES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128)
 SHARES = (1, 2, 4, 8, 16)
 
-# Cycles: starting a tile and adding its sums to memory; a row of a window or of the output; a vector of it; a channel's first line,
-# which no hardware prefetcher foresees; a line of a window read from L2 by the first tile.
+# Cycles: starting a tile and adding its sums to memory; a row of a window or of the output; a vector of it; a
+# channel's first line, which no hardware prefetcher foresees; a line of a window read from L2 by the first tile.
 TILE, SUM, ROW, VECTOR, CHANNEL, LINE = 30.0, 2.0, 30.0, 4.0, 60.0, 5.0
-# Cycles it costs to start a work item, and the share of an item that is lost where items do not divide evenly among busy threads.
+# Cycles it costs to start a work item, and the share of an item that is lost where items do not divide evenly among
+# busy threads.
 ITEM, UNEVEN = 500.0, 0.2
 
 
@@ -47,7 +51,9 @@ class _Item:
 
 @dataclass(frozen=True)
 class Cut:
-    """A sum cut into work items. `cycles` is the estimate for all of them on all threads; `computed` the multiply-adds."""
+    """A sum cut into work items. `cycles` is the estimate for all of them on all threads; `computed` the
+    multiply-adds.
+    """
 
     tile: Tile
     box: tuple[int, int, int]
@@ -87,7 +93,8 @@ def tile_of_width(machine: Machine, rows: int, vectors: int, taps: int) -> Tile:
 def cut(part: Sum, block: int, copies: int, machine: Machine, threads: int, straight: bool) -> Cut:
     """The cheapest way to cut a sum that is done `copies` times (images × groups) on `threads` threads.
 
-    block: channels summed in registers. straight: tiles that lie as the output does go to it without passing through scratch.
+    block: channels summed in registers. straight: tiles that lie as the output does go to it without passing through
+    scratch.
     """
     taps = max(1, part.tap_count)
     candidates = [tile_of_width(machine, part.rows, vectors, taps) for vectors in WIDTHS]
@@ -113,7 +120,9 @@ def cut(part: Sum, block: int, copies: int, machine: Machine, threads: int, stra
 
 
 def _boxes(outputs: tuple[int, int, int]) -> Iterator[tuple[int, int, int]]:
-    """Boxes worth a look: whole rows and planes, cut along the outermost axis that there is; long single rows are cut too."""
+    """Boxes worth a look: whole rows and planes, cut along the outermost axis that there is; long single rows are cut
+    too.
+    """
     z, y, x = outputs
     if z * y == 1:
         sizes = {x if pieces == 1 else min(x, -(-x // pieces // 64) * 64) for pieces in PIECES}
@@ -151,5 +160,7 @@ def _item(part: Sum, window: Window, tile: Tile, block: int, machine: Machine, s
 
 
 def error_bound(problem: Problem) -> float:
-    """Bound on the relative error of a sum in blocks, on N(0,1) data: measured 0.8·u for blocks of up to 768 terms, and doubled."""
+    """Bound on the relative error of a sum in blocks, on N(0,1) data: measured 0.8·u for blocks of up to 768 terms,
+    and doubled.
+    """
     return 1.5 * error_unit(terms_of(problem))

@@ -9,13 +9,13 @@
                 sums[m, (c, tap)] += dot products over the box
     afterwards, for every output channel: add the shares' sums in their order
 
-Lanes are neighbouring pixels, added up at the end of a box. The number of shares depends on the problem alone, so the bits do not
-depend on the threads; and as a box ends every ~1,000 products, long sums are blocked.
+Lanes are neighbouring pixels, added up at the end of a box. The number of shares depends on the problem alone, so the
+bits do not depend on the threads; and as a box ends every ~1,000 products, long sums are blocked.
 
-Constants. A box of about 1,024 places makes the adding-up of lanes 5 % of the work (25 dot products: 75 instructions against 64 × 25
-multiply-adds); a tile's rows of x are then shifts of two or three channels and stay in L1 (a 4×6 tile reaches 0.93 of the FMA peak,
-Cascade Lake, 2026-11). A 1×1 kernel has no shifts to share: there, boxes of 512 keep ten rows in L1. Channels are shared out so that dy
-and x of an item stay within the L2 cache.
+Constants. A box of about 1,024 places makes the adding-up of lanes 5 % of the work (25 dot products: 75 instructions
+against 64 × 25 multiply-adds); a tile's rows of x are then shifts of two or three channels and stay in L1 (a 4×6 tile
+reaches 0.93 of the FMA peak, Cascade Lake, 2026-11). A 1×1 kernel has no shifts to share: there, boxes of 512 keep
+ten rows in L1. Channels are shared out so that dy and x of an item stay within the L2 cache.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from math import prod
 
 from hubel.engine.algorithms.geometry import Sum, flat_strides, flattened, one_run, sums, three
 from hubel.engine.algorithms.tiling import error_bound
-from hubel.engine.ir import F32, I64, PTR, Function, Value, module_text, vector_of
+from hubel.engine.ir import F32, I64, PTR, Function, module_text, vector_of
 from hubel.engine.ir.rows import gather_row, zero_row
 from hubel.engine.ir.tile import dot_product_tile, horizontal_sums
 from hubel.engine.ir.window import WindowWords, fill_window_function
@@ -80,7 +80,9 @@ def _name(kind: str, tile: Tile, machine: Machine) -> str:
 
 @lru_cache(maxsize=4096)
 def _tile(machine: Machine, rows: int, pairs: int, taps: int) -> Tile:
-    """`rows` output channels by `vectors` (channel, tap) pairs: the shape with the fewest cycles whose sums fit the registers."""
+    """`rows` output channels by `vectors` (channel, tap) pairs: the shape with the fewest cycles whose sums fit the
+    registers.
+    """
     unaligned = 1.0 if taps == 1 else 1.9 if machine.lanes == 16 else 1.4
 
     def cycles(shape: tuple[int, int]) -> float:
@@ -114,7 +116,8 @@ def _length(part: Sum) -> int:
 def _shares(part: Sum, batch: int, groups: int, machine: Machine) -> tuple[int, int, int]:
     """(output channels, input channels) of a work item, and the number of shares of the images.
 
-    Channels first, as far as the cache asks for it; then images; then channels again, until there are enough items to go round.
+    Channels first, as far as the cache asks for it; then images; then channels again, until there are enough items to
+    go round.
     """
     most = max(8, machine.l2 // 4 // (4 * _length(part)))
     rows = -(-part.rows // -(-part.rows // most))

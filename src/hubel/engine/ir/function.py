@@ -1,15 +1,15 @@
 """Functions, values and loops: the words in which kernels are written.
 
-A kernel is LLVM IR, and this file writes its text. It knows three types of number (`I64` for sizes, `F32`, vectors of F32) and
-untyped pointers, and keeps everything in SSA form, so that no IR pass has to run before code generation:
+A kernel is LLVM IR, and this file writes its text. It knows three types of number (`I64` for sizes, `F32`, vectors of
+F32) and untyped pointers, and keeps everything in SSA form, so that no IR pass has to run before code generation:
 
     f = Function("scale", [("x", PTR), ("n", I64)])
     with f.loop("i", 0, f.arg("n")) as i:
         f.store(f.load(f.arg("x") + i.index, F32) * 2.0, f.arg("x") + i.index)
     f.ret()
 
-Adding an integer to a pointer counts in float32 elements, as C's `float *` does. Python numbers are constants and are folded, so
-`x + 0` emits nothing. Every value has a name, so that a disassembly explains itself.
+Adding an integer to a pointer counts in float32 elements, as C's `float *` does. Python numbers are constants and are
+folded, so `x + 0` emits nothing. Every value has a name, so that a disassembly explains itself.
 """
 
 from __future__ import annotations
@@ -255,7 +255,9 @@ class Function:
         numbers = ", ".join(f"i64 {i}" for i in range(lanes))
         type_ = f"<{lanes} x i64>"
         first = self._emit(type_, f"insertelement {type_} poison, i64 {count.text}, i64 0", "count")
-        every = self._emit(type_, f"shufflevector {type_} {first.text}, {type_} poison, <{lanes} x i32> zeroinitializer", "count")
+        every = self._emit(
+            type_, f"shufflevector {type_} {first.text}, {type_} poison, <{lanes} x i32> zeroinitializer", "count"
+        )
         return self._emit(f"<{lanes} x i1>", f"icmp slt {type_} <{numbers}>, {every.text}", "mask")
 
     def load_masked(self, pointer: Value, mask: Value, lanes: int, name: str = "x") -> Value:
@@ -291,7 +293,7 @@ class Function:
         carry: Sequence[Value] = (),
         at_least_once: bool = False,
     ) -> Iterator[Loop]:
-        """for name in range(start, stop, step), carrying `carry` from turn to turn; `results` holds their last state."""
+        """for name in range(start, stop, step), carrying `carry` along; `results` holds their last state."""
         start, stop = self.constant(start), self.constant(stop)
         label = self._unique(name)
         before, body, done = self.block, f"{label}.loop", f"{label}.done"
@@ -310,16 +312,12 @@ class Function:
         if len(state.carried) != len(carry):
             raise ValueError(f"loop {name} carries {len(carry)} values, but was given {len(state.carried)}")
         latch = self.block
-        following = self._emit(
-            I64, f"add nsw i64 {index.text}, {self.constant(step).text}", f"{label}.next"
-        )
+        following = self._emit(I64, f"add nsw i64 {index.text}, {self.constant(step).text}", f"{label}.next")
         again = following < stop
         self.lines.append(f"  br i1 {again.text}, label %{body}, label %{done}")
         phis = [f"  {index.text} = phi i64 [ {start.text}, %{before} ], [ {following.text}, %{latch} ]"]
         for first, here, last in zip(carry, carried, state.carried, strict=True):
-            phis.append(
-                f"  {here.text} = phi {first.type} [ {first.text}, %{before} ], [ {last.text}, %{latch} ]"
-            )
+            phis.append(f"  {here.text} = phi {first.type} [ {first.text}, %{before} ], [ {last.text}, %{latch} ]")
         self.lines[phi_at:phi_at] = phis
         self._open(done)
         for i, (first, last) in enumerate(zip(carry, state.carried, strict=True)):
@@ -351,6 +349,4 @@ class Function:
         """The function as LLVM IR."""
         parameters = ", ".join(f"{t} noundef %{n}.arg" for n, t in self.parameters)
         linkage = "internal " if self.private else ""
-        return "\n".join(
-            [f"define {linkage}void @{self.name}({parameters}) nounwind #0 {{", *self.lines, "}"]
-        )
+        return "\n".join([f"define {linkage}void @{self.name}({parameters}) nounwind #0 {{", *self.lines, "}"])

@@ -1,7 +1,8 @@
 """Rows of numbers: copied, filled with zeros, and carried between a tensor and a kernel's scratch memory.
 
-No copy reads or writes past the row it is given: the last vector of a row overlaps the one before it instead of running over the
-end, and rows shorter than a vector go by halves. Only `zero_row` may write up to a vector past its end, into scratch.
+No copy reads or writes past the row it is given: the last vector of a row overlaps the one before it instead of
+running over the end, and rows shorter than a vector go by halves. Only `zero_row` may write up to a vector past its
+end, into scratch.
 """
 
 from __future__ import annotations
@@ -78,9 +79,9 @@ def store_row_function(lanes: int) -> Function:
     has_bias = f.compare("ne", f.arg("bias"), Value(f, PTR, "null"))
     with f.when(has_bias, "biased"):
         bias = f.load(f.arg("bias"), F32, "bias")
-        with_stride(lambda w: (lambda v: v + (bias if w == 1 else f.splat(bias, w))))
+        with_stride(lambda w: lambda v: v + (bias if w == 1 else f.splat(bias, w)))
     with f.when(f.compare("eq", f.arg("bias"), Value(f, PTR, "null")), "plain"):
-        with_stride(lambda w: (lambda v: v))
+        with_stride(lambda w: lambda v: v)
     f.ret()
     return f
 

@@ -1,16 +1,17 @@
 """Register tiles: the innermost loops, where all the arithmetic of a convolution happens.
 
-An *outer-product tile* keeps rows × vectors accumulators in registers. Each step of the sum takes one weight for each row and
-`vectors` neighbouring vectors of pixels:
+An *outer-product tile* keeps rows × vectors accumulators in registers. Each step of the sum takes one weight for each
+row and `vectors` neighbouring vectors of pixels:
 
     for k in terms:  for r in rows:  for v in vectors:  acc[r][v] += w[k][r] · x[offset[k] + v]
 
-A *dot-product tile* multiplies rows of one matrix with shifted rows of another, lane by lane, and adds the lanes up at the end:
+A *dot-product tile* multiplies rows of one matrix with shifted rows of another, lane by lane, and adds the lanes up
+at the end:
 
     for q in length:  for a in left:  for b in right:  acc[a][b] += left[a][q] · right[offset[b] + q]
 
-`offset` is a table made beside the plan: it holds where each term of the sum starts, so that one tile serves every kernel size,
-stride, dilation and number of dimensions.
+`offset` is a table made beside the plan: it holds where each term of the sum starts, so that one tile serves every
+kernel size, stride, dilation and number of dimensions.
 """
 
 from __future__ import annotations
@@ -22,13 +23,16 @@ ADD, BIAS = 1, 2
 
 
 def outer_product_tile(rows: int, vectors: int, lanes: int, keep: bool = False) -> Function:
-    """tile(w, x, offsets, terms, c, pitch, mode, bias, ahead, ahead_offsets): c[r·pitch + lane] gets the sums of one tile.
+    """tile(w, x, offsets, terms, c, pitch, mode, bias, ahead, ahead_offsets): c[r·pitch + lane] gets the sums of one
+    tile.
 
-    w holds `rows` weights a term, next to each other. `mode` is 0 to overwrite c, ADD to add to it, BIAS to add bias[r] last. With each
-    term the line at ahead[ahead_offsets[k]] is asked for: pixels needed later, in rows too short for the processor to foresee. c is
-    asked for before the sum begins, so that its lines are there when it ends.
+    w holds `rows` weights a term, next to each other. `mode` is 0 to overwrite c, ADD to add to it, BIAS to add
+    bias[r] last. With each term the line at ahead[ahead_offsets[k]] is asked for: pixels needed later, in rows too
+    short for the processor to foresee. c is asked for before the sum begins, so that its lines are there when it
+    ends.
 
-    `keep`: tile_keep(..., panel) also writes the pixels to panel[k][vectors · lanes], close together for the tiles that follow.
+    `keep`: tile_keep(..., panel) also writes the pixels to panel[k][vectors · lanes], close together for the tiles
+    that follow.
     """
     pointers = [(n, PTR) for n in ("w", "x", "offsets", "c", "bias", "ahead", "ahead_offsets")]
     parameters = [*pointers, *((n, I64) for n in ("terms", "pitch", "mode"))]
@@ -99,8 +103,8 @@ def dot_product_tile(left: int, right: int, lanes: int) -> Function:
 def horizontal_sums(f: Function, vectors: list[Value], lanes: int) -> list[Value]:
     """The sum over the lanes of each vector, packed: lane i of result n is the sum of vector n·lanes + i.
 
-    Two vectors are folded into one until one is left: 3 instructions a vector, not 2·log₂(lanes). Pairing vector i with vector
-    i + half each time leaves the sums in order.
+    Two vectors are folded into one until one is left: 3 instructions a vector, not 2·log₂(lanes). Pairing vector i
+    with vector i + half each time leaves the sums in order.
     """
     packed = []
     zero = f.constant(0.0, vector_of(lanes))
@@ -118,7 +122,7 @@ def horizontal_sums(f: Function, vectors: list[Value], lanes: int) -> list[Value
 
 
 def _fold(f: Function, a: Value, b: Value, span: int, lanes: int) -> Value:
-    """a and b hold groups of `span` partial sums; each group's halves are added, and a's groups interleaved with b's."""
+    """a and b hold groups of `span` partial sums: each group's halves are added, a's groups interleaved with b's."""
     half = span // 2
     starts = [origin + base for base in range(0, lanes, span) for origin in (0, lanes)]
     lower = [start + i for start in starts for i in range(half)]
