@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from hubel.engine.ir import F32, I64, PTR, Function, Value
-from hubel.engine.ir.rows import gather_row, store_row_function, zero_row
+from hubel.engine.ir.rows import gather_row, store_rows_function, zero_row
 from hubel.engine.ir.stencil import Stencil, load_mask, load_weights, outputs, store_masked, sweep
 from hubel.engine.threads import RESERVED_WORDS
 
@@ -107,11 +107,13 @@ def _plane_function(stencil: Stencil) -> Function:
             outs = [f.select(out_top + i < a["out_height"], out + out_y * i, dump, f"out_{i}") for i in range(count)]
             _columns(f, stencil, a, lambda i: ins[i], lambda i: outs[i], weight, bias)
     with f.when(copied_out, "out"):
-        put = store_row_function(stencil.lanes)
-        end = f.minimum(high * stencil.out[0], a["out_height"])
-        with f.loop("row", low * stencil.out[0], end) as row:
-            to, at = f.arg("target") + row.index * a["out_y"], target + row.index * out_y
-            f.call(put, to, at, a["out_width"], a["out_x"], Value(f, PTR, "null"))
+        first = low * stencil.out[0]
+        count = f.minimum(high * stencil.out[0], a["out_height"]) - first
+        to, at = f.arg("target") + first * a["out_y"], target + first * out_y
+        no_bias = Value(f, PTR, "null")
+        f.call(
+            store_rows_function(stencil.lanes), to, at, no_bias, count, a["out_y"], out_y, a["out_width"], a["out_x"]
+        )
     f.ret()
     return f
 

@@ -26,7 +26,7 @@ from math import prod
 from hubel.engine.algorithms.geometry import Sum, flat_strides, flattened, sums, three
 from hubel.engine.algorithms.tiling import cut, error_bound
 from hubel.engine.ir import F32, I64, PTR, Function, Value, module_text
-from hubel.engine.ir.rows import store_row_function
+from hubel.engine.ir.rows import store_rows_function
 from hubel.engine.ir.tile import ADD, BIAS, outer_product_tile
 from hubel.engine.ir.window import WindowWords, fill_window_function
 from hubel.engine.machine import Machine
@@ -236,17 +236,16 @@ def _store_function(tile: Tile) -> Function:
     width = tile.vectors * tile.lanes
     whole_pixels = f.arg("flat") // width * width
     whole_rows = f.arg("rows") // tile.rows * tile.rows
-    put = store_row_function(tile.lanes)
+    put = store_rows_function(tile.lanes)
     has_bias = f.compare("ne", f.arg("bias"), Value(f, PTR, "null"))
     in_place = a["in_place"].equals(1)
     with f.loop("row", 0, f.arg("rows")) as row:
         done = f.select(in_place & (row.index < whole_rows), whole_pixels, 0, "done")
         bias = f.select(has_bias, f.arg("bias") + row.index, f.arg("bias"), "bias_row")
-        with f.loop("z", 0, f.arg("z")) as z, f.loop("y", 0, f.arg("y")) as y:
-            to = f.arg("out") + row.index * a["out_c"] + z.index * a["out_z"] + y.index * a["out_y"]
-            at = f.arg("sums") + row.index * a["sums_row"] + z.index * a["sums_z"] + y.index * window["pitch_y"]
-            with f.when(done < f.arg("x"), "left_over"):
-                f.call(put, to + done * a["out_x"], at + done, f.arg("x") - done, a["out_x"], bias)
+        with f.when(done < f.arg("x"), "left_over"), f.loop("z", 0, f.arg("z")) as z:
+            to = f.arg("out") + row.index * a["out_c"] + z.index * a["out_z"] + done * a["out_x"]
+            at = f.arg("sums") + row.index * a["sums_row"] + z.index * a["sums_z"] + done
+            f.call(put, to, at, bias, f.arg("y"), a["out_y"], window["pitch_y"], f.arg("x") - done, a["out_x"])
     f.ret()
     return f
 

@@ -77,7 +77,7 @@ def step_cycles(machine: Machine, rows: int, vectors: int, taps: int) -> float:
     multiply = rows * vectors / 2
     loads = (rows + vectors * crossing) / 2
     instructions = (rows * vectors + rows + vectors + 4) / 4
-    return max(multiply, loads, instructions, 4.0)
+    return max(multiply, loads, instructions, 4.0) + 0.1 * vectors * crossing
 
 
 def tile_of_width(machine: Machine, rows: int, vectors: int, taps: int) -> Tile:
@@ -85,7 +85,7 @@ def tile_of_width(machine: Machine, rows: int, vectors: int, taps: int) -> Tile:
     fit = range(1, rows_that_fit(machine, vectors) + 1)
 
     def cycles(r: int) -> float:
-        return -(-rows // r) * (step_cycles(machine, r, vectors, taps) + 0.1 * vectors)
+        return -(-rows // r) * step_cycles(machine, r, vectors, taps)
 
     return Tile(min(fit, key=lambda r: (round(cycles(r), 6), -r)), vectors, machine.lanes)
 

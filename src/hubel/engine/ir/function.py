@@ -268,6 +268,17 @@ class Function:
         args = f"ptr align 4 {pointer.text}, {masks} {mask.text}, {type_} zeroinitializer"
         return self._emit(type_, f"call {type_} {callee}({args})", name)
 
+    def store_masked(self, value: Value, pointer: Value, mask: Value) -> None:
+        """Store the lanes of `mask`; memory under the others is not touched."""
+        callee = f"@llvm.masked.store.{value.type.replace('<', 'v').replace(' x float>', 'f32')}.p0"
+        self.declarations.add(f"declare void {callee}({value.type}, ptr, {mask.type})")
+        args = f"{value.type} {value.text}, ptr align 4 {pointer.text}, {mask.type} {mask.text}"
+        self.lines.append(f"  call void {callee}({args})")
+
+    def room(self, type_: str, name: str) -> Value:
+        """Memory on the stack for one number of this type."""
+        return self._emit(PTR, f"alloca {type_}, align 8", name)
+
     def store(self, value: Value, pointer: Value) -> None:
         align = 8 if value.type in (I64, PTR) else 4
         self.lines.append(f"  store {value.type} {value.text}, ptr {pointer.text}, align {align}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from hubel.engine.ir.function import F32, PTR, Function, Value, vector_of
+from hubel.engine.ir.function import F32, I64, PTR, Function, Value, vector_of
 
 Change = Callable[[Value], Value]
 
@@ -57,34 +57,39 @@ def scatter_row(f: Function, target: Value, source: Value, count: Value, stride:
         f.store(change(f.load(source + col.index, F32)), target + col.index * stride)
 
 
-def store_row_function(lanes: int) -> Function:
-    """store_row(target, source, count, stride, bias*): one output row leaves scratch, the bias added on its way.
+def store_rows_function(lanes: int) -> Function:
+    """store_rows(target, source, bias*, rows, target_pitch, source_pitch, count, stride): rows of output leave scratch.
 
-    `bias` points to one number, or is null.
+    `count` numbers of each row go to places `stride` apart, the number at `bias` added on their way; `bias` may be null.
     """
-    f = Function(
-        "store_row",
-        [("target", PTR), ("source", PTR), ("count", "i64"), ("stride", "i64"), ("bias", PTR)],
-        private=True,
-    )
-    target, source, count, stride = (f.arg(n) for n in ("target", "source", "count", "stride"))
+    numbers = [(n, I64) for n in ("rows", "target_pitch", "source_pitch", "count", "stride")]
+    f = Function("store_rows", [("target", PTR), ("source", PTR), ("bias", PTR), *numbers], private=True)
+    count, stride = f.arg("count"), f.arg("stride")
+    # Adding −0 changes no number, not even −0.
+    f.store(f.constant(-0.0, F32), nothing := f.room(F32, "nothing"))
+    given = f.compare("ne", f.arg("bias"), Value(f, PTR, "null"))
+    bias = f.load(f.select(given, f.arg("bias"), nothing, "addend"), F32, "bias")
+    widths = [width for width in (1, 4, 8, 16) if width <= lanes]
+    biases = {width: bias if width == 1 else f.splat(bias, width, f"bias_{width}") for width in widths}
 
-    def with_stride(change_for: Callable[[int], Change]) -> None:
-        with f.when(stride.equals(1), "contiguous"):
-            by_width = {w: change_for(w) for w in (1, 4, 8, 16) if w <= lanes}
-            copy_row(f, target, source, count, lanes, lambda v: by_width[_width(v)](v))
-        with f.when(f.compare("ne", stride, 1), "strided"):
-            scatter_row(f, target, source, count, stride, change_for(1))
+    def change(value: Value) -> Value:
+        return value + biases[1 if value.type == F32 else int(value.type[1:].split()[0])]
 
-    has_bias = f.compare("ne", f.arg("bias"), Value(f, PTR, "null"))
-    with f.when(has_bias, "biased"):
-        bias = f.load(f.arg("bias"), F32, "bias")
-        with_stride(lambda w: lambda v: v + (bias if w == 1 else f.splat(bias, w)))
-    with f.when(f.compare("eq", f.arg("bias"), Value(f, PTR, "null")), "plain"):
-        with_stride(lambda w: lambda v: v)
+    whole = count // lanes * lanes
+    mask = f.lanes_below(count - whole, lanes) if lanes == 16 else None
+    with f.when(stride.equals(1), "contiguous"), f.loop("row", 0, f.arg("rows")) as row:
+        target = f.arg("target") + row.index * f.arg("target_pitch")
+        source = f.arg("source") + row.index * f.arg("source_pitch")
+        if mask is None:
+            copy_row(f, target, source, count, lanes, change)
+        else:
+            # AVX-512 stores under a mask at full speed; elsewhere the last vectors overlap.
+            with f.loop("col", 0, whole, lanes) as col:
+                f.store(change(f.load(source + col.index, vector_of(lanes))), target + col.index)
+            with f.when(whole < count, "rest"):
+                f.store_masked(change(f.load(source + whole, vector_of(lanes))), target + whole, mask)
+    with f.when(f.compare("ne", stride, 1), "strided"), f.loop("row", 0, f.arg("rows")) as row:
+        target = f.arg("target") + row.index * f.arg("target_pitch")
+        scatter_row(f, target, f.arg("source") + row.index * f.arg("source_pitch"), count, stride, change)
     f.ret()
     return f
-
-
-def _width(value: Value) -> int:
-    return 1 if value.type == F32 else int(value.type[1:].split()[0])
