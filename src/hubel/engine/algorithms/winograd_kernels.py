@@ -161,9 +161,10 @@ def _multiply_function(t: Transforms, tile: Tile) -> Function:
     pointers = [(n, PTR) for n in ("args", "panels", "transformed", "sums")]
     f = Function("multiply", [*pointers, *((n, I64) for n in ("vectors", "first", "tiles"))], private=True)
     a = Words(f, "channels", "block", "tiles", "weights_step", "transformed_step", "sums_step", "pitch")
-    products = {v: product_function(tile.rows, v, tile.lanes) for v in range(1, tile.vectors + 1)}
+    products = {v: product_function(tile.rows, v, tile.lanes) for v in (tile.vectors, 1)}
     vectors, lanes = f.arg("vectors"), tile.lanes
-    splits = _split(f, vectors, tile.vectors)
+    whole = vectors // tile.vectors * tile.vectors
+    shares = {tile.vectors: (0, whole), 1: (whole, vectors)}
     with f.loop("xi", 0, t.size * t.size) as xi, f.loop("c", 0, a["channels"], a["block"]) as c:
         channels = f.minimum(a["block"], a["channels"] - c.index)
         panel = channels * tile.rows
@@ -181,27 +182,12 @@ def _multiply_function(t: Transforms, tile: Tile) -> Function:
             w = weights + r.index * panel
             ahead = f.select(r.index + 1 < f.arg("tiles"), w + panel, after, "ahead")
             to = f.arg("sums") + xi.index * a["sums_step"] + r.index * (a["pitch"] * tile.rows)
-            for width, (start, stop) in splits.items():
+            for width, (start, stop) in shares.items():
                 with f.loop(f"v{width}", start, stop, width) as v:
                     at = v.index * lanes
                     f.call(products[width], w, x + at, to + at, ahead, channels, a["pitch"], a["pitch"], add)
     f.ret()
     return f
-
-
-def _split(f: Function, vectors: Value, most: int) -> dict[int, tuple[Value, Value]]:
-    """How `vectors` are shared out among register tiles of each width: width → (first vector, end).
-
-    Threes and twos; a width of one, whose multiply-adds wait for each other or for loads, only where there is one vector alone.
-    """
-    zero = f.constant(0)
-    if most < 3:
-        whole = vectors // most * most
-        return {most: (zero, whole), 1: (whole, vectors)} if most > 1 else {1: (zero, vectors)}
-    alone = vectors.equals(1)
-    threes = f.maximum(vectors - (3 - vectors % 3) % 3 * 2, 0)
-    twos = f.select(alone, threes, vectors)
-    return {3: (zero, threes), 2: (threes, twos), 1: (twos, vectors)}
 
 
 def _finish_function(t: Transforms, tile: Tile) -> Function:

@@ -6,8 +6,7 @@ chosen by counting cycles; the constants were measured on Cascade Lake (2026-11)
 - `transformed` values of a block of tiles should fill about a third of the L2 cache, but 32 tiles are the least that hides the streaming of
   the weights (64 → 64 channels at 56×56, 64 tiles a block: 266 GFLOP/s, 32 tiles: 294).
 - The `sums` of the output channels done at a time should fill another third, and half where the transformed values do not fit anyway.
-- Register tiles, share of the FMA peak from L1: 8×48 0.95, 8×32 0.94, 14×32 0.95, 16×16 0.81, 28×16 0.83, 8×16 0.73; with 8 lanes and
-  16 registers 4×24 and 6×16.
+- Register tiles reach this share of the FMA peak from L1: 13×32 and 14×32 0.95, 8×32 0.94, 8×48 0.95, 13×16 0.80, 8×16 0.73.
 """
 
 from __future__ import annotations
@@ -26,6 +25,8 @@ from hubel.engine.spec import ConvSpec, Policy, Problem
 
 OUTPUTS = (4, 2)
 LEAST_TILES = 32
+# Vectors of a register tile.
+WIDTH = 2
 # Cycles: a row of a piece of tiles gathered or stored; a transformed value of a vector of tiles; a call of the register tile; a work item.
 ROW, VALUE, CALL, ITEM = 27.0, 3.3, 40.0, 1500.0
 # The register tile within the loops around it, against its count of cycles; bytes of weights a cycle from L3, and from memory.
@@ -91,7 +92,7 @@ class _Counting:
         self.vectors = -(-self.all_tiles // self.lanes)
         most = max(1, machine.l1 // 2 // (4 * MOST_TILES))
         self.block = -(-self.part.channels // -(-self.part.channels // most))
-        self.tile = _register_tile(machine, self.part.rows, self.vectors)
+        self.tile = _register_tile(machine, self.part.rows)
         self.tiles = -(-self.part.rows // self.tile.rows)
 
     def best(self, threads: int) -> Cut:
@@ -169,7 +170,7 @@ class _Counting:
         if not vectors:
             return 0.0
         channels, rows = self.part.channels, min(self.part.rows, tiles * self.tile.rows)
-        widths = _widths(vectors, self.tile.vectors)
+        widths = [WIDTH] * (vectors // WIDTH) + [1] * (vectors % WIDTH)
         steps = sum(step_cycles(self.machine, self.tile.rows, width, 1) for width in widths) * LOOPS
         calls = len(widths) * -(-channels // self.block) * CALL
         products = self.points * tiles * (channels * steps + calls)
@@ -180,20 +181,12 @@ class _Counting:
         return max(products, streamed) + outputs
 
 
-def _register_tile(machine: Machine, rows: int, vectors: int) -> Tile:
-    """Three vectors wide (two where there are 16 registers), one where there is no more than one in all."""
-    width = 1 if vectors <= 1 else 3 if machine.registers >= 32 else 2
-    fit = range(1, min(rows_that_fit(machine, width), 16) + 1)
+def _register_tile(machine: Machine, rows: int) -> Tile:
+    """Two vectors wide, and of many rows, so that one vector alone keeps enough sums going too. It depends on the layer alone: all image
+    sizes share one kernel and one packed form of the weights."""
+    fit = range(1, rows_that_fit(machine, WIDTH) + 1)
 
     def cycles(r: int) -> float:
-        return -(-rows // r) * (step_cycles(machine, r, width, 1) + 0.3)
+        return -(-rows // r) * (step_cycles(machine, r, WIDTH, 1) + 1)
 
-    return Tile(min(fit, key=lambda r: (round(cycles(r), 6), -r)), width, machine.lanes)
-
-
-def _widths(vectors: int, most: int) -> list[int]:
-    """The widths of the register tiles that do so many vectors (`winograd_kernels`)."""
-    if most < 3:
-        return [most] * (vectors // most) + [1] * (vectors % most)
-    threes = max(0, vectors - (3 - vectors % 3) % 3 * 2)
-    return [3] * (threes // 3) + ([1] if vectors == 1 else [2] * ((vectors - threes) // 2))
+    return Tile(min(fit, key=lambda r: (round(cycles(r), 6), -r)), WIDTH, machine.lanes)
