@@ -60,7 +60,7 @@ def scatter_row(f: Function, target: Value, source: Value, count: Value, stride:
 def store_rows_function(lanes: int) -> Function:
     """store_rows(target, source, bias*, rows, target_pitch, source_pitch, count, stride): rows of output leave scratch.
 
-    `count` numbers of each row go to places `stride` apart, the number at `bias` added on their way; `bias` may be null.
+    `count` numbers of each row go to places `stride` apart, the number at `bias`, null or not, added on their way.
     """
     numbers = [(n, I64) for n in ("rows", "target_pitch", "source_pitch", "count", "stride")]
     f = Function("store_rows", [("target", PTR), ("source", PTR), ("bias", PTR), *numbers], private=True)
