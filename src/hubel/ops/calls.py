@@ -20,6 +20,7 @@ from hubel.ops.backward import Backward, Gradients, prepare_backward
 from hubel.ops.fallback import torch_convolution, torch_convolution_backward
 from hubel.ops.forward import Forward, prepare_forward
 from hubel.ops.log import announce, count_fallback
+from hubel.ops.strides import Config
 
 _get_num_threads = torch.get_num_threads
 _mkldnn_enabled = torch._C._get_mkldnn_enabled
@@ -43,21 +44,15 @@ def convolution(
 ) -> Tensor:
     """`aten::convolution` for dense CPU tensors. Raises what torch raises."""
     key = (
-        x.shape, x.stride(), x.dtype, type(x),
-        w.shape, w.stride(), w.dtype, type(w),
+        x.shape, x.stride(), x.dtype, w.shape, w.stride(), w.dtype,
         None if b is None else (b.shape, b.stride(), b.dtype),
         tuple(stride), tuple(padding), tuple(dilation), transposed, tuple(output_padding), groups,
         _get_num_threads(), _mkldnn_enabled(),
     )  # fmt: skip
     run = _forward.get(key)
     if run is None:
-        config = (key[9], key[10], key[11], transposed, key[13], groups)
-        try:
-            run = prepare_forward(x, w, b, config, key[15])
-        except REASONS as reason:
-            call = f"convolution {describe(x, w, b is not None, config)}"
-            run = _handed(torch_convolution, call, str(reason), lambda x, w, b: (x, w, b, *config))
-        _remember(_forward, key, run)
+        config = (tuple(stride), tuple(padding), tuple(dilation), transposed, tuple(output_padding), groups)
+        run = _remember(_forward, key, _prepared_forward(x, w, b, config))
     return run(x, w, b)
 
 
@@ -76,25 +71,35 @@ def convolution_backward(
 ) -> Gradients:
     """`aten::convolution_backward` for dense CPU tensors: gradients of input, weight and bias, None where not asked."""
     key = (
-        dy.shape, dy.stride(), dy.dtype, type(dy),
-        x.shape, x.stride(), x.dtype, type(x),
-        w.shape, w.stride(), w.dtype, type(w),
+        dy.shape, dy.stride(), dy.dtype, x.shape, x.stride(), x.dtype, w.shape, w.stride(), w.dtype,
         None if bias_sizes is None else tuple(bias_sizes),
         tuple(stride), tuple(padding), tuple(dilation), transposed, tuple(output_padding), groups,
         tuple(output_mask), _get_num_threads(), _mkldnn_enabled(),
     )  # fmt: skip
     run = _backward.get(key)
     if run is None:
-        config, sizes, mask = (key[13], key[14], key[15], transposed, key[17], groups), key[12], key[19]
-        try:
-            run = prepare_backward(dy, x, w, sizes, config, mask, key[20])
-        except REASONS as reason:
-            call = f"convolution_backward {describe(x, w, mask[2], config)}"
-            run = _handed(
-                torch_convolution_backward, call, str(reason), lambda dy, x, w: (dy, x, w, sizes, *config, mask)
-            )
-        _remember(_backward, key, run)
+        config = (tuple(stride), tuple(padding), tuple(dilation), transposed, tuple(output_padding), groups)
+        run = _remember(_backward, key, _prepared_backward(dy, x, w, bias_sizes, config, tuple(output_mask)))
     return run(dy, x, w)
+
+
+def _prepared_forward(x: Tensor, w: Tensor, b: Tensor | None, config: Config) -> Forward:
+    try:
+        return prepare_forward(x, w, b, config, _get_num_threads())
+    except REASONS as reason:
+        call = f"convolution {describe(x, w, b is not None, config)}"
+        return _handed(torch_convolution, call, str(reason), lambda x, w, b: (x, w, b, *config))
+
+
+def _prepared_backward(
+    dy: Tensor, x: Tensor, w: Tensor, bias_sizes: Sequence[int] | None, config: Config, mask: tuple[bool, ...]
+) -> Backward:
+    try:
+        return prepare_backward(dy, x, w, bias_sizes, config, mask, _get_num_threads())
+    except REASONS as reason:
+        call = f"convolution_backward {describe(x, w, mask[2], config)}"
+        kernel = torch_convolution_backward
+        return _handed(kernel, call, str(reason), lambda dy, x, w: (dy, x, w, bias_sizes, *config, mask))
 
 
 def forget() -> None:
@@ -106,10 +111,11 @@ def forget() -> None:
 accuracy.on_change(forget)
 
 
-def _remember(calls: dict, key: tuple, run: Any) -> None:
+def _remember(calls: dict, key: tuple, run: Any) -> Any:
     if len(calls) >= _MOST_CALLS:
         calls.clear()
     calls[key] = run
+    return run
 
 
 def _handed(kernel: Any, call: str, reason: str, arguments: Any) -> Any:
