@@ -301,3 +301,24 @@ def test_a_log_counts_what_threads_do():
         for thread in threads:
             thread.join()
     assert log.native == 200
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+def test_distributed_data_parallel():
+    store = torch.distributed.HashStore()  # type: ignore[attr-defined]
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        net = nn.parallel.DistributedDataParallel(nn.Conv2d(3, 4, 3))
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        with hubel.enabled() as log:
+            losses = []
+            for _ in range(3):
+                optimizer.zero_grad()
+                loss = net(X).square().mean()
+                loss.backward()
+                optimizer.step()
+                losses.append(loss.item())
+    finally:
+        torch.distributed.destroy_process_group()
+    assert (log.native, log.fallback) == (6, 0)
+    assert losses[0] > losses[1] > losses[2]
