@@ -1,0 +1,205 @@
+"""The inner loops of kernels for named machines, read as assembly: whole vectors, fused, nothing on the stack.
+
+Golden texts in tests/engine/golden show in a diff what a change of the code generator did. To accept one:
+
+    pytest tests/engine/test_generated_code.py --update-golden
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from hubel.engine import Direction, choose, kernel_text
+from hubel.engine.compile import emit_assembly
+from hubel.engine.ir import module_text
+from hubel.engine.ir.tile import dot_product_tile, outer_product_tile
+from hubel.engine.machine import MACHINES, Machine
+from hubel.engine.spec import ConvSpec, Problem
+from tests.engine.guards import STRICT
+
+GOLDEN = Path(__file__).parent / "golden"
+# One machine of each kind, and its relatives, for which LLVM schedules differently.
+NAMES = (
+    "haswell",
+    "skylake-avx512",
+    "neoverse-n1",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("zen3", "zen4", "alderlake", "neoverse-v2", "apple-m1")),
+)
+LAYERS = (
+    "n1c64o128i56x56k3x3s1p1",
+    "n16c64o64i14x14k1x1s1p0",
+    "n1c32o32i112x112k3x3s1p1g32",
+    "n1c3o64i224x224k7x7s2p3",
+    "n1c16o16i5x5k3x3s1p1",
+    "n4c30o50i10k3s1p1",
+)
+# One multiply-add as LLVM writes it, by instruction set.
+FUSED = {
+    "avx512": r"vfn?m(?:add|sub)\d+ps\t.*%zmm",
+    "avx2": r"vfn?m(?:add|sub)\d+ps\t.*%ymm",
+    "neon": r"fmla(?:\.4s)?\t.*v\d+",
+}
+# Multiplications and additions of vectors that are not fused.
+UNFUSED = r"^\s*(?:v?(?:mul|add|sub)[ps]s|fmul|fadd|fsub)\b"
+# A vector on the stack, or anything stored there. Pointers may be loaded from it: there are too few integer registers.
+SPILL = r"%[xyz]mm.*\(%rsp|\(%rsp\)$|\b[qvsd]\d+,.*\[sp\b|\bst[rp]\b.*\[sp\b"
+REGISTER = re.compile(r"%?([xyzq])(?:mm)?(\d+)")
+BRANCH = re.compile(r"^\s*(?:j[a-z]+|b(?:\.\w+)?|cbn?z|tbn?z)\s.*?(\.?L\w+)$")
+
+
+def inner_loops(assembly: str) -> list[list[str]]:
+    """The instructions of every innermost loop: from a label to a branch back to it, with no such pair inside."""
+    lines = [line.split("##")[0].rstrip() for line in assembly.splitlines()]
+    lines = [line for line in lines if line and not re.match(r"\s*[.#;](?!L\w+:)", line)]
+    labels = {line[:-1]: at for at, line in enumerate(lines) if re.fullmatch(r"\.?L\w+:", line)}
+    spans = []
+    for at, line in enumerate(lines):
+        branch = BRANCH.match(line)
+        if branch and labels.get(branch[1], at) < at:
+            spans.append((labels[branch[1]], at))
+    innermost = [a for a in spans if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in spans)]
+    return [[line for line in lines[first : last + 1] if not line.endswith(":")] for first, last in innermost]
+
+
+def arithmetic_loops(assembly: str, machine: Machine) -> list[list[str]]:
+    """Those of the inner loops that multiply and add vectors of the machine."""
+    fused = re.compile(FUSED[machine.isa])
+    return [loop for loop in inner_loops(assembly) if any(fused.search(line) for line in loop)]
+
+
+def check_loop(loop: list[str], machine: Machine, accumulators: int) -> None:
+    """As many multiply-adds as accumulators, each into a register of its own, and nothing on the stack."""
+    text = "\n".join(loop)
+    fused = [line for line in loop if re.search(FUSED[machine.isa], line)]
+    assert len(fused) == accumulators, text
+    assert not [line for line in loop if re.search(UNFUSED, line)], text
+    assert not [line for line in loop if re.search(SPILL, line)], f"the stack in the inner loop:\n{text}"
+    assert not [line for line in loop if re.search(r"\b(?:call|bl|blr)\b", line)], text
+    assert len({target(line, machine) for line in fused}) == accumulators, f"a sum is shared or moved:\n{text}"
+    # Pixels may be stored for the tiles that follow, sums may not.
+    sums = {target(line, machine) for line in fused}
+    stores = [line for line in loop if re.match(r"\s*(?:st[rp]|st1)\b|\s*vmovu?a?ps\t%[xyz]mm\d+, [^%]*\(", line)]
+    stored = {f"v{n}" if kind == "q" else f"%{kind}mm{n}" for line in stores for kind, n in REGISTER.findall(line)}
+    assert not stored & sums, f"a sum is stored in the inner loop:\n{text}"
+    # Copies of accumulators between registers would be a sign of wrong operand order.
+    assert not [
+        line for line in loop if re.match(r"\s*vmov[au]ps\t%[xyz]mm\d+, %[xyz]mm\d+$|\s*mov\tv\d+\.16b", line)
+    ], text
+
+
+def check_sweep(loop: list[str], machine: Machine) -> None:
+    """The column of a depthwise kernel: hundreds of multiply-adds, few of them with something on the stack."""
+    fused = [line for line in loop if re.search(FUSED[machine.isa], line)]
+    assert not [line for line in loop if re.search(UNFUSED, line)]
+    spilled = [line for line in loop if re.search(SPILL, line)]
+    assert len(spilled) <= len(fused) / 8, "\n".join(spilled)
+
+
+def target(line: str, machine: Machine) -> str:
+    """The register that an instruction writes: last in AT&T syntax, first on ARM."""
+    operands = line.split("\t", 2)[-1] if machine.arch == "x86_64" else line.strip().split("\t")[1]
+    return (
+        operands.split(",")[-1].split("#")[0].strip()
+        if machine.arch == "x86_64"
+        else operands.split(",")[0].split(".")[0]
+    )
+
+
+@pytest.mark.parametrize("direction", Direction)
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("name", NAMES)
+def test_inner_loops(name: str, layer: str, direction: Direction) -> None:
+    machine = Machine.named(name)
+    plan = choose(Problem(ConvSpec.parse(layer), direction), machine, STRICT)
+    tile = plan.tile
+    assert tile.lanes == machine.lanes
+    loops = arithmetic_loops(kernel_text(plan, "asm"), machine)
+    assert loops, "no loop with multiply-adds"
+    for loop in loops:
+        if plan.algorithm == "depthwise":
+            check_sweep(loop, machine)
+        else:
+            check_loop(loop, machine, tile.rows * tile.vectors)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_tile_that_the_engine_may_choose_stays_in_registers(name: str) -> None:
+    """Over the layers of common networks: the tiles' functions alone, each once."""
+    machine = Machine.named(name)
+    seen = set()
+    for channels in (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 20, 24, 28, 29, 30, 32, 96, 100, 512):
+        for size in (1, 5, 14, 56):
+            for direction in Direction:
+                for taps in (1, 3):
+                    problem = Problem(ConvSpec(1, channels, channels, (size, size), taps, padding=taps // 2), direction)
+                    plan = choose(problem, machine, STRICT)
+                    seen.add((direction is Direction.WEIGHT_GRADIENT, plan.tile))
+    for dots, tile in sorted(seen, key=str):
+        make = dot_product_tile if dots else outer_product_tile
+        function = make(tile.rows, tile.vectors, tile.lanes)
+        function.private = False
+        (loop,) = arithmetic_loops(emit_assembly(module_text(function, tile.lanes), machine), machine)
+        check_loop(loop, machine, tile.rows * tile.vectors)
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_every_machine_gets_assembly(name: str) -> None:
+    plan = choose(Problem.parse(LAYERS[0]), Machine.named(name), STRICT)
+    text = kernel_text(plan, "asm")
+    assert all(f"; {kernel}" in text for kernel in plan.kernels)
+    assert arithmetic_loops(text, Machine.named(name))
+
+
+def test_wide_vectors_are_whole() -> None:
+    """LLVM prefers halves of AVX-512 vectors unless it is told otherwise."""
+    for direction in Direction:
+        plan = choose(Problem(ConvSpec.parse(LAYERS[0]), direction), Machine.named("skylake-avx512"), STRICT)
+        assert '"prefer-vector-width"="512"' in kernel_text(plan, "ir")
+        for loop in arithmetic_loops(kernel_text(plan, "asm"), plan.machine):
+            assert not [line for line in loop if "%ymm" in line]
+
+
+def test_the_loop_finder_sees_what_it_should_refuse() -> None:
+    """On a loop that spills, and one that does not fuse."""
+    machine = Machine.named("haswell")
+    spilled = ".LBB0_1:\n\tvfmadd231ps\t%ymm1, %ymm2, %ymm0\n\tvmovups\t%ymm0, 32(%rsp)\n\tjne\t.LBB0_1\n"
+    (loop,) = arithmetic_loops(spilled, machine)
+    with pytest.raises(AssertionError, match="stack"):
+        check_loop(loop, machine, 1)
+    unfused = ".LBB0_1:\n\tvfmadd231ps\t%ymm1, %ymm2, %ymm0\n\tvaddps\t%ymm1, %ymm0, %ymm3\n\tjne\t.LBB0_1\n"
+    (loop,) = arithmetic_loops(unfused, machine)
+    with pytest.raises(AssertionError):
+        check_loop(loop, machine, 1)
+
+
+GOLDEN_KERNELS = {
+    "direct_haswell": ("haswell", "n1c64o128i56x56k3x3s1p1"),
+    "dot_products_skylake-avx512": ("skylake-avx512", "n16c64o64i28x28k3x3s1p1/weight_gradient"),
+}
+
+
+@pytest.mark.parametrize("name", GOLDEN_KERNELS)
+def test_golden(name: str, update_golden: bool) -> None:
+    """The plan, and the inner loop of its kernel, as they were last accepted."""
+    machine, text = GOLDEN_KERNELS[name]
+    plan = choose(Problem.parse(text), Machine.named(machine), STRICT)
+    lines = [
+        f"{text} on {machine}",
+        f"algorithm {plan.algorithm}",
+        f"kernel {plan.kernel_key}",
+        f"tile {plan.tile}",
+        f"channel block {plan.channel_block}",
+        f"partial sums {plan.partial_sums}",
+    ]
+    for loop in arithmetic_loops(kernel_text(plan, "asm"), plan.machine):
+        lines += ["", "inner loop", *(line.expandtabs(12).rstrip() for line in loop)]
+    made = "\n".join(lines) + "\n"
+    path = GOLDEN / f"{name}.txt"
+    if update_golden:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(made)
+    assert path.exists(), f"no golden text {path.name}; run with --update-golden"
+    assert made == path.read_text(), "the generated code changed; if that is right, run with --update-golden"
