@@ -1,4 +1,4 @@
-"""The kernels of Winograd's algorithm: the loops around the steps (what they do is told in `algorithms/winograd.py`)."""
+"""The kernels of Winograd's algorithm: the loops around its steps, as told in `algorithms/winograd.py`."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ WORDS = (
     "weights_step", "shared", "transformed_block", "transformed_step", "sums_step", "pitch",
     "at_transformed", "at_values", "at_sums", "at_stage", "at_line", "at_pieces",
 )  # fmt: skip
-# And last the address of a zero, the bias where there is none.
-# What is known of a piece of a row of tiles, in 64-bit words: where its inputs and outputs start, (x, y) of the first input, the first
-# tile's place in the block, and the rows and columns of outputs that exist.
+# The word behind them is the address of a zero, the bias where there is none.
+ZERO = RESERVED_WORDS + len(WORDS)
+# What is known of a piece of a row of tiles, in 64-bit words: where its inputs and outputs start, (x, y) of the first
+# input, the first tile's place in the block, and the rows and columns of outputs that exist.
 PIECE = ("input", "x", "y", "at", "output", "out_rows", "out_cols", "unused")
 
 
@@ -54,7 +55,7 @@ def kernel_function(t: Transforms, tile: Tile) -> Function:
     a = Words(f, *WORDS)
     find, prepare = _pieces_function(t, tile.lanes), _prepare_function(t, tile.lanes)
     multiply, finish = _multiply_function(t, tile), _finish_function(t, tile)
-    has_bias = f.compare("ne", bias, Value(f, PTR, "null"))
+    has_bias, zero = f.compare("ne", bias, Value(f, PTR, "null")), f.word(args, ZERO, "zero", PTR)
     pieces, sums_at = scratch + a["at_pieces"], scratch + a["at_sums"]
     home = f.select(a["shared"].equals(1), common, scratch + a["at_transformed"], "home")
     with f.loop("item", f.arg("begin"), f.arg("end")) as item:
@@ -80,7 +81,7 @@ def kernel_function(t: Transforms, tile: Tile) -> Function:
                 first_row = sub.index * tile.rows
                 rows = f.minimum(tiles * tile.rows, a["rows"] - first_row)
                 row = group * a["rows"] + first_row
-                row_bias = f.select(has_bias, bias + row, f.word(args, RESERVED_WORDS + len(WORDS), "zero", PTR), "row_bias")
+                row_bias = f.select(has_bias, bias + row, zero, "row_bias")
                 out = target + row * a["out_c"]
                 bias_step = f.select(has_bias, 1, 0)
                 f.call(finish, args, sums_at, scratch + a["at_stage"], out, row_bias, pieces, bias_step, vectors, rows)
@@ -89,7 +90,7 @@ def kernel_function(t: Transforms, tile: Tile) -> Function:
 
 
 def _pieces_function(t: Transforms, lanes: int) -> Function:
-    """pieces(args, table, begin, end): the tiles begin ≤ tile < end as pieces of at most lanes − 1 tiles of one row of tiles.
+    """pieces(args, table, begin, end): tiles begin ≤ tile < end as pieces of rows, of at most lanes − 1 tiles each.
 
     The table's first word is the number of pieces; then follow their words (`PIECE`).
     """
@@ -132,7 +133,7 @@ def _each_piece(f: Function, table: Value) -> tuple[Value, Callable[[Value], dic
 
 
 def _prepare_function(t: Transforms, lanes: int) -> Function:
-    """prepare(args, source, scratch, transformed, pieces, vectors, begin, end): the transformed inputs of channels begin ≤ c < end."""
+    """prepare(args, source, scratch, transformed, pieces, vectors, begin, end): Bᵀ d B of channels begin ≤ c < end."""
     pointers = [(n, PTR) for n in ("args", "source", "scratch", "transformed", "pieces")]
     f = Function("prepare", [*pointers, *((n, I64) for n in ("vectors", "begin", "end"))], private=True)
     names = ("in_c", "in_y", "in_x", "size_y", "size_x", "at_values", "at_line", "pitch", "transformed_step")
@@ -157,7 +158,7 @@ def _prepare_function(t: Transforms, lanes: int) -> Function:
 
 
 def _multiply_function(t: Transforms, tile: Tile) -> Function:
-    """multiply(args, panels, transformed, sums, vectors, first, tiles): the n² products of some tiles of output channels."""
+    """multiply(args, panels, transformed, sums, vectors, first, tiles): the n² products of a few tiles of rows."""
     pointers = [(n, PTR) for n in ("args", "panels", "transformed", "sums")]
     f = Function("multiply", [*pointers, *((n, I64) for n in ("vectors", "first", "tiles"))], private=True)
     a = Words(f, "channels", "block", "tiles", "weights_step", "transformed_step", "sums_step", "pitch")
@@ -222,7 +223,7 @@ PACK_WORDS = ("taps_at", "rows", "channels", "tiles", "block", "blocks", "from_g
 
 
 def pack_function(t: Transforms, rows: int) -> Function:
-    """Transformed weights in the order in which the register tile reads them: [group][ξ][block of channels][tile][c][row].
+    """Transformed weights as the register tile reads them: [group][ξ][block of channels][tile][c][row].
 
     One work item a tile and block of channels; rows beyond the last output channel are zeros.
     """
@@ -230,7 +231,8 @@ def pack_function(t: Transforms, rows: int) -> Function:
     args, points = f.arg("args"), t.size * t.size
     source, packed = f.word(args, 0, "weights", PTR), f.word(args, 1, "packed", PTR)
     a = {n: f.word(args, RESERVED_WORDS + i, n, PTR if n == "taps_at" else I64) for i, n in enumerate(PACK_WORDS)}
-    filters = {width: filters_function(t, width) for width in {min(AT_ONCE, rows - row) for row in range(0, rows, AT_ONCE)}}
+    at_once = {row: min(AT_ONCE, rows - row) for row in range(0, rows, AT_ONCE)}
+    filters = {width: filters_function(t, width) for width in sorted(set(at_once.values()))}
     step = a["weights_step"]
     with f.loop("item", f.arg("begin"), f.arg("end")) as item:
         number, rest = item.index % a["blocks"], item.index // a["blocks"]
@@ -239,9 +241,17 @@ def pack_function(t: Transforms, rows: int) -> Function:
         channels = f.minimum(a["block"], a["channels"] - first)
         panel = packed + group * step * points + (first * a["tiles"] + tile * channels) * rows
         from_c = source + group * a["from_g"] + first * a["from_c"]
+        # Nothing is left unwritten, so that equal weights have equal packed forms: zeros between one ξ and the next.
+        last = (tile + 1).equals(a["tiles"]) & (number + 1).equals(a["blocks"])
+        with f.when(last, "gap"), f.loop("xi", 0, points) as xi:
+            written = a["channels"] * a["tiles"] * rows
+            place = packed + (group * points + xi.index) * step
+            with f.loop("zero", written, step) as zero:
+                f.store(f.constant(0.0, F32), place + zero.index)
         with f.loop("c", 0, channels) as c:
             at, to = from_c + c.index * a["from_c"], panel + c.index * rows
-            for row in range(0, rows, AT_ONCE):
-                f.call(filters[min(AT_ONCE, rows - row)], at, a["taps_at"], a["from_m"], tile * rows + row, a["rows"], to + row, step)
+            for row, width in at_once.items():
+                first_row = tile * rows + row
+                f.call(filters[width], at, a["taps_at"], a["from_m"], first_row, a["rows"], to + row, step)
     f.ret()
     return f

@@ -2,7 +2,7 @@
 
     gather      rows of an image → values[i][j][tile], the n × n inputs of each tile, one vector load for each of them
     transform   values → transformed[ξ][c][tile]: Bᵀ d B
-    product     the register tile of the n² matrix products: sums[ξ][row][tile] += weights[ξ][c][row] · transformed[ξ][c][tile]
+    product     the register tile: sums[ξ][row][tile] += weights[ξ][c][row] · transformed[ξ][c][tile]
     finish      sums → stage[i][tile·m + j]: Aᵀ s A, the m rows of outputs as they lie in memory
     filters     weights → U = G g Gᵀ, in float64
 
@@ -21,11 +21,12 @@ from hubel.engine.ir.masked import WideFunction
 
 
 def gather_function(t: Transforms, lanes: int, pitch: int) -> Function:
-    """gather(values, source, x, y, size_x, size_y, stride_x, stride_y, line): the inputs of up to lanes − 1 tiles of one row of tiles.
+    """gather(values, source, x, y, sizes, strides, ahead, line): the inputs of up to lanes − 1 tiles of a row of tiles.
 
-    `source` is where the first tile's first input lies or would lie, (x, y) its place in the image of the given size; what lies
-    outside is zero. values[(i·n + j)·pitch + tile]; a vector is written for each (i, j), so later tiles must be gathered later.
-    `line`: scratch of m + 1 vectors, for rows that are not contiguous. What lies `ahead` of each row is asked for.
+    `source` is where the first tile's first input lies or would lie, (x, y) its place in the image of the given size;
+    what lies outside is zero. values[(i·n + j)·pitch + tile]; a vector is written for each (i, j), so later tiles
+    must be gathered later. `line`: scratch of m + 1 vectors, for rows that are not contiguous. What lies `ahead` of
+    each row is asked for.
     """
     numbers = [(n, I64) for n in ("x", "y", "size_x", "size_y", "stride_x", "stride_y", "ahead")]
     f = WideFunction("gather", [("values", PTR), ("source", PTR), *numbers, ("line", PTR)], private=True)
@@ -112,9 +113,12 @@ def _groups(rows: Matrix) -> list[list[int]]:
 
 
 def product_function(rows: int, vectors: int, lanes: int) -> Function:
-    """product(w, x, c, ahead, terms, x_pitch, c_pitch, add): c[r·c_pitch + lane] (+)= Σ_k w[k·rows + r] · x[k·x_pitch + lane].
+    """product(w, x, c, ahead, terms, x_pitch, c_pitch, add): the sums of one tile of rows and lanes.
 
-    The weights at `ahead`, as many as there are at w, are asked for meanwhile: the panel of the next tile. add: 0 to overwrite c.
+    c[r·c_pitch + lane] (+)= Σ_k w[k·rows + r] · x[k·x_pitch + lane]
+
+    The weights at `ahead`, as many as there are at w, are asked for meanwhile: the panel of the next tile. add: 0 to
+    overwrite c.
     """
     pointers = [(n, PTR) for n in ("w", "x", "c", "ahead")]
     numbers = [(n, I64) for n in ("terms", "x_pitch", "c_pitch", "add")]
@@ -171,7 +175,7 @@ def finish_function(t: Transforms, lanes: int) -> Function:
 
 
 def put_function(lanes: int) -> Function:
-    """put(target, source, rows, cols, stride_y, stride_x, pitch, bias, ahead): rows of outputs leave the stage, the bias added.
+    """put(target, source, rows, cols, strides, pitch, bias, ahead): outputs leave the stage, the bias added.
 
     What lies `ahead` of each row is asked for, to be written later.
     """
@@ -218,15 +222,16 @@ def put_function(lanes: int) -> Function:
     return f
 
 
-# Numbers by which the packed weights are asked for before they are written: they lie in more streams than the processor foresees.
+# Numbers by which the packed weights are asked for before they are written: they lie in more streams than the
+# processor foresees.
 AHEAD = 128
 
 
 def filters_function(t: Transforms, width: int) -> Function:
     """filters(weights, taps, by_row, first, rows, target, step): G g Gᵀ of `width` filters, in float64, rounded once.
 
-    Filter r is that of row first + r, at weights[row·by_row], or zero if there is no such row; `taps` points to the offsets of its
-    elements. Element ξ of filter r goes to target[ξ·step + r].
+    Filter r is that of row first + r, at weights[row·by_row], or zero if there is no such row; `taps` points to the
+    offsets of its elements. Element ξ of filter r goes to target[ξ·step + r].
     """
     numbers = [(n, I64) for n in ("by_row", "first", "rows")]
     parameters = [("weights", PTR), ("taps", PTR), *numbers, ("target", PTR), ("step", I64)]

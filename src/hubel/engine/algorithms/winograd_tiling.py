@@ -1,12 +1,14 @@
 """How a Winograd problem is cut up: size of the tiles, register tile, blocks of tiles, shares of the output channels.
 
-Of these only the size of the tiles and the block of channels change bits, and they are chosen for one image and one thread. Everything is
-chosen by counting cycles; the constants were measured on Cascade Lake (2026-11):
+Of these only the size of the tiles and the block of channels change bits, and they are chosen for one image and one
+thread. Everything is chosen by counting cycles; the constants were measured on Cascade Lake (2026-11):
 
-- `transformed` values of a block of tiles should fill about a third of the L2 cache, but 32 tiles are the least that hides the streaming of
-  the weights (64 → 64 channels at 56×56, 64 tiles a block: 266 GFLOP/s, 32 tiles: 294).
-- The `sums` of the output channels done at a time should fill another third, and half where the transformed values do not fit anyway.
-- Register tiles reach this share of the FMA peak from L1: 13×32 and 14×32 0.95, 8×32 0.94, 8×48 0.95, 13×16 0.80, 8×16 0.73.
+- `transformed` values of a block of tiles should fill about a third of the L2 cache, but 32 tiles are the least that
+  hides the streaming of the weights (64 → 64 channels at 56×56, 64 tiles a block: 266 GFLOP/s, 32 tiles: 294).
+- The `sums` of the output channels done at a time should fill another third, and half where the transformed values do
+  not fit anyway.
+- Register tiles reach this share of the FMA peak from L1: 13×32 and 14×32 0.95, 8×32 0.94, 8×48 0.95, 13×16 0.80,
+  8×16 0.73.
 """
 
 from __future__ import annotations
@@ -27,18 +29,20 @@ OUTPUTS = (4, 2)
 LEAST_TILES = 32
 # Vectors of a register tile.
 WIDTH = 2
-# Cycles: a row of a piece of tiles gathered or stored; a transformed value of a vector of tiles; a call of the register tile; a work item.
+# Cycles: a row of a piece of tiles gathered or stored; a transformed value of a vector of tiles; a call of the
+# register tile; a work item.
 ROW, VALUE, CALL, ITEM = 27.0, 3.3, 40.0, 1500.0
-# The register tile within the loops around it, against its count of cycles; bytes of weights a cycle from L3, and from memory.
+# The register tile within the loops around it, against its count of cycles; bytes of weights a cycle from L3, and
+# from memory.
 LOOPS, FROM_L3, FROM_MEMORY = 1.15, 8.0, 4.0
 BARRIER = 5000.0
 
 
 @dataclass(frozen=True)
 class Cut:
-    """A problem cut into work items. vectors: of tiles, in all; blocks: of them, a group; part_tiles: tiles of output channels of an
-    item, sub_tiles: of them at a time; shared: whether transforming is a job of its own; cycles: until all
-    threads are done; computed: floating-point operations."""
+    """A problem cut into work items. vectors: of tiles, in all; blocks: of them, a group; part_tiles: tiles of output
+    channels of an item, sub_tiles: of them at a time; shared: whether transforming is a job of its own; cycles: until
+    all threads are done; computed: floating-point operations."""
 
     outputs: int
     tile: Tile
@@ -55,14 +59,16 @@ class Cut:
 
 @lru_cache(maxsize=4096)
 def cut(problem: Problem, machine: Machine, threads: int) -> Cut:
-    """The cheapest cut. The size of the tiles is that which is best for one image on one thread: it may not depend on the batch."""
+    """The cheapest cut. The size of the tiles is that which is best for one image on one thread: it may not depend on
+    the batch."""
     alone = one_image(problem)
     outputs = min(OUTPUTS, key=lambda m: _Counting(m, alone, machine).best(1).cycles)
     return _Counting(outputs, problem, machine).best(threads)
 
 
 def gain(problem: Problem, machine: Machine) -> float:
-    """How many times fewer cycles than direct convolution needs for one image on one thread, whatever the batch and the threads."""
+    """How many times fewer cycles than direct convolution needs for one image on one thread, whatever the batch and
+    the threads."""
     alone = one_image(problem)
     (part,) = sums(Problem(alone.spec, alone.direction))
     plan = direct.propose(alone, machine, Policy())
@@ -182,8 +188,8 @@ class _Counting:
 
 
 def _register_tile(machine: Machine, rows: int) -> Tile:
-    """Two vectors wide, and of many rows, so that one vector alone keeps enough sums going too. It depends on the layer alone: all image
-    sizes share one kernel and one packed form of the weights."""
+    """Two vectors wide, and of many rows, so that one vector alone keeps enough sums going too. It depends on the
+    layer alone: all image sizes share one kernel and one packed form of the weights."""
     fit = range(1, rows_that_fit(machine, WIDTH) + 1)
 
     def cycles(r: int) -> float:

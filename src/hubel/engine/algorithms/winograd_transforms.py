@@ -1,4 +1,4 @@
-"""The matrices of Winograd's minimal filtering F(m, r), computed exactly from their interpolation points (Cook and Toom).
+"""The matrices of Winograd's minimal filtering F(m, r), computed exactly from their interpolation points.
 
 m outputs of a filter with r taps read n = m + r − 1 inputs, and need n multiplications instead of m·r:
 
@@ -10,8 +10,8 @@ One multiplication belongs to each point p and one to infinity; the matrices eva
     G[p, k]  = p^k ∕ Π_{q≠p} (p − q)           infinity: 1 in the last column
     Bᵀ[p, k] = coefficient of x^k in Π_{q≠p} (x − q);  infinity: in the product over all points
 
-In two dimensions they are applied along both axes: Y = Aᵀ [ (G g Gᵀ) ⊙ (Bᵀ d B) ] A. (Lavin and Gray, arXiv:1509.09308;
-Barabasz et al., arXiv:1803.10986, on points and errors.)
+In two dimensions they are applied along both axes: Y = Aᵀ [ (G g Gᵀ) ⊙ (Bᵀ d B) ] A. (The construction is Cook's and
+Toom's; Lavin and Gray, arXiv:1509.09308; Barabasz et al., arXiv:1803.10986, on points and errors.)
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ Row = tuple[Fraction, ...]
 Matrix = tuple[Row, ...]
 
 TAPS = 3
-# The points beside infinity, by number of outputs. F(2, 3): all entries are 0, ±1 and ±½, so that sums of small integers
-# stay exact. F(4, 3): the relative error at 256 channels is 1.6e-6, against 3.2e-6 with 0, ±1, ±2 (measured 2026-11).
+# The points beside infinity, by number of outputs. F(2, 3): all entries are 0, ±1 and ±½, so that sums of small
+# integers stay exact. F(4, 3): the relative error at 256 channels is 1.6e-6, against 3.2e-6 with 0, ±1, ±2 (measured
+# 2026-11).
 POINTS: dict[int, tuple[Fraction, ...]] = {
     2: (Fraction(0), Fraction(1), Fraction(-1)),
     4: (Fraction(0), Fraction(3, 4), Fraction(-3, 4), Fraction(3, 2), Fraction(-3, 2)),
@@ -34,7 +35,7 @@ POINTS: dict[int, tuple[Fraction, ...]] = {
 
 @dataclass(frozen=True)
 class Transforms:
-    """The matrices of F(outputs, taps): `inputs` is Bᵀ (n × n), `filters` is G (n × taps), `results` is Aᵀ (outputs × n)."""
+    """F(outputs, taps): `inputs` is Bᵀ (n × n), `filters` is G (n × taps), `results` is Aᵀ (outputs × n)."""
 
     outputs: int
     taps: int

@@ -1,0 +1,239 @@
+"""Winograd: the matrices are exact, F(2, 3) agrees bit for bit on small integers, F(4, 3) within its bound; and when
+it declines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from fractions import Fraction
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+
+from hubel.engine import Invocation, Policy
+from hubel.engine.algorithms import winograd, winograd_tiling
+from hubel.engine.algorithms.winograd_transforms import Matrix, cook_toom, transforms
+from hubel.engine.machine import Machine
+from hubel.engine.plan import Plan, Refusal, error_unit, terms_of
+from hubel.engine.spec import ConvSpec, Direction, Problem
+from tests.engine.guards import Guarded, guarded_scratch, normal, operands, output, packed, same_bits
+
+BOTH = (Direction.FORWARD, Direction.INPUT_GRADIENT)
+# Tiles that hang over the border, fewer tiles than lanes, rows of tiles longer than a vector, several blocks, groups,
+# paddings 0 to 4.
+SPECS = [
+    "n1c1o1i3x3k3x3s1p0",
+    "n1c1o1i1x1k3x3s1p1",
+    "n2c3o5i9x11k3x3s1p1",
+    "n3c5o7i4x5k3x3s1p3",
+    "n1c2o2i2x200k3x3s1p1x4",
+    "n2c6o8i70x9k3x3s1p1x2",
+    "n3c24o18i12x13k3x3s1p1g3",
+    "n1c70o35i20x31k3x3s1p0",
+    "n5c9o16i7x7k3x3s1p1",
+    "n2c40o24i33x30k3x3s1p2",
+]
+
+
+@pytest.fixture(params=[2, 4], ids=["f2", "f4"])
+def outputs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Tiles of this size only."""
+    winograd_tiling.cut.cache_clear()
+    monkeypatch.setattr(winograd_tiling, "OUTPUTS", (request.param,))
+    yield request.param
+    winograd_tiling.cut.cache_clear()
+
+
+def problem(text: str, direction: Direction = Direction.FORWARD, bias: bool = False) -> Problem:
+    return Problem(ConvSpec.parse(text), direction, bias)
+
+
+def run(
+    problem: Problem,
+    first: np.ndarray,
+    second: np.ndarray,
+    bias: np.ndarray | None = None,
+    *,
+    policy: Policy = Policy(),  # noqa: B008
+    machine: Machine | None = None,
+    layout: str = "contiguous",
+    team: int = 1,
+) -> np.ndarray:
+    """The result of Winograd's algorithm among guards, whether it pays or not."""
+    plan = winograd.plan_tiles(problem, machine or Machine.detect(), policy)
+    forward = problem.direction is Direction.FORWARD
+    a, w = Guarded(first), Guarded(second)
+    result = output(problem.spec.output_shape if forward else problem.spec.input_shape, layout)
+    x, y = (a, result) if forward else (result, a)
+    native = Invocation(plan, x.strides, w.strides, y.strides)
+    vector = Guarded(bias) if bias is not None else None
+    with guarded_scratch():
+        ready = packed(native, w, team)
+        assert ready is not None
+        native(a.address, ready.address, vector.address if vector else 0, result.address, team)
+    for name, tensor in (("first operand", a), ("weights", w), ("packed weights", ready), ("bias", vector)):
+        if tensor:
+            tensor.assert_untouched(name)
+    return result.take("result")
+
+
+def exact(problem: Problem, first: np.ndarray, second: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
+    """The result in float64, by torch, which `test_reference.py` holds against the definition."""
+    spec, (a, w) = problem.spec, (torch.from_numpy(np.array(t)).double() for t in (first, second))
+    how = spec.stride, spec.padding, spec.dilation, False, [0, 0], spec.groups
+    if problem.direction is Direction.FORWARD:
+        return torch.convolution(a, w, None if bias is None else torch.from_numpy(bias).double(), *how).numpy()
+    x = torch.empty(spec.input_shape, dtype=torch.float64)
+    return torch.ops.aten.convolution_backward(a, x, w, None, *how, (True, False, False))[0].numpy()
+
+
+# --- the matrices ---
+
+
+def times(matrix: Matrix, vector: list[Fraction]) -> list[Fraction]:
+    return [sum((c * v for c, v in zip(row, vector, strict=True)), Fraction(0)) for row in matrix]
+
+
+@pytest.mark.parametrize(("outputs", "taps"), [(2, 3), (4, 3), (2, 5), (6, 3), (3, 2), (1, 3)])
+def test_transforms_compute_the_convolution_exactly(outputs: int, taps: int) -> None:
+    points = tuple(Fraction(p, 7) for p in range(-1, outputs + taps - 3))
+    t = cook_toom(points, outputs, taps) if (outputs, taps) not in [(2, 3), (4, 3)] else transforms(outputs, taps)
+    assert len(t.inputs) == len(t.filters) == t.size == outputs + taps - 1
+    draw = np.random.default_rng(0)
+    d, g = ([Fraction(int(v)) for v in draw.integers(-9, 10, n)] for n in (t.size, taps))
+    y = times(t.results, [u * v for u, v in zip(times(t.filters, g), times(t.inputs, d), strict=True)])
+    assert y == [sum(d[i + k] * g[k] for k in range(taps)) for i in range(outputs)]
+
+
+def test_points_must_differ() -> None:
+    with pytest.raises(ValueError, match="needs 3 distinct points"):
+        cook_toom((Fraction(0), Fraction(1), Fraction(1)), 2, 3)
+
+
+def test_f2_keeps_small_integers_exact() -> None:
+    """No entry needs more than one bit behind the point."""
+    t = transforms(2)
+    entries = {abs(c) for c in (c for m in (t.inputs, t.filters, t.results) for row in m for c in row)}
+    assert entries == {0, 1, Fraction(1, 2)}
+
+
+# --- the kernels ---
+
+
+@pytest.mark.parametrize("outputs", [2], indirect=True)
+@pytest.mark.parametrize("direction", BOTH)
+@pytest.mark.parametrize("text", SPECS)
+def test_f2_on_small_integers_is_exact(outputs: int, text: str, direction: Direction) -> None:
+    asked = problem(text, direction, direction is Direction.FORWARD)
+    given = operands(asked, 3)
+    expected = exact(asked, *given)
+    for team, machine in product((1, 2), (None, Machine.named("haswell"))):
+        if machine is None or machine.runs_here():
+            result = run(asked, *given, policy=Policy(threads=team), machine=machine, team=team)
+            assert np.array_equal(result, expected), f"{team} threads, {machine}"
+
+
+@pytest.mark.parametrize("direction", BOTH)
+@pytest.mark.parametrize("text", SPECS)
+def test_errors_are_within_the_bound(outputs: int, text: str, direction: Direction) -> None:
+    asked = problem(text, direction)
+    x, w, _, dy = normal(asked.spec, 1)
+    first = x if direction is Direction.FORWARD else dy
+    expected = exact(asked, first, w)
+    error = np.linalg.norm(run(asked, first, w) - expected) / max(1e-30, float(np.linalg.norm(expected)))
+    plan = winograd.plan_tiles(asked, Machine.detect(), Policy())
+    assert error <= plan.error_bound <= 6 * error_unit(terms_of(asked))
+
+
+@pytest.mark.parametrize("text", ["n1c256o64i14x14k3x3s1p1", "n1c512o32i12x12k3x3s1p1", "n1c1024o16i8x8k3x3s1p1"])
+def test_errors_of_long_sums(outputs: int, text: str) -> None:
+    """Where the accuracy level leaves the least room: on N(0, 1), and on what a ReLU leaves."""
+    asked = problem(text)
+    x, w, _, _ = normal(asked.spec, 2)
+    for image in (x, np.maximum(x, 0)):
+        expected = exact(asked, image, w)
+        error = np.linalg.norm(run(asked, image, w) - expected) / np.linalg.norm(expected)
+        assert error <= winograd.plan_tiles(asked, Machine.detect(), Policy()).error_bound
+
+
+# --- the same bits ---
+
+
+@pytest.mark.parametrize("direction", BOTH)
+@pytest.mark.parametrize("text", ["n3c70o45i33x31k3x3s1p1", "n3c24o18i12x13k3x3s1p1g3", "n3c130o24i5x7k3x3s1p1"])
+def test_neither_threads_nor_batch_nor_layout_matter(outputs: int, text: str, direction: Direction) -> None:
+    asked = problem(text, direction, direction is Direction.FORWARD)
+    x, w, b, dy = normal(asked.spec, 4)
+    first, bias = (x, b) if direction is Direction.FORWARD else (dy, None)
+    one = run(asked, first, w, bias)
+    for threads in (2, 5, 16):
+        assert same_bits(one, run(asked, first, w, bias, policy=Policy(threads=threads), team=2)), f"{threads} threads"
+    alone = replace(asked, spec=winograd_tiling.one_image(asked).spec)
+    for n in range(asked.spec.batch):
+        assert same_bits(one[n : n + 1], run(alone, first[n : n + 1], w, bias)), f"image {n}"
+    flipped = np.ascontiguousarray(first.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    turned = np.ascontiguousarray(w.transpose(3, 2, 1, 0)).transpose(3, 2, 1, 0)
+    for layout in ("channels_last", "transposed", "sliced"):
+        assert same_bits(one, run(asked, flipped, turned, bias, layout=layout)), layout
+
+
+@pytest.mark.parametrize("text", SPECS)
+def test_the_choice_does_not_depend_on_batch_or_threads(text: str) -> None:
+    """Whether it is proposed, the size of its tiles, and the blocks of its sums."""
+    machine, spec = Machine.named("skylake-avx512"), ConvSpec.parse(text)
+    for direction in BOTH:
+        kinds = set()
+        for batch, threads in product((1, 3, 64), (1, 2, 16)):
+            answer = winograd.propose(Problem(replace(spec, batch=batch), direction), machine, Policy(threads=threads))
+            kinds.add((answer.box, answer.channel_block) if isinstance(answer, Plan) else answer)
+        assert len(kinds) == 1
+
+
+# --- plans ---
+
+
+def test_it_declines_with_a_reason() -> None:
+    machine, layer = Machine.named("haswell"), problem("n1c64o64i56x56k3x3s1p1")
+    assert isinstance(winograd.propose(layer, machine, Policy()), Plan)
+    cases = {
+        "strict allows direct algorithms only": (layer, Policy("strict")),
+        "sums over pixels": (replace(layer, direction=Direction.WEIGHT_GRADIENT), Policy()),
+        "stride 1 and dilation 1": (problem("n1c64o64i56x56k3x3s2p1"), Policy()),
+        "in two dimensions": (problem("n1c64o64i56k3s1p1"), Policy()),
+        "3×3 kernels": (problem("n1c64o64i56x56k5x5s1p2"), Policy()),
+        "times the cycles of direct convolution": (problem("n1c64o64i1x1k3x3s1p1"), Policy()),
+    }
+    for reason, (asked, policy) in cases.items():
+        answer = winograd.propose(asked, machine, policy)
+        assert isinstance(answer, Refusal) and reason in answer.reason
+    dilated = winograd.propose(problem("n1c64o64i56x56k3x3s1p2d2"), machine, Policy())
+    assert isinstance(dilated, Refusal)
+
+
+@pytest.mark.parametrize("name", ["haswell", "skylake-avx512", "neoverse-n1"])
+def test_few_kernels_serve_all_image_sizes(name: str) -> None:
+    machine, spec = Machine.named(name), ConvSpec.parse("n1c64o64i56x56k3x3s1p1")
+    kernels, estimates = set(), []
+    for size in (*range(1, 60), 112, 224):
+        for batch in (1, 16):
+            sized = Problem(replace(spec, batch=batch, input_size=(size, size)))
+            plan = winograd.plan_tiles(sized, machine, Policy())
+            kernels |= set(plan.kernels)
+            estimates.append(plan.estimate)
+    assert len(kernels) <= 4
+    assert all(e.computed > 0 and e.bytes > 4 * spec.parameters for e in estimates)
+
+
+def test_one_infinity_stays_in_its_tiles(outputs: int) -> None:
+    """It reaches only outputs of tiles that read it: at most n − 1 = m + 1 pixels away."""
+    asked = problem("n1c4o3i40x40k3x3s1p1")
+    x, w, _, _ = normal(asked.spec, 6)
+    clean = run(asked, x, w)
+    x[0, 1, 17, 22] = np.inf
+    far = np.ones((40, 40), bool)
+    far[17 - outputs - 1 : 17 + outputs + 2, 22 - outputs - 1 : 22 + outputs + 2] = False
+    result = run(asked, x, w)
+    assert not np.isfinite(result[0, :, 16:19, 21:24]).any()
+    assert same_bits(result[:, :, far], clean[:, :, far])
