@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from hubel.engine.algorithms import depthwise, direct, pointwise, weight_gradient
+from hubel.engine.algorithms import depthwise, depthwise_weight_gradient, direct, pointwise, weight_gradient
 
 ALGORITHMS: dict[str, ModuleType] = {
     depthwise.NAME: depthwise,
+    depthwise_weight_gradient.NAME: depthwise_weight_gradient,
     pointwise.NAME: pointwise,
     direct.NAME: direct,
     weight_gradient.NAME: weight_gradient,

@@ -99,6 +99,14 @@ def _parts(problem: Problem) -> list[Sum]:
 @lru_cache(maxsize=1024)
 def stencil_of(problem: Problem, machine: Machine) -> tuple[Stencil, tuple[int, int]]:
     """The stencil of a problem, and where its first unit's first row and column lie in the input."""
+    of, lead = stencils(problem, machine)
+    height, _ = units(problem)
+    fitting = [of(rows) for rows in _heights(problem) if of(rows).fits] or [of(1)]
+    return min(fitting, key=lambda s: (-(-height // s.rows) * s.rows, -s.rows)), lead
+
+
+def stencils(problem: Problem, machine: Machine) -> tuple[Callable[[int], Stencil], tuple[int, int]]:
+    """The stencil of a problem for any number of rows, and where its first unit's first row and column lie in the input."""
     parts = _parts(problem)
     width = three(problem.spec.kernel_size, 1)[2]
     taps = [
@@ -108,15 +116,10 @@ def stencil_of(problem: Problem, machine: Machine) -> tuple[Stencil, tuple[int, 
         for tx, column in zip(part.taps[2], part.axes[2].shifts, strict=True)
     ]
     lead = min(tap.row for tap in taps), min(tap.column for tap in taps)
-    taps = [Tap(t.ry, t.rx, t.row - lead[0], t.column - lead[1], t.weight) for t in taps]
-    step, out = parts[0].axes, parts[0].out_step
-
-    def of(rows: int) -> Stencil:
-        return Stencil(rows, machine.lanes, (step[1].step, step[2].step), (out[1], out[2]), tuple(taps), problem.spec.taps, machine.registers)
-
-    height, _ = units(problem)
-    fitting = [of(rows) for rows in _heights(problem) if of(rows).fits] or [of(1)]
-    return min(fitting, key=lambda s: (-(-height // s.rows) * s.rows, -s.rows)), lead
+    taps = tuple(Tap(t.ry, t.rx, t.row - lead[0], t.column - lead[1], t.weight) for t in taps)
+    _, axis_y, axis_x = parts[0].axes
+    step, out = (axis_y.step, axis_x.step), parts[0].out_step[1:]
+    return lambda rows: Stencil(rows, machine.lanes, step, out, taps, problem.spec.taps, machine.registers), lead
 
 
 def _heights(problem: Problem) -> tuple[int, ...]:
@@ -172,8 +175,9 @@ def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...])
     rows_in = min(height, (per_band + 1) * stencil.rows * stencil.step[0] + stencil.span)
     rows_out = min(units_y, (per_band + 1) * stencil.rows) + stencil.rows
     out_pitch = max(-(-units_x // lanes), 1) * lanes * stencil.out[1]
+    names = ("zeros_at", "dump_at", "weights_at", "in_at", "out_at")
     sizes = (width, out_pitch, spec.taps, copy_in * rows_in * width, copy_out * rows_out * stencil.out[0] * out_pitch)
-    places, scratch = _places(sizes, lanes)
+    places, scratch = places_of(names, sizes, lanes)
     words = {
         "channels": spec.in_channels, "multiplier": spec.out_channels // spec.in_channels,
         "bands": bands, "per_band": per_band, "tiles": tiles, "units_y": units_y, "units_x": units_x,
@@ -190,10 +194,10 @@ def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...])
     return Bound((job,), (), 0, (), scratch, 0, tables.keep())
 
 
-def _places(sizes: tuple[int, ...], lanes: int) -> tuple[dict[str, int], int]:
+def places_of(names: tuple[str, ...], sizes: tuple[int, ...], lanes: int) -> tuple[dict[str, int], int]:
     """Where the parts of a thread's scratch begin, and its length in numbers."""
     places, at = {}, 0
-    for name, size in zip(("zeros_at", "dump_at", "weights_at", "in_at", "out_at"), sizes, strict=True):
+    for name, size in zip(names, sizes, strict=True):
         places[name] = at
         at += -(-(size + 2 * lanes) // 16) * 16
     return places, at
@@ -202,19 +206,26 @@ def _places(sizes: tuple[int, ...], lanes: int) -> tuple[dict[str, int], int]:
 def _masks(stencil: Stencil, lead: int, width: int, units_x: int, out_width: int) -> tuple[list[int], tuple[int, int]]:
     """For each column of tiles the masks of its loads and stores, and (first, last + 1) of the columns that need none."""
     lanes = stencil.lanes
-    every = (1 << lanes) - 1
-
-    def mask(start: int, size: int) -> int:
-        return sum(1 << i for i in range(lanes) if 0 <= start + i < size)
-
-    table: list[int] = []
-    inner: list[int] = []
+    columns = []
     for column in range(-(-units_x // lanes)):
         x = max(0, min(column * lanes, units_x - lanes))
-        starts = [x * stencil.step[1] + lead + load + half * lanes for load in stencil.loads for half in range(stencil.step[1])]
-        masks = [mask(start, width) for start in starts]
-        masks += [mask(x * stencil.out[1] + half * lanes, out_width) for half in range(stencil.out[1])]
-        table += masks
-        if all(m == every for m in masks):
-            inner.append(column)
-    return table, (inner[0], inner[-1] + 1) if inner else (0, 0)
+        stores = [mask(lanes, x * stencil.out[1] + half * lanes, out_width) for half in range(stencil.out[1])]
+        columns.append(load_masks(stencil, x, lead, width) + stores)
+    return [m for masks in columns for m in masks], inner_columns(columns, lanes)
+
+
+def load_masks(stencil: Stencil, x: int, lead: int, width: int) -> list[int]:
+    """The masks of what a tile loads of a row of `width` pixels, its first unit being x."""
+    starts = [load + half * stencil.lanes for load in stencil.loads for half in range(stencil.step[1])]
+    return [mask(stencil.lanes, x * stencil.step[1] + lead + start, width) for start in starts]
+
+
+def mask(lanes: int, start: int, size: int) -> int:
+    """Bit i says whether 0 ≤ start + i < size."""
+    return sum(1 << i for i in range(lanes) if 0 <= start + i < size)
+
+
+def inner_columns(masks: list[list[int]], lanes: int) -> tuple[int, int]:
+    """(first, last + 1) of the columns all of whose masks are full."""
+    inner = [i for i, column in enumerate(masks) if all(m == (1 << lanes) - 1 for m in column)]
+    return (inner[0], inner[-1] + 1) if inner else (0, 0)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from hubel.engine.ir import F32, I64, PTR, Function, Value
 from hubel.engine.ir.rows import gather_row, store_rows_function, zero_row
-from hubel.engine.ir.stencil import Stencil, load_mask, load_weights, outputs, store_masked, sweep
+from hubel.engine.ir.stencil import Pointers, Stencil, load_mask, load_weights, outputs, store_masked, sweep
 from hubel.engine.threads import RESERVED_WORDS
 
 # The words of a job after the base pointers, in this order.
@@ -20,14 +18,13 @@ WORDS = (
     "zeros_at", "dump_at", "weights_at", "in_at", "out_at",
 )  # fmt: skip
 
-Pointers = Callable[[int], Value]
-
 
 class Words:
-    """The words of a job, loaded where they are first asked for in a function's entry block."""
+    """Some of the words of a job, by name. `order`: all words of such jobs."""
 
-    def __init__(self, f: Function, *names: str) -> None:
-        self._loaded = {n: f.word(f.arg("args"), RESERVED_WORDS + WORDS.index(n), n, PTR if n == "masks" else I64) for n in names}
+    def __init__(self, f: Function, order: tuple[str, ...], *names: str) -> None:
+        places = {n: (RESERVED_WORDS + order.index(n), PTR if n == "masks" else I64) for n in names or order}
+        self._loaded = {n: f.word(f.arg("args"), place, n, type_) for n, (place, type_) in places.items()}
 
     def __getitem__(self, name: str) -> Value:
         return self._loaded[name]
@@ -39,7 +36,7 @@ def depthwise_function(stencil: Stencil) -> Function:
     args, scratch = f.arg("args"), f.arg("scratch")
     source, weights, bias, target = (f.word(args, i, n, PTR) for i, n in enumerate(("input", "weights", "bias", "output")))
     a = Words(
-        f, "channels", "multiplier", "bands", "per_band", "tiles", "in_n", "in_c", "out_n", "out_c", "w_o", "width", "zeros_at"
+        f, WORDS, "channels", "multiplier", "bands", "per_band", "tiles", "in_n", "in_c", "out_n", "out_c", "w_o", "width", "zeros_at"
     )
     plane = _plane_function(stencil)
     zeros = scratch + a["zeros_at"]
@@ -71,7 +68,7 @@ def _plane_function(stencil: Stencil) -> Function:
     """plane(args, scratch, source, target, weights, bias, first, last): tiles `first` to `last` of one channel of one image."""
     pointers = [(n, PTR) for n in ("args", "scratch", "source", "target", "weights", "bias")]
     f = Function("plane", [*pointers, ("first", I64), ("last", I64)], private=True)
-    a = Words(f, *WORDS)
+    a = Words(f, WORDS)
     scratch, rows = f.arg("scratch"), stencil.rows
     zeros, dump = scratch + a["zeros_at"], scratch + a["dump_at"]
 
@@ -96,13 +93,13 @@ def _plane_function(stencil: Stencil) -> Function:
     with f.loop("tile", f.arg("first"), f.arg("last")) as tile:
         y = place(tile.index)
         top, out_top = y * stencil.step[0] + a["lead_y"], y * stencil.out[0]
-        within = (top >= 0) & (top + stencil.span <= a["height"]) & (out_top + rows * stencil.out[0] <= a["out_height"])
-        inside = f.select(within, 1, 0, "inside")
+        whole = (top >= 0) & (top + stencil.span <= a["height"]) & (out_top + rows * stencil.out[0] <= a["out_height"])
+        inside = f.select(whole, 1, 0, "inside")
         base, out = source + top * in_y, target + out_top * out_y
         with f.when(inside.equals(1), "middle"):
             _columns(f, stencil, a, lambda i: base + in_y * i, lambda i: out + out_y * i, weight, bias)
         with f.when(inside.equals(0), "edge"):
-            ins = [f.select(_in(top + i, a["height"]), base + in_y * i, zeros, f"row_{i}") for i in range(stencil.span)]
+            ins = [f.select(within(top + i, a["height"]), base + in_y * i, zeros, f"row_{i}") for i in range(stencil.span)]
             count = rows * stencil.out[0]
             outs = [f.select(out_top + i < a["out_height"], out + out_y * i, dump, f"out_{i}") for i in range(count)]
             _columns(f, stencil, a, lambda i: ins[i], lambda i: outs[i], weight, bias)
@@ -118,7 +115,7 @@ def _plane_function(stencil: Stencil) -> Function:
     return f
 
 
-def _in(at: Value, size: Value) -> Value:
+def within(at: Value, size: Value) -> Value:
     return (at >= 0) & (at < size)
 
 

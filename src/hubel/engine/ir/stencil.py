@@ -14,11 +14,14 @@ Where units lie two pixels apart, two vectors are loaded and sorted into even an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from hubel.engine.ir.function import F32, I64, PTR, Function, Value, vector_of
+
+# From the number of a row to where it begins.
+Pointers = Callable[[int], Value]
 
 
 @dataclass(frozen=True)
@@ -135,10 +138,8 @@ def _pixels(
     lanes = stencil.lanes
 
     def vector(half: int) -> Value:
-        at = row + (load + half * lanes)
-        if masks is None:
-            return f.load(at, vector_of(lanes), "pixels")
-        return f.load_masked(at, masks[number * stencil.step[1] + half], lanes, "pixels")
+        mask = masks and masks[number * stencil.step[1] + half]
+        return _vector(f, stencil, row + (load + half * lanes), mask, "pixels")
 
     if stencil.step[1] == 1:
         return [(load, vector(0))]
@@ -149,6 +150,46 @@ def _pixels(
         for odd in (0, 1)
         if load + odd in wanted
     ]
+
+
+def _vector(f: Function, stencil: Stencil, at: Value, mask: Value | None, name: str) -> Value:
+    if mask is None:
+        return f.load(at, vector_of(stencil.lanes), name)
+    return f.load_masked(at, mask, stencil.lanes, name)
+
+
+def correlate(
+    f: Function,
+    stencil: Stencil,
+    loads: Sequence[int],
+    row: Pointers,
+    dy: Pointers,
+    sums: dict[int, Value],
+    masks: list[Value] | None,
+) -> dict[int, Value]:
+    """The sums of one tile for the weight gradient, by weight, over the taps that `loads` (indices) serve, added to `sums`.
+
+        sums[weight] += dy[unit row] · input[row, column]       lane by lane
+
+    `dy(j)` points to the output gradient of unit row j. The last of `masks` says which lanes hold one.
+    """
+    columns = {stencil.loads[number] + i for number in loads for i in range(stencil.step[1])}
+    taps = [tap for tap in stencil.taps if tap.column in columns]
+    sums, gradients = dict(sums), {}
+    for i in range(stencil.span):
+        reading = [(tap, (i - tap.row) // stencil.step[0]) for tap in taps if (i - tap.row) % stencil.step[0] == 0]
+        reading = [(tap, j) for tap, j in reading if 0 <= j < stencil.rows]
+        if not reading:
+            continue
+        at = row(i)
+        for j in {j for _, j in reading} - gradients.keys():
+            gradients[j] = _vector(f, stencil, dy(j), masks and masks[-1], "dy")
+        for number in loads:
+            for column, pixels in _pixels(f, stencil, at, number, stencil.loads[number], masks):
+                for tap, j in reading:
+                    if tap.column == column:
+                        sums[tap.weight] = f.fma(gradients[j], pixels, sums[tap.weight], f"acc_{tap.weight}")
+    return sums
 
 
 def outputs(f: Function, stencil: Stencil, sums: dict[tuple[int, int, int], Value], j: int, y: int) -> list[Value]:

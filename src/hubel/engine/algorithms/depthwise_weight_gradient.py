@@ -1,0 +1,170 @@
+"""Weight gradient of a depthwise convolution: for every channel and tap, the dot product of dy and the shifted input.
+
+    for every share of the images, every channel:                                           one work item
+        for a few images, or bands of rows of one:                                          what the L1 cache holds
+            for passes over the taps:                                                       as many as the registers hold
+                for tiles of rows, for columns:                                             the register tile (`ir.stencil`)
+                    for input rows, for offsets along x:
+                        load the pixels once; multiply them with every row of dy that reads them, add to that tap's lanes
+                add the taps' lanes to memory
+        add up the lanes
+
+Lanes are neighbouring outputs. Rows are read where they lie, as in `depthwise`; rows that are not there, of dy too, are zeros, so that
+every tile is full. The taps' sums start anew with every band, which bounds the rounding error. The number of shares depends on the
+problem alone; where there are several, a second job adds them in their order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from math import prod
+
+from hubel.engine.algorithms.depthwise import inner_columns, load_masks, mask, places_of, stencils, units
+from hubel.engine.algorithms.depthwise_weight_kernels import REDUCE_WORDS, WORDS, correlation_function, reduce_function
+from hubel.engine.algorithms.geometry import one_run, three
+from hubel.engine.algorithms.tiling import error_bound
+from hubel.engine.algorithms.weight_gradient import bias_function
+from hubel.engine.ir import module_text
+from hubel.engine.ir.stencil import Stencil
+from hubel.engine.machine import Machine
+from hubel.engine.plan import Bound, Estimate, Plan, PlannedJob, Refusal, Tile
+from hubel.engine.spec import Direction, Policy, Problem
+from hubel.engine.tables import Tables
+
+NAME = "depthwise_weight_gradient"
+MOST_TAPS = 81
+# Work items wanted; images are shared out where there are fewer channels.
+ITEMS = 32
+CHUNKS = 16
+# Bytes of input and dy that passes over the taps find in the L1 cache, as a share of it.
+HELD = 0.5
+HEIGHTS = (8, 7, 4)
+
+
+def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusal:
+    """A plan for one input channel a group, in one or two dimensions."""
+    spec = problem.spec
+    if problem.direction is not Direction.WEIGHT_GRADIENT:
+        return Refusal(NAME, "does weight gradients only")
+    if spec.ndim > 2:
+        return Refusal(NAME, "has one or two dimensions")
+    if spec.groups == 1 or spec.in_channels != spec.groups:
+        return Refusal(NAME, "needs one input channel a group")
+    if not 1 < spec.taps <= MOST_TAPS or three(spec.stride, 1)[2] > 2:
+        return Refusal(NAME, f"needs a kernel of 2 to {MOST_TAPS} elements and a stride of 1 or 2")
+    stencil, _ = stencil_of(problem, machine)
+    height, width = units(problem)
+    row = 4 * (width + stencil.step[0] * three(spec.input_size, 1)[2])
+    tiles = -(-height // stencil.rows)
+    held = max(1, int(machine.l1 * HELD) // (row * stencil.rows))
+    images = max(1, min(spec.batch, held // tiles))
+    shares = max(1, min(spec.batch, -(-ITEMS // spec.out_channels)))
+    return Plan(
+        problem, machine, policy, NAME, Tile(1, max(len(p) for p in passes_of(stencil)), machine.lanes),
+        kernels=(
+            _name(problem, stencil, machine),
+            f"depthwise_weight_gradient_f32_reduce_{machine.isa}",
+            f"bias_gradient_f32_{machine.isa}",
+        ),
+        channel_block=1, box=(1, min(tiles, held) * stencil.rows, width), row_tiles=1, images=images, partial_sums=shares,
+        estimate=Estimate(spec.flops, spec.flops, spec.bytes()),
+        error_bound=error_bound(problem), reason="one channel a group: all taps' sums in registers, planes swept where they lie",
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=1024)
+def stencil_of(problem: Problem, machine: Machine) -> tuple[Stencil, tuple[int, int]]:
+    """The stencil of the forward convolution, with the rows of a tile of dy; and where its first unit begins in the input."""
+    of, lead = stencils(Problem(problem.spec), machine)
+    height, _ = units(problem)
+    heights = (1,) if problem.spec.ndim == 1 else HEIGHTS
+    return min((of(rows) for rows in heights), key=lambda s: (-(-height // s.rows) * s.rows, -s.rows)), lead
+
+
+@lru_cache(maxsize=1024)
+def passes_of(stencil: Stencil) -> tuple[tuple[int, ...], ...]:
+    """Loads (by number) whose taps' sums fit the registers together, beside the rows of dy they meet."""
+    live = min(stencil.rows, max(tap.row for tap in stencil.taps) // stencil.step[0] + 1)
+    room = stencil.registers - live - (1 if stencil.step[1] == 1 else 3)
+    each = max(sum(tap.column - load in range(stencil.step[1]) for tap in stencil.taps) for load in stencil.loads)
+    count = -(-len(stencil.loads) // max(1, room // each))
+    bounds = [len(stencil.loads) * i // count for i in range(count + 1)]
+    return tuple(tuple(range(a, b)) for a, b in zip(bounds, bounds[1:], strict=False))
+
+
+def _name(problem: Problem, stencil: Stencil, machine: Machine) -> str:
+    def sizes(values: tuple[int, ...]) -> str:
+        return "x".join(map(str, values))
+
+    spec = problem.spec
+    shape = f"k{sizes(spec.kernel_size)}s{sizes(spec.stride)}d{sizes(spec.dilation)}"
+    return f"depthwise_weight_gradient_f32_{shape}_rows{stencil.rows}_{machine.isa}"
+
+
+def emit(plan: Plan) -> dict[str, Callable[[], str]]:
+    """The IR of each kernel that the plan runs, by name."""
+    stencil, _ = stencil_of(plan.problem, plan.machine)
+    lanes = stencil.lanes
+    main, reduce, bias = plan.kernels
+    sources = {main: lambda: module_text(correlation_function(stencil, passes_of(stencil)), lanes)}
+    if plan.partial_sums > 1:
+        sources[reduce] = lambda: module_text(reduce_function(), lanes)
+    if plan.problem.bias:
+        sources[bias] = lambda: module_text(bias_function(lanes), lanes)
+    return sources
+
+
+def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...]) -> Bound:
+    """Jobs for an input and an output gradient with strides x and y; the weight gradient is contiguous."""
+    del w
+    spec, shares = plan.problem.spec, plan.partial_sums
+    tables = Tables()
+    words, scratch = _words(plan, x, y, tables)
+    items = spec.out_channels * shares
+    chunk = max(1, items // (CHUNKS * plan.policy.threads))
+    jobs = [PlannedJob(plan.kernels[0], items, tuple(words[name] for name in WORDS), chunk)]
+    if shares > 1:
+        sums = {"numbers": spec.out_channels * spec.taps, "shares": shares}
+        jobs.append(PlannedJob(plan.kernels[1], sums["numbers"], tuple(sums[name] for name in REDUCE_WORDS), sums["numbers"]))
+    if plan.problem.bias:
+        sizes, steps = three(spec.output_size, 1), three(y[2:], 0)
+        run = one_run(spec.output_size, y[2:])
+        if run is not None:
+            sizes, steps = (1, 1, prod(sizes)), (0, 0, run)
+        jobs.append(PlannedJob(plan.kernels[2], spec.out_channels, (spec.batch, *sizes, y[0], y[1], *steps), chunk=4))
+    shared = items * spec.taps if shares > 1 else 0
+    return Bound(tuple(jobs), (), 0, (), scratch, shared, tables.keep())
+
+
+def _words(plan: Plan, x: tuple[int, ...], y: tuple[int, ...], tables: Tables) -> tuple[dict[str, int], int]:
+    """(the words of the main job, numbers of scratch)"""
+    spec = plan.problem.spec
+    stencil, lead = stencil_of(plan.problem, plan.machine)
+    lanes, rows = stencil.lanes, stencil.rows
+    (_, height, width), (_, dy_height, dy_width) = three(spec.input_size, 1), three(spec.output_size, 1)
+    (_, x_y, x_x), (_, dy_y, dy_x) = three(x[2:], 0), three(y[2:], 0)
+    tiles, per_band = -(-dy_height // rows), plan.box[1] // rows
+    columns = [
+        [*load_masks(stencil, start, lead[1], width), mask(lanes, start, dy_width)] for start in range(0, dy_width, lanes)
+    ]
+    inner = inner_columns(columns, lanes)
+    copy_x, copy_dy = int(x_x != 1), int(dy_x != 1)
+    x_image = width * min(height, per_band * rows * stencil.step[0] + stencil.span)
+    dy_image = dy_width * min(dy_height, per_band * rows)
+    names = ("zeros_at", "sums_at", "x_at", "dy_at")
+    sums = -(-spec.taps // lanes) * lanes * (lanes + 1)
+    sizes = (max(width, dy_width), sums, copy_x * x_image * plan.images, copy_dy * dy_image * plan.images)
+    places, scratch = places_of(names, sizes, lanes)
+    words = {
+        "channels": spec.out_channels, "multiplier": spec.out_channels // spec.in_channels,
+        "images": spec.batch, "share": -(-spec.batch // plan.partial_sums), "images_at_once": plan.images,
+        "tiles": tiles, "per_band": per_band, "columns": len(columns), "inner_from": inner[0], "inner_to": inner[1],
+        "masks": tables.add([m for column in columns for m in column]),
+        "lead_y": lead[0], "lead_x": lead[1],
+        "x_n": x[0], "x_c": x[1], "x_y": x_y, "x_x": x_x, "height": height, "width": width,
+        "dy_n": y[0], "dy_c": y[1], "dy_y": dy_y, "dy_x": dy_x, "dy_height": dy_height, "dy_width": dy_width,
+        "copy_x": copy_x, "copy_dy": copy_dy, "x_image": x_image, "dy_image": dy_image,
+        "partial": int(plan.partial_sums > 1), **places,
+    }  # fmt: skip
+    return words, scratch
