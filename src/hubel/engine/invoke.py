@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 
@@ -12,7 +13,7 @@ from hubel.engine.compile import Library, compiled, emit_assembly
 from hubel.engine.machine import Machine
 from hubel.engine.plan import Plan, PlannedJob
 from hubel.engine.spec import Policy, Problem
-from hubel.engine.threads import Block, Job, launch
+from hubel.engine.threads import Block, Job, launch, prebound
 from hubel.errors import unknown
 
 Strides = tuple[int, ...]
@@ -53,6 +54,11 @@ class Invocation:
         if self._serial:
             threads = 1
         launch(self._jobs.address, p0, p1, p2, p3, threads, self._shared, self._scratch, self._flush)
+
+    def prebound(self, threads: int = 1) -> Callable[[int, int, int, int], None]:
+        """`__call__` with everything decided but the base addresses, for callers that count microseconds."""
+        threads = 1 if self._serial else threads
+        return prebound(self._jobs, threads, self._shared, self._scratch, self._flush)
 
 
 def kernels(plan: Plan) -> dict[str, Library]:

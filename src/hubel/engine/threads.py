@@ -104,6 +104,27 @@ def launch(
     _run(block_address, p0, p1, p2, p3, threads, shared_bytes, scratch_stride, ftz, _arena.address)
 
 
+def prebound(
+    block: Block, threads: int, shared_bytes: int, scratch_stride: int, ftz: int
+) -> Callable[[int, int, int, int], None]:
+    """`launch` with everything decided but the pointers p0..p3: a microsecond less on calls that take ten."""
+    address = block.address
+    if threads > 1:
+
+        def run(p0: int, p1: int, p2: int, p3: int) -> None:
+            launch(address, p0, p1, p2, p3, threads, shared_bytes, scratch_stride, ftz)
+
+        return run
+    need = shared_bytes + scratch_stride + ALIGNMENT
+
+    def run_alone(p0: int, p1: int, p2: int, p3: int) -> None:
+        if need > _arena.size:
+            _arena.grow(need)
+        _run(address, p0, p1, p2, p3, 1, shared_bytes, scratch_stride, ftz, _arena.address)
+
+    return run_alone
+
+
 def pool() -> Pool:
     """The threads that launches with more than one thread get in this process, now."""
     if _forked:

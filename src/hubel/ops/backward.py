@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hubel.engine.spec import ConvSpec, Direction, Problem
+from hubel.ops import accuracy
 from hubel.ops.arguments import Handed, Request, check_tensors, request
 from hubel.ops.fallback import torch_convolution_backward
 from hubel.ops.forward import FLOAT, empty, invocation_of, with_zeros
@@ -47,7 +48,7 @@ def prepare_backward(
 
     wants_x, wants_w, wants_b = mask
     of_input = _input_gradient(dy, x, w, asked, x_strides, threads) if wants_x else None
-    of_weight = _weight_gradient(dy, x, w, asked, w_strides, wants_b, threads) if wants_w else None
+    of_weight = _weight_gradient(dy, x, w, asked, config, w_strides, wants_b, threads) if wants_w else None
     of_bias = _bias_gradient(dy, threads) if wants_b and (asked.transposed or not wants_w) else None
 
     def run(dy: Tensor, x: Tensor, w: Tensor) -> Gradients:
@@ -90,13 +91,21 @@ def _input_gradient(
 
 
 def _weight_gradient(
-    dy: Tensor, x: Tensor, w: Tensor, asked: Request, strides: Strides, wants_b: bool, threads: int
+    dy: Tensor,
+    x: Tensor,
+    w: Tensor,
+    asked: Request,
+    config: Config,
+    strides: Strides,
+    wants_b: bool,
+    threads: int,
 ) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]:
     """(dw, db) = f(dy, x); db only where it is asked for and the kernel sums the right tensor.
 
     A transposed convolution's weight gradient is that of `spec`, which reads dy and of which x is the gradient.
     """
     spec, transposed = asked.spec, asked.transposed
+    strict = accuracy.policy(threads).accuracy == "strict"
     shape = tuple(w.shape)
     plain = strides_of(shape, torch.contiguous_format)
     problem = Problem(spec, Direction.WEIGHT_GRADIENT, wants_b and not transposed)
@@ -110,7 +119,11 @@ def _weight_gradient(
         db = empty((spec.out_channels,), (1,), FLOAT) if problem.bias else None
         read, gradient = (dy, with_zeros(x, asked)) if transposed else (x, dy)
         invocation(read.data_ptr(), gradient.data_ptr(), 0 if db is None else db.data_ptr(), dw.data_ptr(), threads)
-        if rearranged:
+        if strict and not bool(dw.isfinite().all()):
+            # The kernel also multiplies x by zeros between the rows of dy, which a NaN or Inf in x survives.
+            like_w = empty(shape, strides, FLOAT)
+            dw = torch_convolution_backward(dy, x, like_w, None, *config, (False, True, False))[1]
+        elif rearranged:
             dw = empty(shape, strides, FLOAT).copy_(dw)
         return dw, db
 

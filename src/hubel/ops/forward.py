@@ -60,18 +60,18 @@ def _bare(
     else:
         problem, places = Problem(asked.spec, bias=b is not None), (x.stride(), w.stride(), strides)
     invocation = invocation_of(problem, places, threads)
-    key = one_of(invocation.packing_key)
+    key, convolve = one_of(invocation.packing_key), invocation.prebound(threads)
 
     def run(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
         y = empty(shape, strides, FLOAT)
         weights = packed(w, invocation, key, threads)
-        invocation(x.data_ptr(), weights.address, 0 if b is None else b.data_ptr(), y.data_ptr(), threads)
+        convolve(x.data_ptr(), weights.address, 0 if b is None else b.data_ptr(), y.data_ptr())
         count_native()
         return y
 
     def run_on_weights_as_they_are(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
         y = empty(shape, strides, FLOAT)
-        invocation(x.data_ptr(), w.data_ptr(), 0 if b is None else b.data_ptr(), y.data_ptr(), threads)
+        convolve(x.data_ptr(), w.data_ptr(), 0 if b is None else b.data_ptr(), y.data_ptr())
         count_native()
         return y
 

@@ -21,6 +21,7 @@ bound the rounding error: sums of at most `MOST_TERMS` products are rounded one 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from math import prod
 
 from hubel.engine.algorithms.geometry import Sum, flat_strides, flattened, sums, three
@@ -38,6 +39,7 @@ from hubel.engine.window import Window
 
 NAME = "direct"
 MOST_TERMS = 768
+TINY_FLOPS = 1_000_000
 # Numbers of scratch memory behind the last window or tile, for loads and stores that run over the end.
 SLACK = 64
 
@@ -66,13 +68,16 @@ def plan_sums(name: str, problem: Problem, machine: Machine, policy: Policy, rea
     parts = sums(Problem(spec, problem.direction))
     largest = max(parts, key=lambda part: part.tap_count * prod(part.outputs))
     block = _channel_block(largest, machine)
-    best = cut(largest, block, max(1, spec.batch * spec.groups), machine, policy.threads, straight=True)
+    # A tiny problem is over before a core that has been asked for its widest vectors has slowed its clock for them.
+    tiny = problem.spec.flops < TINY_FLOPS and machine.lanes == 16
+    machine_used = replace(machine, lanes=8) if tiny else machine
+    best = cut(largest, block, max(1, spec.batch * spec.groups), machine_used, policy.threads, straight=True, tiny=tiny)
     scale = sum(part.tap_count * prod(part.outputs) for part in parts) / max(
         1, largest.tap_count * prod(largest.outputs)
     )
     return Plan(
         problem, machine, policy, name, best.tile,
-        kernels=(kernel_name(best.tile, machine), pack_name(best.tile, machine)),
+        kernels=(kernel_name(best.tile, machine_used), pack_name(best.tile, machine_used)),
         channel_block=block, box=best.box, row_tiles=best.row_tiles,
         estimate=Estimate(problem.spec.flops, int(2 * best.computed * scale), problem.spec.bytes()),
         error_bound=error_bound(problem), reason=reason,
