@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from hubel.engine.algorithms import depthwise, depthwise_weight_gradient, direct, pointwise, weight_gradient
+from hubel.engine.algorithms import depthwise, depthwise_weight_gradient, direct, pointwise, weight_gradient, winograd
 
 ALGORITHMS: dict[str, ModuleType] = {
     depthwise.NAME: depthwise,
     depthwise_weight_gradient.NAME: depthwise_weight_gradient,
+    winograd.NAME: winograd,
     pointwise.NAME: pointwise,
     direct.NAME: direct,
     weight_gradient.NAME: weight_gradient,
