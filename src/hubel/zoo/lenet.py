@@ -35,7 +35,9 @@ class LeNet5(nn.Module):
     images: (N, in_channels, 28, 28). Returns scores (logits) of shape (N, num_classes), before any softmax.
     """
 
-    def __init__(self, num_classes: int = 10, in_channels: int = 1, activation: Literal["relu", "tanh"] = "relu") -> None:
+    def __init__(
+        self, num_classes: int = 10, in_channels: int = 1, activation: Literal["relu", "tanh"] = "relu"
+    ) -> None:
         super().__init__()
         if activation not in ACTIVATIONS:
             raise unknown("activation", activation, ACTIVATIONS)
