@@ -29,7 +29,7 @@ from collections.abc import Callable
 
 from hubel.engine.algorithms.geometry import Sum, sums
 from hubel.engine.algorithms.winograd_kernels import MOST_TILES, PIECE, kernel_function, pack_function
-from hubel.engine.algorithms.winograd_tiling import Cut, cut, gain
+from hubel.engine.algorithms.winograd_tiling import Cut, cut, one_image, without
 from hubel.engine.algorithms.winograd_transforms import TAPS, transforms
 from hubel.engine.ir import module_text
 from hubel.engine.machine import Machine
@@ -52,9 +52,15 @@ def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusa
     reason = _declined(problem, policy)
     if reason:
         return Refusal(NAME, reason)
-    faster = gain(problem, machine)
-    if faster < LEAST_GAIN:
-        return Refusal(NAME, f"takes {1 / faster:.2f} times the cycles of direct convolution")
+    alone = one_image(problem)
+    cycles, cost = without(alone, machine)
+    mine = cut(alone, machine, 1).cycles
+    if mine * LEAST_GAIN > cycles:
+        return Refusal(NAME, f"takes {mine / cycles:.2f} times the cycles of direct convolution")
+    # What `choose` compares must agree, or a larger batch could turn the choice.
+    mine = plan_tiles(alone, machine, Policy()).cost
+    if mine * LEAST_GAIN > cost:
+        return Refusal(NAME, f"has {mine / cost:.2f} times the cost of direct convolution")
     return plan_tiles(problem, machine, policy)
 
 

@@ -22,8 +22,8 @@ from hubel.engine.algorithms.tiling import rows_that_fit, step_cycles
 from hubel.engine.algorithms.winograd_kernels import MOST_TILES
 from hubel.engine.algorithms.winograd_transforms import TAPS, transforms
 from hubel.engine.machine import Machine
-from hubel.engine.plan import Plan, Tile
-from hubel.engine.spec import ConvSpec, Policy, Problem
+from hubel.engine.plan import Tile
+from hubel.engine.spec import ConvSpec, Problem
 
 OUTPUTS = (4, 2)
 LEAST_TILES = 32
@@ -66,15 +66,13 @@ def cut(problem: Problem, machine: Machine, threads: int) -> Cut:
     return _Counting(outputs, problem, machine).best(threads)
 
 
-def gain(problem: Problem, machine: Machine) -> float:
-    """How many times fewer cycles than direct convolution needs for one image on one thread, whatever the batch and
-    the threads."""
-    alone = one_image(problem)
+@lru_cache(maxsize=4096)
+def without(alone: Problem, machine: Machine) -> tuple[float, float]:
+    """(cycles, cost) of direct convolution of one image on one thread."""
     (part,) = sums(Problem(alone.spec, alone.direction))
-    plan = direct.propose(alone, machine, Policy())
-    block = plan.channel_block if isinstance(plan, Plan) else 1
-    groups = problem.spec.groups
-    return tiling.cut(part, block, groups, machine, 1, straight=True).cycles / cut(alone, machine, 1).cycles
+    block = direct._channel_block(part, machine)
+    found = tiling.cut(part, block, alone.spec.groups, machine, 1, straight=True)
+    return found.cycles, 2 * found.computed + 8 * alone.spec.bytes()
 
 
 def one_image(problem: Problem) -> Problem:
