@@ -21,5 +21,4 @@ ALGORITHMS: dict[str, ModuleType] = {
     pointwise.NAME: pointwise,
     direct.NAME: direct,
     weight_gradient.NAME: weight_gradient,
-    winograd.NAME: winograd,
 }
