@@ -71,7 +71,8 @@ def plan_sums(name: str, problem: Problem, machine: Machine, policy: Policy, rea
     # A tiny problem is over before a core that has been asked for its widest vectors has slowed its clock for them.
     tiny = problem.spec.flops < TINY_FLOPS and machine.lanes == 16
     machine_used = replace(machine, lanes=8) if tiny else machine
-    best = cut(largest, block, max(1, spec.batch * spec.groups), machine_used, policy.threads, straight=True, tiny=tiny)
+    widths = _widths(problem, machine, policy, tiny)
+    best = cut(largest, block, max(1, spec.batch * spec.groups), machine_used, policy.threads, True, widths)
     scale = sum(part.tap_count * prod(part.outputs) for part in parts) / max(
         1, largest.tap_count * prod(largest.outputs)
     )
@@ -82,6 +83,20 @@ def plan_sums(name: str, problem: Problem, machine: Machine, policy: Policy, rea
         estimate=Estimate(problem.spec.flops, int(2 * best.computed * scale), problem.spec.bytes()),
         error_bound=error_bound(problem), reason=reason,
     )  # fmt: skip
+
+
+def _widths(problem: Problem, machine: Machine, policy: Policy, tiny: bool) -> tuple[int, ...]:
+    """The widths that tiles may have: few enough that all sizes of a layer's images together need four kernels at most.
+
+    With AVX-512 one of the four is that for tiny problems; 3×3 layers leave two to Winograd's.
+    """
+    spec = problem.spec
+    shared = policy.accuracy != "strict" and spec.kernel_size == (3, 3) and set(spec.stride) | set(spec.dilation) == {1}
+    if tiny:
+        return (2,)
+    if machine.lanes == 16:
+        return (3,) if shared else (2, 3, 4)
+    return (2, 3) if shared else (1, 2, 3, 4)
 
 
 def _channel_block(part: Sum, machine: Machine) -> int:

@@ -29,10 +29,9 @@ from hubel.engine.plan import Tile, error_unit, terms_of
 from hubel.engine.spec import Problem
 from hubel.engine.window import Window
 
-# Widths of tiles in vectors. The rows depend on the layer's channels and on the width alone, so that no more than four
-# kernels are ever compiled for one layer and direction, whatever image sizes come: with AVX-512 three for its own
-# vectors and one for tiny problems, which use vectors of 8 lanes.
-WIDTHS, WIDTHS_AVX512, WIDTHS_TINY = (1, 2, 3, 4), (2, 3, 4), (2,)
+# Widths of tiles in vectors that are worth a look. The rows of a tile depend on the layer's channels and on the width
+# alone, so a layer has as many kernels as widths, whatever image sizes come.
+WIDTHS = (1, 2, 3, 4)
 PIECES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128)
 SHARES = (1, 2, 4, 8, 16)
 
@@ -94,13 +93,20 @@ def tile_of_width(machine: Machine, rows: int, vectors: int, taps: int) -> Tile:
     return Tile(min(fit, key=lambda r: (round(cycles(r), 6), -r)), vectors, machine.lanes)
 
 
-def cut(part: Sum, block: int, copies: int, machine: Machine, threads: int, straight: bool, tiny: bool = False) -> Cut:
+def cut(
+    part: Sum,
+    block: int,
+    copies: int,
+    machine: Machine,
+    threads: int,
+    straight: bool,
+    widths: tuple[int, ...] = WIDTHS,
+) -> Cut:
     """The cheapest way to cut a sum that is done `copies` times (images × groups) on `threads` threads.
 
     block: channels summed in registers. straight: tiles that lie as the output does go to it without passing through
-    scratch. tiny: a problem of few operations.
+    scratch. widths: those that tiles may have.
     """
-    widths = WIDTHS_TINY if tiny else WIDTHS_AVX512 if machine.lanes == 16 else WIDTHS
     taps = max(1, part.tap_count)
     candidates = [tile_of_width(machine, part.rows, vectors, taps) for vectors in widths]
     best: Cut | None = None
