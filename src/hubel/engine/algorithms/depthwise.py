@@ -1,21 +1,24 @@
-"""Depthwise convolution, forward and input gradient: every channel on its own, one plane of pixels under one small kernel.
+"""Depthwise convolution, forward and input gradient: every channel on its own, one plane of pixels under one small
+kernel.
 
     for every image, channel, band of rows:                                                 one work item
-        for tiles of rows, for columns of tiles:                                            the register tile (`ir.stencil`)
+        for tiles of rows, for columns of tiles:                                            the register tile
+        (`ir.stencil`)
             for input rows of the tile, for offsets along x:
                 load the pixels once; add them, weighted, to every output row that reads them
 
-There is one multiply-add for each pixel, weight and output, so what counts is what surrounds it: a vector loaded at an unaligned place
-costs as much as four multiply-adds. A tile is `rows` outputs high and one vector wide, and each loaded vector serves up to kernel-height
-rows. Nothing is copied: rows are read where they lie. Padding is masked lanes along x (a table made beside the plan holds the masks of
-each column), and along y a row of zeros in scratch that the topmost and lowest tiles point to. Tensors whose pixels along x are not
-next to each other go through scratch.
+There is one multiply-add for each pixel, weight and output, so what counts is what surrounds it: a vector loaded at
+an unaligned place costs as much as four multiply-adds. A tile is `rows` outputs high and one vector wide, and each
+loaded vector serves up to kernel-height rows. Nothing is copied: rows are read where they lie. Padding is masked
+lanes along x (a table made beside the plan holds the masks of each column), and along y a row of zeros in scratch
+that the topmost and lowest tiles point to. Tensors whose pixels along x are not next to each other go through scratch.
 
-The input gradient is a forward sweep with the kernel turned round; with stride 2, sums of the taps that meet even and odd places, kept
-side by side in registers and interleaved when they are stored.
+The input gradient is a forward sweep with the kernel turned round; with stride 2, sums of the taps that meet even and
+odd places, kept side by side in registers and interleaved when they are stored.
 
-Constants. 7 rows divide the heights of most networks (7, 14, 28, 56, 112), 8 the others, 4 is for what is left. The sums of 7 rows and
-the 9 weights of a 3×3 kernel leave half of the AVX-512 registers free: (7 + 2)·3 loads for 63 multiply-adds.
+Constants. 7 rows divide the heights of most networks (7, 14, 28, 56, 112), 8 the others, 4 is for what is left. The
+sums of 7 rows and the 9 weights of a 3×3 kernel leave half of the AVX-512 registers free: (7 + 2)·3 loads for 63
+multiply-adds.
 """
 
 from __future__ import annotations
@@ -56,7 +59,8 @@ def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusa
         problem, machine, policy, NAME, Tile(stencil.rows * stencil.out[0], stencil.out[1], machine.lanes),
         kernels=(kernel_name(problem, stencil, machine),),
         channel_block=1, box=(1, -(-tiles // bands) * stencil.rows, x), row_tiles=1,
-        # Lanes beyond the end of a row are not counted: other algorithms waste fewer of them, but load for every multiply-add.
+        # Lanes beyond the end of a row are not counted: other algorithms waste fewer of them, but load for every
+        # multiply-add.
         estimate=Estimate(spec.flops, spec.flops, spec.bytes()),
         error_bound=error_bound(problem), reason="one channel a group: planes are swept where they lie",
     )  # fmt: skip
@@ -106,7 +110,8 @@ def stencil_of(problem: Problem, machine: Machine) -> tuple[Stencil, tuple[int, 
 
 
 def stencils(problem: Problem, machine: Machine) -> tuple[Callable[[int], Stencil], tuple[int, int]]:
-    """The stencil of a problem for any number of rows, and where its first unit's first row and column lie in the input."""
+    """The stencil of a problem for any number of rows, and where its first unit's first row and column lie in the
+    input."""
     parts = _parts(problem)
     width = three(problem.spec.kernel_size, 1)[2]
     taps = [
@@ -131,7 +136,8 @@ def _heights(problem: Problem) -> tuple[int, ...]:
 
 
 def kernel_name(problem: Problem, stencil: Stencil, machine: Machine) -> str:
-    """All that is compiled in: kernel, stride, dilation, and of the padding what decides which taps meet which remainder."""
+    """All that is compiled in: kernel, stride, dilation, and of the padding what decides which taps meet which
+    remainder."""
     spec = problem.spec
 
     def sizes(values: tuple[int, ...]) -> str:
@@ -151,7 +157,8 @@ def emit(plan: Plan) -> dict[str, Callable[[], str]]:
 
 
 def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...]) -> Bound:
-    """The job for tensors with these element strides: x and y are the input and output (or their gradients), w the weight."""
+    """The job for tensors with these element strides: x and y are the input and output (or their gradients), w the
+    weight."""
     problem, spec = plan.problem, plan.problem.spec
     forward = problem.direction is Direction.FORWARD
     source, target = (x, y) if forward else (y, x)
@@ -183,14 +190,16 @@ def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...])
         "bands": bands, "per_band": per_band, "tiles": tiles, "units_y": units_y, "units_x": units_x,
         "lead_y": lead[0], "lead_x": lead[1],
         "in_n": source[0], "in_c": source[1], "in_y": in_y, "in_x": in_x, "height": height, "width": width,
-        "out_n": target[0], "out_c": target[1], "out_y": out_y, "out_x": out_x, "out_height": out_height, "out_width": out_width,
-        "w_o": w[0], "w_y": w_y, "w_x": w_x, "k_y": k_y, "k_x": k_x,
+        "out_n": target[0], "out_c": target[1], "out_y": out_y, "out_x": out_x, "out_height": out_height, "out_width":
+        out_width, "w_o": w[0], "w_y": w_y, "w_x": w_x, "k_y": k_y, "k_x": k_x,
         "columns": -(-units_x // lanes), "inner_from": inner[0], "inner_to": inner[1], "masks": tables.add(masks),
         "copy_in": copy_in, "copy_out": copy_out, "copy_weights": copy_weights, "out_pitch": out_pitch,
         **places,
     }  # fmt: skip
     items = spec.batch * spec.in_channels * bands
-    job = PlannedJob(plan.kernels[0], items, tuple(words[name] for name in WORDS), max(1, items // (CHUNKS * plan.policy.threads)))
+    job = PlannedJob(
+        plan.kernels[0], items, tuple(words[name] for name in WORDS), max(1, items // (CHUNKS * plan.policy.threads))
+    )
     return Bound((job,), (), 0, (), scratch, 0, tables.keep())
 
 
@@ -204,7 +213,8 @@ def places_of(names: tuple[str, ...], sizes: tuple[int, ...], lanes: int) -> tup
 
 
 def _masks(stencil: Stencil, lead: int, width: int, units_x: int, out_width: int) -> tuple[list[int], tuple[int, int]]:
-    """For each column of tiles the masks of its loads and stores, and (first, last + 1) of the columns that need none."""
+    """For each column of tiles the masks of its loads and stores, and (first, last + 1) of the columns that need
+    none."""
     lanes = stencil.lanes
     columns = []
     for column in range(-(-units_x // lanes)):

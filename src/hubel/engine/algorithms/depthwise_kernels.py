@@ -34,9 +34,24 @@ def depthwise_function(stencil: Stencil) -> Function:
     """The kernel: `kernel(args, begin, end, scratch)`, a band of rows of one channel of one image an item."""
     f = Function("kernel", [("args", PTR), ("begin", I64), ("end", I64), ("scratch", PTR)])
     args, scratch = f.arg("args"), f.arg("scratch")
-    source, weights, bias, target = (f.word(args, i, n, PTR) for i, n in enumerate(("input", "weights", "bias", "output")))
+    source, weights, bias, target = (
+        f.word(args, i, n, PTR) for i, n in enumerate(("input", "weights", "bias", "output"))
+    )
     a = Words(
-        f, WORDS, "channels", "multiplier", "bands", "per_band", "tiles", "in_n", "in_c", "out_n", "out_c", "w_o", "width", "zeros_at"
+        f,
+        WORDS,
+        "channels",
+        "multiplier",
+        "bands",
+        "per_band",
+        "tiles",
+        "in_n",
+        "in_c",
+        "out_n",
+        "out_c",
+        "w_o",
+        "width",
+        "zeros_at",
     )
     plane = _plane_function(stencil)
     zeros = scratch + a["zeros_at"]
@@ -65,7 +80,8 @@ def depthwise_function(stencil: Stencil) -> Function:
 
 
 def _plane_function(stencil: Stencil) -> Function:
-    """plane(args, scratch, source, target, weights, bias, first, last): tiles `first` to `last` of one channel of one image."""
+    """plane(args, scratch, source, target, weights, bias, first, last): tiles `first` to `last` of one channel of one
+    image."""
     pointers = [(n, PTR) for n in ("args", "scratch", "source", "target", "weights", "bias")]
     f = Function("plane", [*pointers, ("first", I64), ("last", I64)], private=True)
     a = Words(f, WORDS)
@@ -99,7 +115,9 @@ def _plane_function(stencil: Stencil) -> Function:
         with f.when(inside.equals(1), "middle"):
             _columns(f, stencil, a, lambda i: base + in_y * i, lambda i: out + out_y * i, weight, bias)
         with f.when(inside.equals(0), "edge"):
-            ins = [f.select(within(top + i, a["height"]), base + in_y * i, zeros, f"row_{i}") for i in range(stencil.span)]
+            ins = [
+                f.select(within(top + i, a["height"]), base + in_y * i, zeros, f"row_{i}") for i in range(stencil.span)
+            ]
             count = rows * stencil.out[0]
             outs = [f.select(out_top + i < a["out_height"], out + out_y * i, dump, f"out_{i}") for i in range(count)]
             _columns(f, stencil, a, lambda i: ins[i], lambda i: outs[i], weight, bias)
@@ -128,7 +146,8 @@ def _own_weights(f: Function, a: Words, weights: Value, copy: Value) -> Value:
 
 
 def _own_input(f: Function, a: Words, stencil: Stencil, low: Value, high: Value) -> tuple[Value, Value]:
-    """(pointer to row 0 of the channel, distance of rows) with pixels side by side: where it lies, or the rows needed copied."""
+    """(pointer to row 0 of the channel, distance of rows) with pixels side by side: where it lies, or the rows needed
+    copied."""
     copied = a["copy_in"].equals(1)
     first = f.maximum(low * stencil.step[0] + a["lead_y"], 0)
     reach = stencil.span - stencil.rows * stencil.step[0]
@@ -140,7 +159,9 @@ def _own_input(f: Function, a: Words, stencil: Stencil, low: Value, high: Value)
     return f.select(copied, copy, f.arg("source"), "from"), f.select(copied, a["width"], a["in_y"], "from_y")
 
 
-def _columns(f: Function, stencil: Stencil, a: Words, row: Pointers, out: Pointers, weight: Pointers, bias: Value) -> None:
+def _columns(
+    f: Function, stencil: Stencil, a: Words, row: Pointers, out: Pointers, weight: Pointers, bias: Value
+) -> None:
     """All tiles of a row of tiles, from left to right."""
     lanes, (out_y, out_x) = stencil.lanes, stencil.out
 

@@ -2,22 +2,26 @@
 
     for every share of the images, every channel:                                           one work item
         for a few images, or bands of rows of one:                                          what the L1 cache holds
-            for passes over the taps:                                                       as many as the registers hold
-                for tiles of rows, for columns:                                             the register tile (`ir.stencil`)
+            for passes over the taps:                                                       as many as the registers
+            hold
+                for tiles of rows, for columns:                                             the register tile
+                (`ir.stencil`)
                     for input rows, for offsets along x:
-                        load the pixels once; multiply them with every row of dy that reads them, add to that tap's lanes
+                        load the pixels once; multiply them with every row of dy that reads them, add to that tap's
+                        lanes
                 add the taps' lanes to memory
         add up the lanes
 
-Lanes are neighbouring outputs. Rows are read where they lie, as in `depthwise`; rows that are not there, of dy too, are zeros, so that
-every tile is full. The taps' sums start anew with every band, which bounds the rounding error. The number of shares depends on the
-problem alone; where there are several, a second job adds them in their order.
+Lanes are neighbouring outputs. Rows are read where they lie, as in `depthwise`; rows that are not there, of dy too,
+are zeros, so that every tile is full. The taps' sums start anew with every band, which bounds the rounding error. The
+number of shares depends on the problem alone; where there are several, a second job adds them in their order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from itertools import pairwise
 from math import prod
 
 from hubel.engine.algorithms.depthwise import inner_columns, load_masks, mask, places_of, stencils, units
@@ -67,15 +71,18 @@ def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusa
             f"depthwise_weight_gradient_f32_reduce_{machine.isa}",
             f"bias_gradient_f32_{machine.isa}",
         ),
-        channel_block=1, box=(1, min(tiles, held) * stencil.rows, width), row_tiles=1, images=images, partial_sums=shares,
+        channel_block=1, box=(1, min(tiles, held) * stencil.rows, width), row_tiles=1,
+        images=images, partial_sums=shares,
         estimate=Estimate(spec.flops, spec.flops, spec.bytes()),
-        error_bound=error_bound(problem), reason="one channel a group: all taps' sums in registers, planes swept where they lie",
+        error_bound=error_bound(problem),
+        reason="one channel a group: all taps' sums in registers, planes swept where they lie",
     )  # fmt: skip
 
 
 @lru_cache(maxsize=1024)
 def stencil_of(problem: Problem, machine: Machine) -> tuple[Stencil, tuple[int, int]]:
-    """The stencil of the forward convolution, with the rows of a tile of dy; and where its first unit begins in the input."""
+    """The stencil of the forward convolution, with the rows of a tile of dy; and where its first unit begins in the
+    input."""
     of, lead = stencils(Problem(problem.spec), machine)
     height, _ = units(problem)
     heights = (1,) if problem.spec.ndim == 1 else HEIGHTS
@@ -90,7 +97,7 @@ def passes_of(stencil: Stencil) -> tuple[tuple[int, ...], ...]:
     each = max(sum(tap.column - load in range(stencil.step[1]) for tap in stencil.taps) for load in stencil.loads)
     count = -(-len(stencil.loads) // max(1, room // each))
     bounds = [len(stencil.loads) * i // count for i in range(count + 1)]
-    return tuple(tuple(range(a, b)) for a, b in zip(bounds, bounds[1:], strict=False))
+    return tuple(tuple(range(a, b)) for a, b in pairwise(bounds))
 
 
 def _name(problem: Problem, stencil: Stencil, machine: Machine) -> str:
@@ -126,7 +133,9 @@ def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...])
     jobs = [PlannedJob(plan.kernels[0], items, tuple(words[name] for name in WORDS), chunk)]
     if shares > 1:
         sums = {"numbers": spec.out_channels * spec.taps, "shares": shares}
-        jobs.append(PlannedJob(plan.kernels[1], sums["numbers"], tuple(sums[name] for name in REDUCE_WORDS), sums["numbers"]))
+        jobs.append(
+            PlannedJob(plan.kernels[1], sums["numbers"], tuple(sums[name] for name in REDUCE_WORDS), sums["numbers"])
+        )
     if plan.problem.bias:
         sizes, steps = three(spec.output_size, 1), three(y[2:], 0)
         run = one_run(spec.output_size, y[2:])
@@ -146,7 +155,8 @@ def _words(plan: Plan, x: tuple[int, ...], y: tuple[int, ...], tables: Tables) -
     (_, x_y, x_x), (_, dy_y, dy_x) = three(x[2:], 0), three(y[2:], 0)
     tiles, per_band = -(-dy_height // rows), plan.box[1] // rows
     columns = [
-        [*load_masks(stencil, start, lead[1], width), mask(lanes, start, dy_width)] for start in range(0, dy_width, lanes)
+        [*load_masks(stencil, start, lead[1], width), mask(lanes, start, dy_width)]
+        for start in range(0, dy_width, lanes)
     ]
     inner = inner_columns(columns, lanes)
     copy_x, copy_dy = int(x_x != 1), int(dy_x != 1)

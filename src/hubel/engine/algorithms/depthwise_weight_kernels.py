@@ -1,4 +1,5 @@
-"""The code of depthwise weight gradients: images, bands, passes and tiles around the register tile of `hubel.engine.ir.stencil`."""
+"""The code of depthwise weight gradients: images, bands, passes and tiles around the register tile of
+`hubel.engine.ir.stencil`."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ Passes = tuple[tuple[int, ...], ...]
 
 
 def correlation_function(stencil: Stencil, passes: Passes) -> Function:
-    """The kernel: all sums of one output channel over one share of the images an item, into dw, or into the memory shared by all."""
+    """The kernel: all sums of one output channel over one share of the images an item, into dw, or into the memory
+    shared by all."""
     f = Function("kernel", [("args", PTR), ("begin", I64), ("end", I64), ("scratch", PTR)])
     args, scratch, lanes = f.arg("args"), f.arg("scratch"), stencil.lanes
     x, dy, dw, shared = (f.word(args, i, n, PTR) for i, n in ((0, "x"), (1, "dy"), (3, "dw"), (4, "shared")))
@@ -48,13 +50,16 @@ def correlation_function(stencil: Stencil, passes: Passes) -> Function:
         vectors = [f.load(sums + i * lanes, vector_of(lanes), f"sum_{i}") for i in range(stencil.weights)]
         for i, packed in enumerate(horizontal_sums(f, vectors, lanes)):
             f.store(packed, sums + (stencil.weights + i) * lanes)
-        copy_row(f, target + item.index * stencil.weights, sums + stencil.weights * lanes, f.constant(stencil.weights), lanes)
+        copy_row(
+            f, target + item.index * stencil.weights, sums + stencil.weights * lanes, f.constant(stencil.weights), lanes
+        )
     f.ret()
     return f
 
 
 def _band_function(stencil: Stencil, passes: Passes) -> Function:
-    """band(args, scratch, x, dy, count, first, last): adds what tiles `first` to `last` of `count` images give to the sums."""
+    """band(args, scratch, x, dy, count, first, last): adds what tiles `first` to `last` of `count` images give to the
+    sums."""
     pointers = [(n, PTR) for n in ("args", "scratch", "x", "dy")]
     f = Function("band", [*pointers, ("count", I64), ("first", I64), ("last", I64)], private=True)
     a = Words(f, WORDS)
@@ -62,7 +67,8 @@ def _band_function(stencil: Stencil, passes: Passes) -> Function:
     low, high = f.arg("first") * rows, f.minimum(f.arg("last") * rows, a["dy_height"])
     x_low = f.maximum(low * stencil.step[0] + a["lead_y"], 0)
     reach = stencil.span - stencil.rows * stencil.step[0]
-    x_high = f.minimum(high * stencil.step[0] + a["lead_y"] + reach, a["height"])
+    # Also what the last tile reads beside rows of dy that do not exist: it is multiplied by zeros.
+    x_high = f.minimum(f.arg("last") * rows * stencil.step[0] + a["lead_y"] + reach, a["height"])
     x = _side_by_side(f, a, "x", a["width"], x_low, x_high)
     dy = _side_by_side(f, a, "dy", a["dy_width"], low, high)
     sums = scratch + a["sums_at"]

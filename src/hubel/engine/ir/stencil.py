@@ -138,7 +138,7 @@ def _pixels(
     lanes = stencil.lanes
 
     def vector(half: int) -> Value:
-        mask = masks and masks[number * stencil.step[1] + half]
+        mask = masks[number * stencil.step[1] if masks else None + half]
         return _vector(f, stencil, row + (load + half * lanes), mask, "pixels")
 
     if stencil.step[1] == 1:
@@ -167,7 +167,8 @@ def correlate(
     sums: dict[int, Value],
     masks: list[Value] | None,
 ) -> dict[int, Value]:
-    """The sums of one tile for the weight gradient, by weight, over the taps that `loads` (indices) serve, added to `sums`.
+    """The sums of one tile for the weight gradient, by weight, over the taps that `loads` (indices) serve, added to
+    `sums`.
 
         sums[weight] += dy[unit row] · input[row, column]       lane by lane
 
@@ -183,7 +184,7 @@ def correlate(
             continue
         at = row(i)
         for j in {j for _, j in reading} - gradients.keys():
-            gradients[j] = _vector(f, stencil, dy(j), masks and masks[-1], "dy")
+            gradients[j] = _vector(f, stencil, dy(j), masks[-1] if masks else None, "dy")
         for number in loads:
             for column, pixels in _pixels(f, stencil, at, number, stencil.loads[number], masks):
                 for tap, j in reading:
