@@ -49,13 +49,17 @@ def test_every_machine_has_a_plan_whose_tile_fits(name: str, text: str, directio
     plan = choose(Problem(ConvSpec.parse(text), direction), machine, Policy())
     rows, vectors = plan.tile.rows, plan.tile.vectors
     assert plan.machine is machine and plan.algorithm in ALGORITHMS
-    assert plan.tile.lanes == machine.lanes
+    # A tiny problem leaves the widest vectors alone.
+    assert plan.tile.lanes == machine.lanes or (
+        machine.lanes == 16 and plan.tile.lanes == 8 and plan.estimate.flops < 1e6
+    )
     assert rows >= 1 and vectors >= 1
     # The sums, and one factor of the two at least.
     assert rows * vectors + min(rows, vectors) <= machine.registers
     assert plan.channel_block >= 1 and plan.row_tiles >= 1 and min(plan.box) >= 1
     assert plan.reason
-    assert all(machine.isa in kernel for kernel in plan.kernels)
+    isa = {16: "avx512", 8: "avx2", 4: "neon"}[plan.tile.lanes]
+    assert all(isa in kernel for kernel in plan.kernels)
 
 
 @given(problems())
@@ -122,22 +126,25 @@ def test_plans_are_values() -> None:
 
 def test_the_kernel_key_names_the_kernel() -> None:
     """Size, batch, stride and dilation are arguments; direction, tile and instruction set are not."""
-    key = choose(LAYER, HASWELL, Policy()).kernel_key
+    key = choose(LAYER, HASWELL, Policy("strict")).kernel_key
     for text in ("n1c64o128i57x56k3x3s1p1", "n1c64o128i56x56k3x3s1p2d2", "n1c64o128i56x56k5x5s1p2"):
-        assert choose(Problem(ConvSpec.parse(text)), HASWELL, Policy()).kernel_key == key
-    tile = choose(LAYER, HASWELL, Policy()).tile
+        assert choose(Problem(ConvSpec.parse(text)), HASWELL, Policy("strict")).kernel_key == key
+    tile = choose(LAYER, HASWELL, Policy("strict")).tile
     assert str(tile) in key and "avx2" in key
-    assert choose(LAYER, Machine.named("zen4"), Policy()).kernel_key != key
-    assert choose(dataclasses.replace(LAYER, direction=Direction.WEIGHT_GRADIENT), HASWELL, Policy()).kernel_key != key
+    assert choose(LAYER, Machine.named("zen4"), Policy("strict")).kernel_key != key
+    assert (
+        choose(dataclasses.replace(LAYER, direction=Direction.WEIGHT_GRADIENT), HASWELL, Policy("strict")).kernel_key
+        != key
+    )
     assert str(Tile(6, 2, 8)) == "6x16"
 
 
 @pytest.mark.parametrize("text", [text for text in LAYERS if not text.startswith("n0")])
 @pytest.mark.parametrize("direction", Direction)
 def test_estimates_count_the_work(text: str, direction: Direction) -> None:
-    """What is computed includes the waste of tiles, and is never less than what is useful but for pixels on padding."""
+    """What direct algorithms compute includes the waste of tiles: it is never less than what is useful."""
     spec = ConvSpec.parse(text)
-    estimate = choose(Problem(spec, direction), HASWELL, Policy()).estimate
+    estimate = choose(Problem(spec, direction), HASWELL, Policy("strict")).estimate
     assert estimate.flops == spec.flops
     assert estimate.bytes == spec.bytes()
     assert estimate.computed > 0

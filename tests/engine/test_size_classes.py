@@ -30,6 +30,7 @@ LAYERS = {
     "depthwise": {"in_channels": 48, "out_channels": 48, "kernel_size": 3, "padding": 1, "groups": 48},
     "strided": {"in_channels": 3, "out_channels": 20, "kernel_size": 7, "padding": 3, "stride": 2},
 }
+SWEPT = ["dense", "depthwise", *(pytest.param(layer, marks=pytest.mark.slow) for layer in ("pointwise", "strided"))]
 MEGABYTE = 2**20
 
 
@@ -58,7 +59,7 @@ def empty_caches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[No
 
 
 @pytest.mark.parametrize("direction", Direction)
-@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("layer", SWEPT)
 @pytest.mark.usefixtures("empty_caches")
 def test_two_hundred_sizes(layer: str, direction: Direction) -> None:
     assert len(set(SIZES)) == 200 - len([n for n in range(1, 51) if (n, n) == (5 * n, n)])
@@ -77,11 +78,11 @@ def test_two_hundred_sizes(layer: str, direction: Direction) -> None:
     assert counters.loaded == before[1]
 
 
-@pytest.mark.parametrize("name", ["haswell", "skylake-avx512", "zen4", "neoverse-n1"])
+@pytest.mark.parametrize("name", ["haswell", "skylake-avx512", "neoverse-n1"])
 def test_at_most_four_kernels_on_any_machine(name: str) -> None:
     for layer in LAYERS:
         for direction in Direction:
-            plans = [choose(problem(layer, size, direction), Machine.named(name), Policy()) for size in SIZES[::4]]
+            plans = [choose(problem(layer, size, direction), Machine.named(name), Policy()) for size in SIZES[::12]]
             kernels = {plan.kernel_key for plan in plans}
             assert len(kernels) <= 4, f"{layer} {direction}: {sorted(kernels)}"
 
@@ -156,7 +157,7 @@ def test_equal_packing_keys_mean_equal_packed_weights(direction: Direction) -> N
 @pytest.mark.parametrize("direction", Direction)
 @pytest.mark.parametrize("layer", LAYERS)
 def test_every_size_is_right(layer: str, direction: Direction) -> None:
-    for size in SIZES[::12]:
+    for size in SIZES[::25]:
         made = problem(layer, size, direction)
         spec = made.spec
         x, w, _, dy = normal(spec)

@@ -138,7 +138,7 @@ def _pixels(
     lanes = stencil.lanes
 
     def vector(half: int) -> Value:
-        mask = masks[number * stencil.step[1] if masks else None + half]
+        mask = masks[number * stencil.step[1] + half] if masks else None
         return _vector(f, stencil, row + (load + half * lanes), mask, "pixels")
 
     if stencil.step[1] == 1:
