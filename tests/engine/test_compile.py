@@ -146,11 +146,9 @@ def test_the_engine_version_follows_the_source(monkeypatch: pytest.MonkeyPatch) 
     before = engine_version()
     real = Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda path: real(path) + b"#" * (path.name == "machine.py"))
-    engine_version.cache_clear()
-    changed = engine_version()
-    monkeypatch.undo()
-    engine_version.cache_clear()
-    assert changed != before == engine_version()
+    assert compile_module._source_hash() != before
+    # The name of the code that was imported stays, whatever is written to its files afterwards.
+    assert engine_version() == before
 
 
 def truncated(data: bytes) -> Iterator[bytes]:

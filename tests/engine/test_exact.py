@@ -102,6 +102,7 @@ HARD = [
     "n2c4o6i6x6k3x3s2x1p2x3d2x1g2",
     "n3c7o7i5x6k3x3s2p1g7",
     "n2c5o15i6x5k3x2s1x2p1g5",  # depthwise with multiplier 3
+    "n3c16o16i3x7k2x3s2x1p0g16",  # depthwise, a row of the input that no output reads
     "n1c2o2i3x4x5k3x2x1s1x2x2p1x1x0",
     "n2c2o3i2x3x4k2x2x2s1p1d2x1x2",
     "n1c33o17i12k3s2p4d2",
