@@ -1,16 +1,19 @@
 """Weight gradient of a depthwise convolution: for every channel and tap, the dot product of dy and the shifted input.
 
-    for every share of the images, every channel:                   one work item
-        for a few images, or bands of rows of one:                  what the L1 cache holds
-            for passes over the taps:                               as many as the registers hold
-                for tiles of rows, for columns:                     the register tile (`ir.stencil`)
+    for every share of the images, every channel:                                           one work item
+        for a few images, or bands of rows of one:                                          what the L1 cache holds
+            for passes over the taps:                                                       as many as the registers
+            hold
+                for tiles of rows, for columns:                                             the register tile
+                (`ir.stencil`)
                     for input rows, for offsets along x:
-                        load the pixels once; for every row of dy that reads them, add products to that tap's lanes
+                        load the pixels once; multiply them with every row of dy that reads them, add to that tap's
+                        lanes
                 add the taps' lanes to memory
         add up the lanes
 
-Lanes are neighbouring outputs. Rows are read where they lie, as in `depthwise`; rows that are not there, of dy too, are
-zeros, so that every tile is full. The taps' sums start anew with every band, which bounds the rounding error. The
+Lanes are neighbouring outputs. Rows are read where they lie, as in `depthwise`; rows that are not there, of dy too,
+are zeros, so that every tile is full. The taps' sums start anew with every band, which bounds the rounding error. The
 number of shares depends on the problem alone; where there are several, a second job adds them in their order.
 """
 
@@ -21,7 +24,7 @@ from functools import lru_cache
 from itertools import pairwise
 from math import prod
 
-from hubel.engine.algorithms.depthwise import inner_columns, mask_table, places_of, read_masks, stencils, units, within
+from hubel.engine.algorithms.depthwise import inner_columns, load_masks, mask, places_of, stencils, units
 from hubel.engine.algorithms.depthwise_weight_kernels import REDUCE_WORDS, WORDS, correlation_function, reduce_function
 from hubel.engine.algorithms.geometry import one_run, three
 from hubel.engine.algorithms.tiling import error_bound
@@ -78,7 +81,8 @@ def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusa
 
 @lru_cache(maxsize=1024)
 def stencil_of(problem: Problem, machine: Machine) -> tuple[Stencil, tuple[int, int]]:
-    """The stencil of the forward convolution, its rows those of dy; where its first unit begins in the input."""
+    """The stencil of the forward convolution, with the rows of a tile of dy; and where its first unit begins in the
+    input."""
     of, lead = stencils(Problem(problem.spec), machine)
     height, _ = units(problem)
     heights = (1,) if problem.spec.ndim == 1 else HEIGHTS
@@ -151,10 +155,10 @@ def _words(plan: Plan, x: tuple[int, ...], y: tuple[int, ...], tables: Tables) -
     (_, x_y, x_x), (_, dy_y, dy_x) = three(x[2:], 0), three(y[2:], 0)
     tiles, per_band = -(-dy_height // rows), plan.box[1] // rows
     columns = [
-        [*read_masks(stencil, start, lead[1], width), within(start, lanes, dy_width)]
+        [*load_masks(stencil, start, lead[1], width), mask(lanes, start, dy_width)]
         for start in range(0, dy_width, lanes)
     ]
-    inner = inner_columns(columns)
+    inner = inner_columns(columns, lanes)
     copy_x, copy_dy = int(x_x != 1), int(dy_x != 1)
     x_image = width * min(height, per_band * rows * stencil.step[0] + stencil.span)
     dy_image = dy_width * min(dy_height, per_band * rows)
@@ -166,7 +170,7 @@ def _words(plan: Plan, x: tuple[int, ...], y: tuple[int, ...], tables: Tables) -
         "channels": spec.out_channels, "multiplier": spec.out_channels // spec.in_channels,
         "images": spec.batch, "share": -(-spec.batch // plan.partial_sums), "images_at_once": plan.images,
         "tiles": tiles, "per_band": per_band, "columns": len(columns), "inner_from": inner[0], "inner_to": inner[1],
-        "masks": tables.add(mask_table(stencil, columns)),
+        "masks": tables.add([m for column in columns for m in column]),
         "lead_y": lead[0], "lead_x": lead[1],
         "x_n": x[0], "x_c": x[1], "x_y": x_y, "x_x": x_x, "height": height, "width": width,
         "dy_n": y[0], "dy_c": y[1], "dy_y": dy_y, "dy_x": dy_x, "dy_height": dy_height, "dy_width": dy_width,

@@ -1,13 +1,12 @@
-"""The code of depthwise weight gradients: images, bands, passes and tiles around the tile of `engine.ir.stencil`."""
+"""The code of depthwise weight gradients: images, bands, passes and tiles around the register tile of
+`hubel.engine.ir.stencil`."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 from hubel.engine.algorithms.depthwise_kernels import Words, within
 from hubel.engine.ir import F32, I64, PTR, Function, Value, vector_of
 from hubel.engine.ir.rows import copy_row, gather_row, zero_row
-from hubel.engine.ir.stencil import Stencil, correlate, load_masks
+from hubel.engine.ir.stencil import Pointers, Stencil, correlate, load_mask
 from hubel.engine.ir.tile import horizontal_sums
 from hubel.engine.threads import RESERVED_WORDS
 
@@ -26,7 +25,8 @@ Passes = tuple[tuple[int, ...], ...]
 
 
 def correlation_function(stencil: Stencil, passes: Passes) -> Function:
-    """The kernel: the sums of one output channel over one share of the images an item, into dw or shared memory."""
+    """The kernel: all sums of one output channel over one share of the images an item, into dw, or into the memory
+    shared by all."""
     f = Function("kernel", [("args", PTR), ("begin", I64), ("end", I64), ("scratch", PTR)])
     args, scratch, lanes = f.arg("args"), f.arg("scratch"), stencil.lanes
     x, dy, dw, shared = (f.word(args, i, n, PTR) for i, n in ((0, "x"), (1, "dy"), (3, "dw"), (4, "shared")))
@@ -58,7 +58,8 @@ def correlation_function(stencil: Stencil, passes: Passes) -> Function:
 
 
 def _band_function(stencil: Stencil, passes: Passes) -> Function:
-    """band(args, scratch, x, dy, count, first, last): adds what these tiles of `count` images give to the sums."""
+    """band(args, scratch, x, dy, count, first, last): adds what tiles `first` to `last` of `count` images give to the
+    sums."""
     pointers = [(n, PTR) for n in ("args", "scratch", "x", "dy")]
     f = Function("band", [*pointers, ("count", I64), ("first", I64), ("last", I64)], private=True)
     a = Words(f, WORDS)
@@ -132,18 +133,20 @@ def _columns(
     a: Words,
     loads: tuple[int, ...],
     weights: list[int],
-    row: Callable[[int], Value],
-    dy: Callable[[int], Value],
+    row: Pointers,
+    dy: Pointers,
     sums: list[Value],
 ) -> list[Value]:
     """From left to right: the masked columns before the inner ones, these, and the masked ones behind them."""
     lanes = stencil.lanes
+    count = len(stencil.loads) * stencil.step[1] + 1
 
     def run(first: Value | int, last: Value, masked: bool, sums: list[Value]) -> list[Value]:
         with f.loop("masked" if masked else "whole", first, last, carry=sums) as column:
             x = column.index * lanes
             at = x * stencil.step[1] + a["lead_x"]
-            masks = load_masks(f, stencil, a["masks"], column.index) if masked else None
+            table = f.offset(a["masks"], column.index * count, I64, "table")
+            masks = [load_mask(f, table, i, lanes) for i in range(count)] if masked else None
             carried = dict(zip(weights, column.carried, strict=True))
             added = correlate(f, stencil, loads, lambda i: row(i) + at, lambda j: dy(j) + x, carried, masks)
             column.carry(*(added[weight] for weight in weights))
