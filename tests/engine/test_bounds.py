@@ -109,7 +109,7 @@ def test_nothing_beside_the_tensors_is_touched(machine: str) -> None:
 def test_nothing_beside_the_tensors_is_touched_at_length(machine: str) -> None:
     if machine and not Machine.named(machine).runs_here():
         pytest.skip(f"code for {machine} does not run here")
-    run_child(f"from tests.engine.test_bounds import touch_many; touch_many({machine!r}, 5000)")
+    run_child(f"from tests.engine.test_bounds import touch_many; touch_many({machine!r}, 2000)")
 
 
 @pytest.mark.parametrize("do", ["read behind", "read before", "write"])
