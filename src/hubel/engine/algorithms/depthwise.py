@@ -1,24 +1,23 @@
-"""Depthwise convolution, forward and input gradient: every channel on its own, one plane of pixels under one small
-kernel.
+"""Depthwise convolution, forward and input gradient: every channel on its own, one plane of pixels, one small kernel.
 
-    for every image, channel, band of rows:                                                 one work item
-        for tiles of rows, for columns of tiles:                                            the register tile
-        (`ir.stencil`)
-            for input rows of the tile, for offsets along x:
+    for every image, channel, band of rows:                         one work item
+        for tiles of rows, for columns of tiles:                    the register tile (`ir.stencil`)
+            for offsets along x, for input rows of the tile:
                 load the pixels once; add them, weighted, to every output row that reads them
 
-There is one multiply-add for each pixel, weight and output, so what counts is what surrounds it: a vector loaded at
-an unaligned place costs as much as four multiply-adds. A tile is `rows` outputs high and one vector wide, and each
-loaded vector serves up to kernel-height rows. Nothing is copied: rows are read where they lie. Padding is masked
-lanes along x (a table made beside the plan holds the masks of each column), and along y a row of zeros in scratch
-that the topmost and lowest tiles point to. Tensors whose pixels along x are not next to each other go through scratch.
+There is one multiply-add for each pixel, weight and output, so what counts is what surrounds it: a vector that is
+loaded across a boundary of cache lines costs as much as two multiply-adds. A tile is `rows` outputs high and one vector
+wide, and each loaded vector serves up to kernel-height rows. Nothing is copied: rows are read where they lie. Padding
+is masked lanes along x (a table made beside the plan holds the masks of each column), and along y a row of zeros in
+scratch that the topmost and lowest tiles point to. Tensors whose pixels along x are not next to each other go through
+scratch.
 
 The input gradient is a forward sweep with the kernel turned round; with stride 2, sums of the taps that meet even and
 odd places, kept side by side in registers and interleaved when they are stored.
 
-Constants. 7 rows divide the heights of most networks (7, 14, 28, 56, 112), 8 the others, 4 is for what is left. The
-sums of 7 rows and the 9 weights of a 3×3 kernel leave half of the AVX-512 registers free: (7 + 2)·3 loads for 63
-multiply-adds.
+Constants. 7 rows divide the heights of most networks (7, 14, 28, 56, 112), 8 the others; for planes of 7 and 14 rows
+there are kernels of their own (`depthwise_planes`). Reached on one AVX-512 core (Cascade Lake, 2026-11), of 150
+GFLOP/s: from L1 0.45 with 3×3 and 0.67 with 7×7 on planes of 14×14; from L3, 3×3 moves 20 GB/s, as copying does.
 """
 
 from __future__ import annotations
@@ -28,10 +27,11 @@ from dataclasses import replace
 from functools import lru_cache
 
 from hubel.engine.algorithms.depthwise_kernels import WORDS, depthwise_function
+from hubel.engine.algorithms.depthwise_planes import Plane, plane_function
 from hubel.engine.algorithms.geometry import Sum, sums, three
 from hubel.engine.algorithms.tiling import error_bound
 from hubel.engine.ir import module_text
-from hubel.engine.ir.stencil import Stencil, Tap
+from hubel.engine.ir.stencil import Stencil, Tap, mask_words
 from hubel.engine.machine import Machine
 from hubel.engine.plan import Bound, Estimate, Plan, PlannedJob, Refusal, Tile
 from hubel.engine.spec import Direction, Policy, Problem
@@ -42,6 +42,8 @@ NAME = "depthwise"
 MOST_TAPS = 81
 # Work items wanted, so that every thread finds some: planes are cut into bands of rows where there are too few.
 ITEMS = 32
+# Heights of planes (in units) for which kernels are written out, so wide as high.
+PLANES = (7, 14)
 CHUNKS = 16
 
 
@@ -51,16 +53,15 @@ def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusa
     reason = _declined(problem)
     if reason:
         return Refusal(NAME, reason)
-    stencil, _ = stencil_of(problem, machine)
+    stencil, plane, _ = shape_of(problem, machine)
     y, x = units(problem)
     tiles = -(-y // stencil.rows)
-    bands = min(tiles, -(-ITEMS // max(1, spec.batch * spec.in_channels)))
+    bands = 1 if plane else min(tiles, -(-ITEMS // max(1, spec.batch * spec.in_channels)))
     return Plan(
         problem, machine, policy, NAME, Tile(stencil.rows * stencil.out[0], stencil.out[1], machine.lanes),
-        kernels=(kernel_name(problem, stencil, machine),),
+        kernels=(kernel_name(problem, stencil, plane, machine),),
         channel_block=1, box=(1, -(-tiles // bands) * stencil.rows, x), row_tiles=1,
-        # Lanes beyond the end of a row are not counted: other algorithms waste fewer of them, but load for every
-        # multiply-add.
+        # Lanes beyond the end of a row are not counted: others waste fewer of them, but load for every multiply-add.
         estimate=Estimate(spec.flops, spec.flops, spec.bytes()),
         error_bound=error_bound(problem), reason="one channel a group: planes are swept where they lie",
     )  # fmt: skip
@@ -101,17 +102,53 @@ def _parts(problem: Problem) -> list[Sum]:
 
 
 @lru_cache(maxsize=1024)
-def stencil_of(problem: Problem, machine: Machine) -> tuple[Stencil, tuple[int, int]]:
-    """The stencil of a problem, and where its first unit's first row and column lie in the input."""
+def shape_of(problem: Problem, machine: Machine) -> tuple[Stencil, Plane | None, tuple[int, int]]:
+    """The stencil of a problem, its plane if that is compiled in, and where the first unit's first row and column lie
+    in the input.
+    """
     of, lead = stencils(problem, machine)
     height, _ = units(problem)
-    fitting = [of(rows) for rows in _heights(problem) if of(rows).fits] or [of(1)]
-    return min(fitting, key=lambda s: (-(-height // s.rows) * s.rows, -s.rows)), lead
+    heights = _heights(problem)
+    fitting = [of(rows) for rows in heights if of(rows).fits] or [of(heights[-1])]
+    stencil = min(fitting, key=lambda s: (-(-height // s.rows) * s.rows, -s.rows))
+    plane = plane_of(problem, stencil, lead)
+    if plane and machine.lanes == 16 and height == min(PLANES):
+        stencil = replace(stencil, planes=2)
+    return stencil, plane, lead
+
+
+def plane_of(problem: Problem, stencil: Stencil, lead: tuple[int, int]) -> Plane | None:
+    """The plane to compile in, if the problem has one of the heights in `PLANES`, and about the same width.
+
+    Not for vectors of four lanes: NEON has no masks, and LLVM makes a branch of every lane.
+    """
+    (height, width), (out_height, _) = _sizes(problem)
+    units_y, units_x = units(problem)
+    regular = height * stencil.out[0] == out_height * stencil.step[0]
+    if problem.spec.ndim != 2 or units_y not in PLANES or not regular or stencil.lanes < 8:
+        return None
+    if stencil.lanes < 16:
+        return Plane(height, out_height, units_y, lead[0], (0, 0)) if units_x <= max(PLANES) + 2 else None
+    # Vectors, or halves, that are more than half full.
+    most = 8 if units_y == min(PLANES) else 16
+    least = (most // 2 + 1) * stencil.step[1]
+    if not most // 2 < units_x <= most or width < least:
+        return None
+    clear = clear_rows(stencil, lead[1], least, most, 0, least)
+    return Plane(height, out_height, units_y, lead[0], clear)
+
+
+def clear_rows(stencil: Stencil, lead: int, width: int, lanes: int, last: int, pitch: int) -> tuple[int, int]:
+    """Rows at the top and at the bottom of which whole vectors reach out of the plane.
+
+    Columns of tiles of `lanes` units begin at 0 to `last`; pitch: from a row to the next.
+    """
+    end = last * stencil.step[1] + lead + stencil.loads[-1] + lanes * stencil.step[1]
+    return -(-max(0, -lead) // pitch), -(-max(0, end - width) // pitch)
 
 
 def stencils(problem: Problem, machine: Machine) -> tuple[Callable[[int], Stencil], tuple[int, int]]:
-    """The stencil of a problem for any number of rows, and where its first unit's first row and column lie in the
-    input."""
+    """The stencil of a problem for any number of rows, and where its first unit begins in the input."""
     parts = _parts(problem)
     width = three(problem.spec.kernel_size, 1)[2]
     taps = [
@@ -127,17 +164,24 @@ def stencils(problem: Problem, machine: Machine) -> tuple[Callable[[int], Stenci
     return lambda rows: Stencil(rows, machine.lanes, step, out, taps, problem.spec.taps, machine.registers), lead
 
 
+def _sizes(problem: Problem) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(height, width) of what is read and of what is written."""
+    read, written = problem.spec.input_size, problem.spec.output_size
+    if problem.direction is not Direction.FORWARD:
+        read, written = written, read
+    return three(read, 1)[1:], three(written, 1)[1:]
+
+
 def _heights(problem: Problem) -> tuple[int, ...]:
     """Heights of tiles in units. At most four, so that no layer has more kernels, whatever image sizes come."""
     if problem.spec.ndim == 1:
         return (1,)
     unit = three(problem.spec.stride, 1)[1] if problem.direction is Direction.INPUT_GRADIENT else 1
-    return (8, 7, 4) if unit == 1 else (4, 2)
+    return (8, 7) if unit == 1 else (4, 2)
 
 
-def kernel_name(problem: Problem, stencil: Stencil, machine: Machine) -> str:
-    """All that is compiled in: kernel, stride, dilation, and of the padding what decides which taps meet which
-    remainder."""
+def kernel_name(problem: Problem, stencil: Stencil, plane: Plane | None, machine: Machine) -> str:
+    """All that is compiled in: kernel, stride, dilation, and of the padding what tells which taps meet a remainder."""
     spec = problem.spec
 
     def sizes(values: tuple[int, ...]) -> str:
@@ -147,56 +191,71 @@ def kernel_name(problem: Problem, stencil: Stencil, machine: Machine) -> str:
     shape = f"k{sizes(spec.kernel_size)}s{sizes(spec.stride)}d{sizes(spec.dilation)}"
     if problem.direction is Direction.INPUT_GRADIENT and set(spec.stride) != {1}:
         shape += f"p{sizes(tuple(p % s for p, s in zip(spec.padding, spec.stride, strict=True)))}"
+    if plane:
+        shape += f"_plane{plane.height}to{plane.out_height}from{-plane.lead}x{stencil.planes}"
     return f"depthwise_f32_{kind}_{shape}_rows{stencil.rows}_{machine.isa}"
 
 
 def emit(plan: Plan) -> dict[str, Callable[[], str]]:
     """The IR of the plan's kernel, by name."""
-    stencil, _ = stencil_of(plan.problem, plan.machine)
-    return {plan.kernels[0]: lambda: module_text(depthwise_function(stencil), stencil.lanes)}
+    stencil, plane, _ = shape_of(plan.problem, plan.machine)
+
+    def source() -> str:
+        return module_text(plane_function(stencil, plane) if plane else depthwise_function(stencil), stencil.lanes)
+
+    return {plan.kernels[0]: source}
 
 
 def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...]) -> Bound:
-    """The job for tensors with these element strides: x and y are the input and output (or their gradients), w the
-    weight."""
+    """The job for tensors with these element strides: x and y are input and output (or their gradients), w weights."""
     problem, spec = plan.problem, plan.problem.spec
     forward = problem.direction is Direction.FORWARD
     source, target = (x, y) if forward else (y, x)
     tables = Tables()
-    stencil, lead = stencil_of(problem, plan.machine)
+    stencil, _, lead = shape_of(problem, plan.machine)
     lanes = stencil.lanes
     units_y, units_x = units(problem)
-    _, height, width = three(spec.input_size if forward else spec.output_size, 1)
-    _, out_height, out_width = three(spec.output_size if forward else spec.input_size, 1)
+    (height, width), (out_height, out_width) = _sizes(problem)
     tiles = -(-units_y // stencil.rows)
     per_band = plan.box[1] // stencil.rows
     bands = -(-tiles // per_band)
     (_, in_y, in_x), (_, out_y, out_x) = three(source[2:], 0), three(target[2:], 0)
     (_, w_y, w_x) = three(w[2:], 0)
     (_, k_y, k_x) = three(spec.kernel_size, 1)
+    clear = clear_rows(stencil, lead[1], width, lanes, max(0, units_x - lanes), width)
     masks, inner = _masks(stencil, lead[1], width, units_x, out_width)
     # Stores of whole vectors may run over the end of a row only in scratch; AVX-512 masks them at no cost.
     over = lanes < 16 and (units_x < lanes or units_x * stencil.out[1] != out_width)
-    copy_in, copy_out = int(in_x != 1), int(out_x != 1 or over)
+    # Rows that lie closer than they are long are no part of a plane.
+    copy_in, copy_out = int(in_x != 1 or in_y < width), int(out_x != 1 or over)
     copy_weights = int(w_x != 1 or w_y != k_x)
-    rows_in = min(height, (per_band + 1) * stencil.rows * stencil.step[0] + stencil.span)
-    rows_out = min(units_y, (per_band + 1) * stencil.rows) + stencil.rows
-    out_pitch = max(-(-units_x // lanes), 1) * lanes * stencil.out[1]
+    rows_in = min(height, (per_band + 1) * stencil.rows * stencil.step[0] + stencil.span) * stencil.planes
+    rows_out = (min(units_y, (per_band + 1) * stencil.rows) + stencil.rows) * stencil.planes
+    out_pitch = -(-units_x // lanes) * lanes * stencil.out[1]
     names = ("zeros_at", "dump_at", "weights_at", "in_at", "out_at")
-    sizes = (width, out_pitch, spec.taps, copy_in * rows_in * width, copy_out * rows_out * stencil.out[0] * out_pitch)
+    sizes = (
+        width,
+        out_pitch,
+        spec.taps * stencil.planes,
+        copy_in * rows_in * width,
+        copy_out * rows_out * stencil.out[0] * out_pitch,
+    )
     places, scratch = places_of(names, sizes, lanes)
     words = {
         "channels": spec.in_channels, "multiplier": spec.out_channels // spec.in_channels,
         "bands": bands, "per_band": per_band, "tiles": tiles, "units_y": units_y, "units_x": units_x,
         "lead_y": lead[0], "lead_x": lead[1],
         "in_n": source[0], "in_c": source[1], "in_y": in_y, "in_x": in_x, "height": height, "width": width,
-        "out_n": target[0], "out_c": target[1], "out_y": out_y, "out_x": out_x, "out_height": out_height, "out_width":
-        out_width, "w_o": w[0], "w_y": w_y, "w_x": w_x, "k_y": k_y, "k_x": k_x,
-        "columns": -(-units_x // lanes), "inner_from": inner[0], "inner_to": inner[1], "masks": tables.add(masks),
+        "out_n": target[0], "out_c": target[1], "out_y": out_y, "out_x": out_x,
+        "out_height": out_height, "out_width": out_width,
+        "w_o": w[0], "w_y": w_y, "w_x": w_x, "k_y": k_y, "k_x": k_x,
+        "columns": -(-units_x // stencil.width), "inner_from": inner[0], "inner_to": inner[1],
+        "masks": tables.add(masks),
+        "clear_top": clear[0], "clear_bottom": clear[1],
         "copy_in": copy_in, "copy_out": copy_out, "copy_weights": copy_weights, "out_pitch": out_pitch,
         **places,
     }  # fmt: skip
-    items = spec.batch * spec.in_channels * bands
+    items = spec.batch * -(-spec.in_channels // stencil.planes) * bands
     job = PlannedJob(
         plan.kernels[0], items, tuple(words[name] for name in WORDS), max(1, items // (CHUNKS * plan.policy.threads))
     )
@@ -213,29 +272,38 @@ def places_of(names: tuple[str, ...], sizes: tuple[int, ...], lanes: int) -> tup
 
 
 def _masks(stencil: Stencil, lead: int, width: int, units_x: int, out_width: int) -> tuple[list[int], tuple[int, int]]:
-    """For each column of tiles the masks of its loads and stores, and (first, last + 1) of the columns that need
-    none."""
-    lanes = stencil.lanes
+    """For each column of tiles its masks, and (first, last + 1) of the columns that need none."""
+    count, size = stencil.stored
     columns = []
-    for column in range(-(-units_x // lanes)):
-        x = max(0, min(column * lanes, units_x - lanes))
-        stores = [mask(lanes, x * stencil.out[1] + half * lanes, out_width) for half in range(stencil.out[1])]
-        columns.append(load_masks(stencil, x, lead, width) + stores)
-    return [m for masks in columns for m in masks], inner_columns(columns, lanes)
+    for column in range(-(-units_x // stencil.width)):
+        x = max(0, min(column * stencil.width, units_x - stencil.width))
+        stores = [within(x * stencil.out[1] + i * size, size, out_width) for i in range(count)]
+        columns.append(read_masks(stencil, x, lead, width) + stores)
+    return mask_table(stencil, columns), inner_columns(columns)
 
 
-def load_masks(stencil: Stencil, x: int, lead: int, width: int) -> list[int]:
-    """The masks of what a tile loads of a row of `width` pixels, its first unit being x."""
-    starts = [load + half * stencil.lanes for load in stencil.loads for half in range(stencil.step[1])]
-    return [mask(stencil.lanes, x * stencil.step[1] + lead + start, width) for start in starts]
+def read_masks(stencil: Stencil, x: int, lead: int, width: int) -> list[list[bool]]:
+    """The masks of what a tile reads of a row of `width` pixels, its first unit being x: of vectors, and of columns."""
+    first = x * stencil.step[1] + lead
+    count, size = stencil.loaded
+    loads = [within(first + load + i * size, size, width) for load in stencil.loads for i in range(count)]
+    if stencil.lanes < 16:
+        return loads
+    return loads + [
+        within(first + column, stencil.width, width, stencil.step[1]) * stencil.planes for column in stencil.columns
+    ]
 
 
-def mask(lanes: int, start: int, size: int) -> int:
-    """Bit i says whether 0 ≤ start + i < size."""
-    return sum(1 << i for i in range(lanes) if 0 <= start + i < size)
+def within(start: int, count: int, size: int, step: int = 1) -> list[bool]:
+    """Which of `count` places from `start` on lie between 0 and `size`."""
+    return [0 <= start + i * step < size for i in range(count)]
 
 
-def inner_columns(masks: list[list[int]], lanes: int) -> tuple[int, int]:
+def mask_table(stencil: Stencil, columns: list[list[list[bool]]]) -> list[int]:
+    return [word for masks in columns for mask in masks for word in mask_words(stencil, mask)]
+
+
+def inner_columns(columns: list[list[list[bool]]]) -> tuple[int, int]:
     """(first, last + 1) of the columns all of whose masks are full."""
-    inner = [i for i, column in enumerate(masks) if all(m == (1 << lanes) - 1 for m in column)]
+    inner = [i for i, masks in enumerate(columns) if all(map(all, masks))]
     return (inner[0], inner[-1] + 1) if inner else (0, 0)

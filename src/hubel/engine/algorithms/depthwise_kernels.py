@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from hubel.engine.ir import F32, I64, PTR, Function, Value
 from hubel.engine.ir.rows import gather_row, store_rows_function, zero_row
-from hubel.engine.ir.stencil import Pointers, Stencil, load_mask, load_weights, outputs, store_masked, sweep
+from hubel.engine.ir.stencil import Masks, Stencil, load_masks, load_weight, outputs, sweep
 from hubel.engine.threads import RESERVED_WORDS
 
 # The words of a job after the base pointers, in this order.
@@ -14,7 +16,7 @@ WORDS = (
     "out_n", "out_c", "out_y", "out_x", "out_height", "out_width",
     "w_o", "w_y", "w_x", "k_y", "k_x",
     "columns", "inner_from", "inner_to", "masks",
-    "copy_in", "copy_out", "copy_weights", "out_pitch",
+    "clear_top", "clear_bottom", "copy_in", "copy_out", "copy_weights", "out_pitch",
     "zeros_at", "dump_at", "weights_at", "in_at", "out_at",
 )  # fmt: skip
 
@@ -80,8 +82,7 @@ def depthwise_function(stencil: Stencil) -> Function:
 
 
 def _plane_function(stencil: Stencil) -> Function:
-    """plane(args, scratch, source, target, weights, bias, first, last): tiles `first` to `last` of one channel of one
-    image."""
+    """plane(args, scratch, source, target, weights, bias, first, last): tiles `first` to `last` of one channel."""
     pointers = [(n, PTR) for n in ("args", "scratch", "source", "target", "weights", "bias")]
     f = Function("plane", [*pointers, ("first", I64), ("last", I64)], private=True)
     a = Words(f, WORDS)
@@ -94,41 +95,42 @@ def _plane_function(stencil: Stencil) -> Function:
 
     low = place(f.arg("first"))
     high = f.minimum(f.arg("last") * rows, a["units_y"])
-    weights = _own_weights(f, a, f.arg("weights"), scratch + a["weights_at"])
-    source, in_y = _own_input(f, a, stencil, low, f.maximum(high, low + rows))
+    weights = own_weights(f, a, f.arg("weights"), scratch + a["weights_at"])
+    top = f.maximum(low * stencil.step[0] + a["lead_y"], 0)
+    reach = stencil.span - rows * stencil.step[0] + a["lead_y"]
+    bottom = f.minimum(f.maximum(high, low + rows) * stencil.step[0] + reach, a["height"])
+    source, in_y = own_rows(f, a, f.arg("source"), scratch + a["in_at"], top, bottom)
     copied_out = a["copy_out"].equals(1)
     parked = scratch + (a["out_at"] - low * stencil.out[0] * a["out_pitch"])
     target = f.select(copied_out, parked, f.arg("target"), "to")
     out_y = f.select(copied_out, a["out_pitch"], a["out_y"], "to_y")
     bias = f.splat(f.load(f.arg("bias"), F32, "bias"), stencil.lanes, "bias")
-    held = load_weights(f, stencil, weights) if stencil.resident else []
 
     def weight(index: int) -> Value:
-        return held[index] if held else f.splat(f.load(weights + index, F32, "w"), stencil.lanes, f"weight_{index}")
+        return load_weight(f, stencil, [weights], index)
 
+    # A tile further down, or the top of the next channel.
+    out_below = out_y * (rows * stencil.out[0])
     with f.loop("tile", f.arg("first"), f.arg("last")) as tile:
         y = place(tile.index)
         top, out_top = y * stencil.step[0] + a["lead_y"], y * stencil.out[0]
-        whole = (top >= 0) & (top + stencil.span <= a["height"]) & (out_top + rows * stencil.out[0] <= a["out_height"])
+        # Rows so far inside that whole vectors may be read of them.
+        clear = (top >= a["clear_top"]) & (top + stencil.span + a["clear_bottom"] <= a["height"])
+        whole = clear & (out_top + rows * stencil.out[0] <= a["out_height"])
         inside = f.select(whole, 1, 0, "inside")
         base, out = source + top * in_y, target + out_top * out_y
+        ahead = base + (in_y * stencil.span), in_y, out + out_below, out_y
         with f.when(inside.equals(1), "middle"):
-            _columns(f, stencil, a, lambda i: base + in_y * i, lambda i: out + out_y * i, weight, bias)
+            _columns(f, stencil, a, lambda i: base + in_y * i, lambda i: out + out_y * i, weight, bias, ahead, True)
         with f.when(inside.equals(0), "edge"):
             ins = [
                 f.select(within(top + i, a["height"]), base + in_y * i, zeros, f"row_{i}") for i in range(stencil.span)
             ]
             count = rows * stencil.out[0]
             outs = [f.select(out_top + i < a["out_height"], out + out_y * i, dump, f"out_{i}") for i in range(count)]
-            _columns(f, stencil, a, lambda i: ins[i], lambda i: outs[i], weight, bias)
-    with f.when(copied_out, "out"):
-        first = low * stencil.out[0]
-        count = f.minimum(high * stencil.out[0], a["out_height"]) - first
-        to, at = f.arg("target") + first * a["out_y"], target + first * out_y
-        no_bias = Value(f, PTR, "null")
-        f.call(
-            store_rows_function(stencil.lanes), to, at, no_bias, count, a["out_y"], out_y, a["out_width"], a["out_x"]
-        )
+            _columns(f, stencil, a, lambda i: ins[i], lambda i: outs[i], weight, bias, ahead, False)
+    end = f.minimum(high * stencil.out[0], a["out_height"])
+    put_rows(f, a, [f.arg("target")], [parked], low * stencil.out[0], end, stencil.lanes)
     f.ret()
     return f
 
@@ -137,7 +139,7 @@ def within(at: Value, size: Value) -> Value:
     return (at >= 0) & (at < size)
 
 
-def _own_weights(f: Function, a: Words, weights: Value, copy: Value) -> Value:
+def own_weights(f: Function, a: Words, weights: Value, copy: Value) -> Value:
     """The channel's weights, row by row without gaps: where they lie, or copied."""
     copied = a["copy_weights"].equals(1)
     with f.when(copied, "weights"), f.loop("ky", 0, a["k_y"]) as y:
@@ -145,38 +147,64 @@ def _own_weights(f: Function, a: Words, weights: Value, copy: Value) -> Value:
     return f.select(copied, copy, weights, "taps")
 
 
-def _own_input(f: Function, a: Words, stencil: Stencil, low: Value, high: Value) -> tuple[Value, Value]:
-    """(pointer to row 0 of the channel, distance of rows) with pixels side by side: where it lies, or the rows needed
-    copied."""
+def own_rows(f: Function, a: Words, source: Value, copy: Value, first: Value, last: Value) -> tuple[Value, Value]:
+    """(pointer to row 0 of the channel, distance of rows) with pixels side by side.
+
+    Where it lies, or rows `first` to `last` copied, beginning at `copy`.
+    """
     copied = a["copy_in"].equals(1)
-    first = f.maximum(low * stencil.step[0] + a["lead_y"], 0)
-    reach = stencil.span - stencil.rows * stencil.step[0]
-    last = f.minimum(high * stencil.step[0] + a["lead_y"] + reach, a["height"])
-    copy = f.arg("scratch") + (a["in_at"] - first * a["width"])
+    copy = copy + (0 - first * a["width"])
     with f.when(copied, "in"), f.loop("line", first, last) as line:
-        from_row = f.arg("source") + line.index * a["in_y"]
+        from_row = source + line.index * a["in_y"]
         gather_row(f, copy + line.index * a["width"], from_row, a["width"], a["in_x"])
-    return f.select(copied, copy, f.arg("source"), "from"), f.select(copied, a["width"], a["in_y"], "from_y")
+    return f.select(copied, copy, source, "from"), f.select(copied, a["width"], a["in_y"], "from_y")
+
+
+def put_rows(
+    f: Function, a: Words, targets: list[Value], parked: list[Value], first: Value, last: Value, lanes: int
+) -> None:
+    """Rows `first` to `last` of outputs leave scratch, if they are there; row 0 of each would be at `parked`."""
+    put, no_bias, pitches = store_rows_function(lanes), Value(f, PTR, "null"), (a["out_y"], a["out_pitch"])
+    with f.when(a["copy_out"].equals(1), "out"):
+        for target, source in zip(targets, parked, strict=True):
+            to, at = target + first * a["out_y"], source + first * a["out_pitch"]
+            f.call(put, to, at, no_bias, last - first, *pitches, a["out_width"], a["out_x"])
 
 
 def _columns(
-    f: Function, stencil: Stencil, a: Words, row: Pointers, out: Pointers, weight: Pointers, bias: Value
+    f: Function,
+    stencil: Stencil,
+    a: Words,
+    row: Callable[[int], Value],
+    out: Callable[[int], Value],
+    weight: Callable[[int], Value],
+    bias: Value,
+    ahead: tuple[Value, Value, Value, Value],
+    middle: bool,
 ) -> None:
-    """All tiles of a row of tiles, from left to right."""
+    """All tiles of a row of tiles, from left to right.
+
+    middle: whether whole vectors may be read of its rows. ahead: (input, its pitch, output, its pitch) a tile further
+    down, or at the top of the next channel: lines are asked for there, of the larger of the two.
+    """
     lanes, (out_y, out_x) = stencil.lanes, stencil.out
 
-    def tile(x: Value, masks: list[Value] | None) -> None:
+    def ask(x: Value) -> None:
+        source, in_y, target, to_y = ahead
+        reads = out_x == 1
+        base, pitch, step = (source, in_y, stencil.step) if reads else (target, to_y, stencil.out)
+        for i in range(stencil.rows * step[0]):
+            for line in range(0, lanes * step[1], 16):
+                f.prefetch(base + pitch * i + x * step[1] + line, write=not reads)
+
+    def tile(x: Value, masks: Masks | None) -> None:
         at = x * stencil.step[1] + a["lead_x"]
-        sums = sweep(f, stencil, lambda i: row(i) + at, weight, bias, masks)
-        stores = masks[-out_x:] if masks and lanes == 16 else None
+        ask(x)
+        sums = sweep(f, stencil, lambda i: row(i) + at, weight, bias, masks, lambda i: not middle)
         for j in range(stencil.rows):
             for y in range(out_y):
                 to = out(j * out_y + y) + x * out_x
-                for half, vector in enumerate(outputs(f, stencil, sums, j, y)):
-                    if stores:
-                        store_masked(f, vector, to + half * lanes, stores[half])
-                    else:
-                        f.store(vector, to + half * lanes)
+                put_vectors(f, stencil, outputs(f, stencil, sums, j, y), [to], masks)
 
     with f.loop("column", 0, a["columns"]) as column:
         x = f.maximum(f.minimum(column.index * lanes, a["units_x"] - lanes), 0)
@@ -185,5 +213,18 @@ def _columns(
         with f.when(plain.equals(1), "whole"):
             tile(x, None)
         with f.when(plain.equals(0), "masked"):
-            table = f.offset(a["masks"], column.index * stencil.masks, I64, "table")
-            tile(x, [load_mask(f, table, i, lanes) for i in range(stencil.masks)])
+            tile(x, load_masks(f, stencil, a["masks"], column.index))
+
+
+def put_vectors(f: Function, stencil: Stencil, vectors: list[Value], rows: list[Value], masks: Masks | None) -> None:
+    """Store the vectors of one output row, side by side, or one in each plane.
+
+    Only AVX-512 has masks for it: for the others, whatever runs over the end of a row goes to scratch (`copy_out`).
+    """
+    count, width = stencil.stored
+    places = [row + i * width for row in rows for i in range(count)]
+    for i, (vector, place) in enumerate(zip(vectors, places, strict=True)):
+        if masks and stencil.lanes == 16:
+            f.store_masked(vector, place, masks.stores[i % count])
+        else:
+            f.store(vector, place)

@@ -1,31 +1,41 @@
 """Weight gradient of a depthwise convolution: for every channel and tap, the dot product of dy and the shifted input.
 
-    for every share of the images, every channel:                                           one work item
-        for a few images, or bands of rows of one:                                          what the L1 cache holds
-            for passes over the taps:                                                       as many as the registers
-            hold
-                for tiles of rows, for columns:                                             the register tile
-                (`ir.stencil`)
+    for every share of the images, every channel:                   one work item
+        for a few images, or bands of rows of one:                  what the L1 cache holds
+            for passes over the taps:                               as many as the registers hold
+                for tiles of rows, for columns:                     the register tile (`ir.stencil`)
                     for input rows, for offsets along x:
-                        load the pixels once; multiply them with every row of dy that reads them, add to that tap's
-                        lanes
+                        load the pixels once; for every row of dy that reads them, add products to that tap's lanes
                 add the taps' lanes to memory
         add up the lanes
 
-Lanes are neighbouring outputs. Rows are read where they lie, as in `depthwise`; rows that are not there, of dy too,
-are zeros, so that every tile is full. The taps' sums start anew with every band, which bounds the rounding error. The
+Lanes are neighbouring outputs. Rows are read where they lie, as in `depthwise`; rows that are not there, of dy too, are
+zeros, so that every tile is full. The taps' sums start anew with every band, which bounds the rounding error. The
 number of shares depends on the problem alone; where there are several, a second job adds them in their order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
 from math import prod
 
-from hubel.engine.algorithms.depthwise import inner_columns, load_masks, mask, places_of, stencils, units
+from hubel.engine.algorithms.depthwise import (
+    PLANES,
+    inner_columns,
+    mask_table,
+    places_of,
+    plane_of,
+    read_masks,
+    stencils,
+    units,
+    within,
+)
+from hubel.engine.algorithms.depthwise_planes import Plane
 from hubel.engine.algorithms.depthwise_weight_kernels import REDUCE_WORDS, WORDS, correlation_function, reduce_function
+from hubel.engine.algorithms.depthwise_weight_planes import plane_correlation_function
 from hubel.engine.algorithms.geometry import one_run, three
 from hubel.engine.algorithms.tiling import error_bound
 from hubel.engine.algorithms.weight_gradient import bias_function
@@ -43,7 +53,8 @@ ITEMS = 32
 CHUNKS = 16
 # Bytes of input and dy that passes over the taps find in the L1 cache, as a share of it.
 HELD = 0.5
-HEIGHTS = (8, 7, 4)
+# With the two planes of `depthwise.PLANES` four kernels for each layer.
+HEIGHTS = (8, 7)
 
 
 def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusal:
@@ -57,17 +68,17 @@ def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusa
         return Refusal(NAME, "needs one input channel a group")
     if not 1 < spec.taps <= MOST_TAPS or three(spec.stride, 1)[2] > 2:
         return Refusal(NAME, f"needs a kernel of 2 to {MOST_TAPS} elements and a stride of 1 or 2")
-    stencil, _ = stencil_of(problem, machine)
-    height, width = units(problem)
+    stencil, plane, _ = shape_of(problem, machine)
+    height, width = units(Problem(spec))
     row = 4 * (width + stencil.step[0] * three(spec.input_size, 1)[2])
     tiles = -(-height // stencil.rows)
-    held = max(1, int(machine.l1 * HELD) // (row * stencil.rows))
+    held = max(1, int(machine.l1 * HELD) // (row * stencil.rows * stencil.planes))
     images = max(1, min(spec.batch, held // tiles))
     shares = max(1, min(spec.batch, -(-ITEMS // spec.out_channels)))
     return Plan(
         problem, machine, policy, NAME, Tile(1, max(len(p) for p in passes_of(stencil)), machine.lanes),
         kernels=(
-            _name(problem, stencil, machine),
+            _name(problem, stencil, plane, machine),
             f"depthwise_weight_gradient_f32_reduce_{machine.isa}",
             f"bias_gradient_f32_{machine.isa}",
         ),
@@ -80,13 +91,18 @@ def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusa
 
 
 @lru_cache(maxsize=1024)
-def stencil_of(problem: Problem, machine: Machine) -> tuple[Stencil, tuple[int, int]]:
-    """The stencil of the forward convolution, with the rows of a tile of dy; and where its first unit begins in the
-    input."""
+def shape_of(problem: Problem, machine: Machine) -> tuple[Stencil, Plane | None, tuple[int, int]]:
+    """The stencil of the forward convolution, its rows those of a tile of dy; the plane, if that is compiled in; where
+    the first unit begins in the input.
+    """
     of, lead = stencils(Problem(problem.spec), machine)
-    height, _ = units(problem)
+    height, _ = units(Problem(problem.spec))
     heights = (1,) if problem.spec.ndim == 1 else HEIGHTS
-    return min((of(rows) for rows in heights), key=lambda s: (-(-height // s.rows) * s.rows, -s.rows)), lead
+    stencil = min((of(rows) for rows in heights), key=lambda s: (-(-height // s.rows) * s.rows, -s.rows))
+    plane = plane_of(Problem(problem.spec), stencil, lead)
+    if plane:
+        stencil = replace(of(height), planes=2 if machine.lanes == 16 and height == min(PLANES) else 1)
+    return stencil, plane, lead
 
 
 @lru_cache(maxsize=1024)
@@ -100,21 +116,29 @@ def passes_of(stencil: Stencil) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(range(a, b)) for a, b in pairwise(bounds))
 
 
-def _name(problem: Problem, stencil: Stencil, machine: Machine) -> str:
+def _name(problem: Problem, stencil: Stencil, plane: Plane | None, machine: Machine) -> str:
     def sizes(values: tuple[int, ...]) -> str:
         return "x".join(map(str, values))
 
     spec = problem.spec
     shape = f"k{sizes(spec.kernel_size)}s{sizes(spec.stride)}d{sizes(spec.dilation)}"
+    if plane:
+        shape += f"_plane{plane.height}to{plane.units}from{-plane.lead}x{stencil.planes}"
     return f"depthwise_weight_gradient_f32_{shape}_rows{stencil.rows}_{machine.isa}"
 
 
 def emit(plan: Plan) -> dict[str, Callable[[], str]]:
     """The IR of each kernel that the plan runs, by name."""
-    stencil, _ = stencil_of(plan.problem, plan.machine)
-    lanes = stencil.lanes
+    stencil, plane, _ = shape_of(plan.problem, plan.machine)
+    lanes, passes = stencil.lanes, passes_of(stencil)
     main, reduce, bias = plan.kernels
-    sources = {main: lambda: module_text(correlation_function(stencil, passes_of(stencil)), lanes)}
+
+    def source() -> str:
+        if plane is None:
+            return module_text(correlation_function(stencil, passes), lanes)
+        return module_text(plane_correlation_function(stencil, plane, passes), lanes)
+
+    sources = {main: source}
     if plan.partial_sums > 1:
         sources[reduce] = lambda: module_text(reduce_function(), lanes)
     if plan.problem.bias:
@@ -127,8 +151,9 @@ def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...])
     del w
     spec, shares = plan.problem.spec, plan.partial_sums
     tables = Tables()
+    stencil, _, _ = shape_of(plan.problem, plan.machine)
     words, scratch = _words(plan, x, y, tables)
-    items = spec.out_channels * shares
+    items = -(-spec.out_channels // stencil.planes) * shares
     chunk = max(1, items // (CHUNKS * plan.policy.threads))
     jobs = [PlannedJob(plan.kernels[0], items, tuple(words[name] for name in WORDS), chunk)]
     if shares > 1:
@@ -142,35 +167,37 @@ def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...])
         if run is not None:
             sizes, steps = (1, 1, prod(sizes)), (0, 0, run)
         jobs.append(PlannedJob(plan.kernels[2], spec.out_channels, (spec.batch, *sizes, y[0], y[1], *steps), chunk=4))
-    shared = items * spec.taps if shares > 1 else 0
+    shared = spec.out_channels * shares * spec.taps if shares > 1 else 0
     return Bound(tuple(jobs), (), 0, (), scratch, shared, tables.keep())
 
 
 def _words(plan: Plan, x: tuple[int, ...], y: tuple[int, ...], tables: Tables) -> tuple[dict[str, int], int]:
     """(the words of the main job, numbers of scratch)"""
     spec = plan.problem.spec
-    stencil, lead = stencil_of(plan.problem, plan.machine)
+    stencil, plane, lead = shape_of(plan.problem, plan.machine)
     lanes, rows = stencil.lanes, stencil.rows
     (_, height, width), (_, dy_height, dy_width) = three(spec.input_size, 1), three(spec.output_size, 1)
     (_, x_y, x_x), (_, dy_y, dy_x) = three(x[2:], 0), three(y[2:], 0)
     tiles, per_band = -(-dy_height // rows), plan.box[1] // rows
-    columns = [
-        [*load_masks(stencil, start, lead[1], width), mask(lanes, start, dy_width)]
-        for start in range(0, dy_width, lanes)
-    ]
-    inner = inner_columns(columns, lanes)
-    copy_x, copy_dy = int(x_x != 1), int(dy_x != 1)
+    columns = [_column_masks(stencil, start, lead[1], width, dy_width) for start in range(0, dy_width, stencil.width)]
+    inner = inner_columns(columns)
+    # Rows that lie closer than they are long are no part of a plane.
+    copy_x, copy_dy = (
+        int(step != 1 or (plane is not None and pitch < size))
+        for pitch, step, size in ((x_y, x_x, width), (dy_y, dy_x, dy_width))
+    )
     x_image = width * min(height, per_band * rows * stencil.step[0] + stencil.span)
     dy_image = dy_width * min(dy_height, per_band * rows)
     names = ("zeros_at", "sums_at", "x_at", "dy_at")
     sums = -(-spec.taps // lanes) * lanes * (lanes + 1)
-    sizes = (max(width, dy_width), sums, copy_x * x_image * plan.images, copy_dy * dy_image * plan.images)
+    copies = plan.images * stencil.planes
+    sizes = (max(width, dy_width), sums, copy_x * x_image * copies, copy_dy * dy_image * copies)
     places, scratch = places_of(names, sizes, lanes)
     words = {
         "channels": spec.out_channels, "multiplier": spec.out_channels // spec.in_channels,
         "images": spec.batch, "share": -(-spec.batch // plan.partial_sums), "images_at_once": plan.images,
         "tiles": tiles, "per_band": per_band, "columns": len(columns), "inner_from": inner[0], "inner_to": inner[1],
-        "masks": tables.add([m for column in columns for m in column]),
+        "masks": tables.add(mask_table(stencil, columns)),
         "lead_y": lead[0], "lead_x": lead[1],
         "x_n": x[0], "x_c": x[1], "x_y": x_y, "x_x": x_x, "height": height, "width": width,
         "dy_n": y[0], "dy_c": y[1], "dy_y": dy_y, "dy_x": dy_x, "dy_height": dy_height, "dy_width": dy_width,
@@ -178,3 +205,12 @@ def _words(plan: Plan, x: tuple[int, ...], y: tuple[int, ...], tables: Tables) -
         "partial": int(plan.partial_sums > 1), **places,
     }  # fmt: skip
     return words, scratch
+
+
+def _column_masks(stencil: Stencil, start: int, lead: int, width: int, dy_width: int) -> list[list[bool]]:
+    """The masks of a column of tiles: as `read_masks`, but in the columns' those lanes only that hold a dy."""
+    count, _ = stencil.loaded
+    masks, inside = read_masks(stencil, start, lead, width), within(start, stencil.width, dy_width)
+    loads = len(stencil.loads) * count
+    both = [[a and b for a, b in zip(mask, inside * stencil.planes, strict=True)] for mask in masks[loads:]]
+    return [*masks[:loads], *both, inside]

@@ -1,12 +1,13 @@
-"""The code of depthwise weight gradients: images, bands, passes and tiles around the register tile of
-`hubel.engine.ir.stencil`."""
+"""The code of depthwise weight gradients: images, bands, passes and tiles around the tile of `engine.ir.stencil`."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from hubel.engine.algorithms.depthwise_kernels import Words, within
 from hubel.engine.ir import F32, I64, PTR, Function, Value, vector_of
 from hubel.engine.ir.rows import copy_row, gather_row, zero_row
-from hubel.engine.ir.stencil import Pointers, Stencil, correlate, load_mask
+from hubel.engine.ir.stencil import Stencil, correlate, load_masks
 from hubel.engine.ir.tile import horizontal_sums
 from hubel.engine.threads import RESERVED_WORDS
 
@@ -25,8 +26,7 @@ Passes = tuple[tuple[int, ...], ...]
 
 
 def correlation_function(stencil: Stencil, passes: Passes) -> Function:
-    """The kernel: all sums of one output channel over one share of the images an item, into dw, or into the memory
-    shared by all."""
+    """The kernel: the sums of one output channel over one share of the images an item, into dw or shared memory."""
     f = Function("kernel", [("args", PTR), ("begin", I64), ("end", I64), ("scratch", PTR)])
     args, scratch, lanes = f.arg("args"), f.arg("scratch"), stencil.lanes
     x, dy, dw, shared = (f.word(args, i, n, PTR) for i, n in ((0, "x"), (1, "dy"), (3, "dw"), (4, "shared")))
@@ -58,8 +58,7 @@ def correlation_function(stencil: Stencil, passes: Passes) -> Function:
 
 
 def _band_function(stencil: Stencil, passes: Passes) -> Function:
-    """band(args, scratch, x, dy, count, first, last): adds what tiles `first` to `last` of `count` images give to the
-    sums."""
+    """band(args, scratch, x, dy, count, first, last): adds what these tiles of `count` images give to the sums."""
     pointers = [(n, PTR) for n in ("args", "scratch", "x", "dy")]
     f = Function("band", [*pointers, ("count", I64), ("first", I64), ("last", I64)], private=True)
     a = Words(f, WORDS)
@@ -69,14 +68,15 @@ def _band_function(stencil: Stencil, passes: Passes) -> Function:
     reach = stencil.span - stencil.rows * stencil.step[0]
     # Also what the last tile reads beside rows of dy that do not exist: it is multiplied by zeros.
     x_high = f.minimum(f.arg("last") * rows * stencil.step[0] + a["lead_y"] + reach, a["height"])
-    x = _side_by_side(f, a, "x", a["width"], x_low, x_high)
-    dy = _side_by_side(f, a, "dy", a["dy_width"], low, high)
+    count = f.arg("count")
+    x = side_by_side(f, a, "x", f.arg("x"), scratch + a["x_at"], count, (x_low, x_high))
+    dy = side_by_side(f, a, "dy", f.arg("dy"), scratch + a["dy_at"], count, (low, high))
     sums = scratch + a["sums_at"]
     for loads in passes:
         columns = [stencil.loads[number] + i for number in loads for i in range(stencil.step[1])]
         weights = [tap.weight for tap in stencil.taps if tap.column in columns]
         none = [f.constant(0.0, vector_of(lanes))] * len(weights)
-        with f.loop("image", 0, f.arg("count"), carry=none, at_least_once=True) as image:
+        with f.loop("image", 0, count, carry=none, at_least_once=True) as image:
             with f.loop("tile", f.arg("first"), f.arg("last"), carry=image.carried, at_least_once=True) as tile:
                 at = tuple(base + image.index * step for base, step, _ in (x, dy))
                 pitches = x[2], dy[2]
@@ -88,20 +88,21 @@ def _band_function(stencil: Stencil, passes: Passes) -> Function:
     return f
 
 
-def _side_by_side(
-    f: Function, a: Words, name: str, width: Value, low: Value, high: Value
+def side_by_side(
+    f: Function, a: Words, name: str, source: Value, copy: Value, count: Value, rows: tuple[Value, Value]
 ) -> tuple[Value, Value, Value]:
     """(row 0 of the first image, distance of images, distance of rows) of a channel with pixels side by side.
 
-    Where they lie so, or rows `low` to `high` of all images copied to scratch.
+    Where they lie so, or a range of `rows` of `count` images copied, beginning at `copy`. name: "x" or "dy".
     """
     copied = a[f"copy_{name}"].equals(1)
-    copy = f.arg("scratch") + (a[f"{name}_at"] - low * width)
-    with f.when(copied, f"copy_{name}"), f.loop("image", 0, f.arg("count")) as image, f.loop("line", low, high) as line:
-        source = f.arg(name) + image.index * a[f"{name}_n"] + line.index * a[f"{name}_y"]
-        gather_row(f, copy + image.index * a[f"{name}_image"] + line.index * width, source, width, a[f"{name}_x"])
+    width, (low, high) = a["width" if name == "x" else "dy_width"], rows
+    copy = copy + (0 - low * width)
+    with f.when(copied, f"copy_{name}"), f.loop("image", 0, count) as image, f.loop("line", low, high) as line:
+        at = source + image.index * a[f"{name}_n"] + line.index * a[f"{name}_y"]
+        gather_row(f, copy + image.index * a[f"{name}_image"] + line.index * width, at, width, a[f"{name}_x"])
     return (
-        f.select(copied, copy, f.arg(name), name),
+        f.select(copied, copy, source, name),
         f.select(copied, a[f"{name}_image"], a[f"{name}_n"], f"{name}_step"),
         f.select(copied, width, a[f"{name}_y"], f"{name}_pitch"),
     )
@@ -133,20 +134,18 @@ def _columns(
     a: Words,
     loads: tuple[int, ...],
     weights: list[int],
-    row: Pointers,
-    dy: Pointers,
+    row: Callable[[int], Value],
+    dy: Callable[[int], Value],
     sums: list[Value],
 ) -> list[Value]:
     """From left to right: the masked columns before the inner ones, these, and the masked ones behind them."""
     lanes = stencil.lanes
-    count = len(stencil.loads) * stencil.step[1] + 1
 
     def run(first: Value | int, last: Value, masked: bool, sums: list[Value]) -> list[Value]:
         with f.loop("masked" if masked else "whole", first, last, carry=sums) as column:
             x = column.index * lanes
             at = x * stencil.step[1] + a["lead_x"]
-            table = f.offset(a["masks"], column.index * count, I64, "table")
-            masks = [load_mask(f, table, i, lanes) for i in range(count)] if masked else None
+            masks = load_masks(f, stencil, a["masks"], column.index) if masked else None
             carried = dict(zip(weights, column.carried, strict=True))
             added = correlate(f, stencil, loads, lambda i: row(i) + at, lambda j: dy(j) + x, carried, masks)
             column.carry(*(added[weight] for weight in weights))
