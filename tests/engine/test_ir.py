@@ -8,7 +8,7 @@ import pytest
 from hubel.engine.ir import F32, I64, PTR, Function, module_text, vector_of
 from hubel.engine.ir.function import float_constant
 from hubel.engine.ir.rows import copy_row, gather_row, scatter_row, store_rows_function, zero_row
-from hubel.engine.ir.tile import ADD, BIAS, dot_product_tile, horizontal_sums, outer_product_tile
+from hubel.engine.ir.tile import ADD, BIAS, dot_product_tile, horizontal_sums, outer_product_tile, panel_tile
 from tests.engine.calls import LANES, native
 from tests.engine.guards import CANARY
 
@@ -293,43 +293,32 @@ def test_outer_product_tile(rows: int, vectors: int, lanes: int) -> None:
             c[:, :width] = 1000 if mode & ADD else NAN
             # Prefetches may name any address.
             hints = {"ahead": x, "ahead_offsets": offsets}
-            run(
-                w=w,
-                x=x,
-                offsets=offsets,
-                terms=terms,
-                c=c,
-                pitch=pitch,
-                mode=mode,
-                bias=bias,
-                **_known(rows, vectors, lanes, hints),
-            )
+            run(w=w, x=x, offsets=offsets, terms=terms, c=c, pitch=pitch, mode=mode, bias=bias, **hints)
             expected = sums + (1000 if mode & ADD else 0) + (bias[:, None] if mode & BIAS else 0)
             assert np.array_equal(c[:, :width], expected), f"{terms} terms, mode {mode}"
             assert untouched(c[:, width:])
 
 
-def _known(rows: int, vectors: int, lanes: int, hints: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Those hints that the tile takes."""
-    names = dict(outer_product_tile(rows, vectors, lanes).parameters)
-    return {name: value for name, value in hints.items() if name in names}
-
-
 @pytest.mark.parametrize("lanes", LANES)
-def test_outer_product_tile_keeps_its_pixels(lanes: int) -> None:
-    """For the tiles that follow, which find them close together."""
-    rows, vectors, terms = 3, 2, 5
-    width = vectors * lanes
-    w, x = numbers(terms * rows, 1), numbers(400, 2)
-    offsets = np.array([90, 3, 41, 0, 7], np.int64)
-    c, panel = np.full((rows, width), NAN), empty(terms * width)
-    tile = native(outer_product_tile(rows, vectors, lanes, keep=True), lanes)
-    hints = {"ahead": x, "ahead_offsets": offsets}
-    tile(w=w, x=x, offsets=offsets, terms=terms, c=c, pitch=width, panel=inside(panel), **hints)
-    pixels = np.stack([x[offset : offset + width] for offset in offsets])
-    assert np.array_equal(c, w.reshape(terms, rows).T @ pixels)
-    assert np.array_equal(inside(panel).reshape(terms, width), pixels)
-    assert untouched(panel[:MARGIN], panel[-MARGIN:])
+@pytest.mark.parametrize(("rows", "vectors"), SHAPES)
+def test_panel_tile(rows: int, vectors: int, lanes: int) -> None:
+    """Pixels at one distance from term to term."""
+    run = native(panel_tile(rows, vectors, lanes), lanes)
+    width, x_pitch, pitch = vectors * lanes, vectors * lanes + 3, vectors * lanes + 5
+    bias = numbers(rows, 3)
+    for terms in (1, 7):
+        w, x = numbers(terms * rows, 1), numbers(terms * x_pitch + width, 2)
+        pixels = np.stack([x[k * x_pitch : k * x_pitch + width] for k in range(terms)])
+        sums = w.reshape(terms, rows).T @ pixels
+        for mode in (0, ADD, BIAS, ADD | BIAS):
+            c = np.full((rows, pitch), NAN)
+            c[:, :width] = 1000 if mode & ADD else NAN
+            # Prefetches may name any address.
+            hints = {"ahead": x, "ahead_pitch": 100_000}
+            run(w=w, x=x, c=c, bias=bias, terms=terms, x_pitch=x_pitch, pitch=pitch, mode=mode, **hints)
+            expected = sums + (1000 if mode & ADD else 0) + (bias[:, None] if mode & BIAS else 0)
+            assert np.array_equal(c[:, :width], expected), f"{terms} terms, mode {mode}"
+            assert untouched(c[:, width:])
 
 
 @pytest.mark.parametrize("lanes", LANES)

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from math import prod
 
-from hubel.engine.algorithms.geometry import Sum, flat_strides, flattened, sums, three
+from hubel.engine.algorithms.geometry import Sum, flattened, sums, three
 from hubel.engine.algorithms.tiling import cut, error_bound
 from hubel.engine.ir import F32, I64, PTR, Function, Value, module_text
 from hubel.engine.ir.rows import store_rows_function
@@ -49,7 +49,7 @@ WORDS = (
     "chunk_tiles", "chunks", "tiles",
     "outputs_z", "outputs_y", "outputs_x", "box_z", "box_y", "box_x", "boxes_z", "boxes_y", "boxes_x",
     "in_n", "in_g", "out_from", "out_n", "out_c", "out_z", "out_y", "out_x",
-    "sums_from", "sums_row", "sums_z", "in_place", "source_offsets", "panel_offsets", "panel_from", "window",
+    "sums_from", "sums_row", "sums_z", "in_place", "window",
 )  # fmt: skip
 
 
@@ -58,14 +58,8 @@ def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusa
     if problem.direction is Direction.WEIGHT_GRADIENT:
         return Refusal(NAME, "weight gradients are sums over pixels, not over channels")
     if flattened(problem) is not problem.spec:
-        return Refusal(NAME, "a matrix product over one row of pixels, which pointwise does with these same loops")
-    return plan_sums(NAME, problem, machine, policy, "any shape: windows in scratch, pixels in lanes")
-
-
-def plan_sums(name: str, problem: Problem, machine: Machine, policy: Policy, reason: str) -> Plan:
-    """The plan of a forward convolution or an input gradient as sums over windows."""
-    spec = flattened(problem)
-    parts = sums(Problem(spec, problem.direction))
+        return Refusal(NAME, "a matrix product over one row of pixels: pointwise")
+    spec, parts = problem.spec, sums(problem)
     largest = max(parts, key=lambda part: part.tap_count * prod(part.outputs))
     block = _channel_block(largest, machine)
     # A tiny problem is over before a core that has been asked for its widest vectors has slowed its clock for them.
@@ -77,11 +71,11 @@ def plan_sums(name: str, problem: Problem, machine: Machine, policy: Policy, rea
         1, largest.tap_count * prod(largest.outputs)
     )
     return Plan(
-        problem, machine, policy, name, best.tile,
+        problem, machine, policy, NAME, best.tile,
         kernels=(kernel_name(best.tile, machine_used), pack_name(best.tile, machine_used)),
         channel_block=block, box=best.box, row_tiles=best.row_tiles,
         estimate=Estimate(problem.spec.flops, int(2 * best.computed * scale), problem.spec.bytes()),
-        error_bound=error_bound(problem), reason=reason,
+        error_bound=error_bound(problem), reason="any shape: windows in scratch, pixels in lanes",
     )  # fmt: skip
 
 
@@ -149,7 +143,6 @@ def convolution_function(tile: Tile) -> Function:
     fill = fill_window_function(tile.lanes)
     compute = _compute_function(tile)
     store = _store_function(tile)
-    width = tile.vectors * tile.lanes
     with f.loop("item", f.arg("begin"), f.arg("end")) as item:
         rest, chunk = item.index // a["chunks"], item.index % a["chunks"]
         origin: dict[str, Value] = {}
@@ -172,17 +165,15 @@ def convolution_function(tile: Tile) -> Function:
         has_bias = f.compare("ne", bias, Value(f, PTR, "null"))
         row_bias = f.select(has_bias, bias + row, bias, "row_bias")
         sums_at = scratch + a["sums_from"]
-        # Where a row of the input lies as a window would, whole tiles read it in place, and only the rest is copied.
-        ready = f.select(f.compare("ne", a["source_offsets"], Value(f, PTR, "null")), flat // width * width, 0, "ready")
         with f.loop("c", 0, a["channels"], a["block"]) as c:
             block = f.minimum(a["block"], a["channels"] - c.index)
             from_c = source_g + c.index * window["stride_c"]
-            f.call(fill, scratch, from_c, window_block, block, origin["z"], origin["y"], origin["x"] + ready)
+            f.call(fill, scratch, from_c, window_block, block, origin["z"], origin["y"], origin["x"])
             last = c.index + a["block"] >= a["channels"]
             mode = f.select(c.index > 0, ADD, 0) + f.select(last & has_bias, BIAS, 0)
             f.call(
-                compute, args, panel + c.index * a["taps"] * tile.rows, scratch, from_c + origin["x"], sums_at, out,
-                row_bias, block * a["taps"], size["z"], flat, tiles, rows, mode, ready,
+                compute, args, panel + c.index * a["taps"] * tile.rows, scratch, sums_at, out,
+                row_bias, block * a["taps"], size["z"], flat, tiles, rows, mode,
             )  # fmt: skip
         f.call(store, args, sums_at, out, row_bias, size["z"], size["y"], size["x"], rows, flat)
     f.ret()
@@ -190,37 +181,26 @@ def convolution_function(tile: Tile) -> Function:
 
 
 def _compute_function(tile: Tile) -> Function:
-    """compute(args, panel, window, source, sums, out, bias, terms, planes, flat, tiles, rows, mode, ready): a block
-    of channels of one item.
+    """compute(args, panel, window, sums, out, bias, terms, planes, flat, tiles, rows, mode): a block of channels of
+    one item.
 
-    The first `ready` pixels are read from `source`: the first tile of output channels keeps what it reads in a panel,
-    the others read that. All other pixels come from the window. Whole tiles go straight to the output where it lies
-    as the tile does (`in_place`), all others into scratch. The last tiles of output channels ask for the pixels that
-    come next, a line each.
+    Whole tiles go straight to the output where it lies as the tile does (`in_place`), all others into scratch. The
+    last tiles of output channels ask for the pixels that come next, a line each.
     """
-    pointers = [(n, PTR) for n in ("args", "panel", "window", "source", "sums", "out", "bias")]
-    numbers = [(n, I64) for n in ("terms", "planes", "flat", "tiles", "rows", "mode", "ready")]
+    pointers = [(n, PTR) for n in ("args", "panel", "window", "sums", "out", "bias")]
+    numbers = [(n, I64) for n in ("terms", "planes", "flat", "tiles", "rows", "mode")]
     f = Function("compute", [*pointers, *numbers], private=True)
     args, width = f.arg("args"), tile.vectors * tile.lanes
-    tables = ("offsets", "source_offsets", "panel_offsets")
-    names = (*tables, "channels", "taps", "out_c", "out_z", "sums_row", "sums_z", "in_place", "panel_from")
-    a = {n: f.word(args, RESERVED_WORDS + WORDS.index(n), n, PTR if n in tables else I64) for n in names}
+    names = ("offsets", "channels", "taps", "out_c", "out_z", "sums_row", "sums_z", "in_place")
+    a = {n: f.word(args, RESERVED_WORDS + WORDS.index(n), n, PTR if n == "offsets" else I64) for n in names}
     window = WindowWords(f, f.offset(args, RESERVED_WORDS + WORDS.index("window"), I64, "window_words"))
     window.load("pitch_z")
-    inner, keeping = (outer_product_tile(tile.rows, tile.vectors, tile.lanes, keep) for keep in (False, True))
+    inner = outer_product_tile(tile.rows, tile.vectors, tile.lanes)
     lines = max(1, width // 16)
     panel_tile = a["channels"] * a["taps"] * tile.rows
-    kept = f.arg("window") + a["panel_from"]
     in_place = a["in_place"].equals(1)
     with f.loop("z", 0, f.arg("planes")) as z, f.loop("q", 0, f.arg("flat"), width) as q:
-        in_window = f.arg("window") + z.index * window["pitch_z"] + (q.index - f.arg("ready"))
-        in_source = q.index < f.arg("ready")
-        pixels = f.select(in_source, f.arg("source") + q.index, in_window, "pixels")
-        offsets = f.select(in_source, a["source_offsets"], a["offsets"], "table")
-        later, later_offsets = (
-            f.select(in_source, kept, pixels, "later"),
-            f.select(in_source, a["panel_offsets"], offsets),
-        )
+        pixels = f.arg("window") + z.index * window["pitch_z"] + q.index
         whole = in_place & (q.index + width <= f.arg("flat"))
         with f.loop("t", 0, f.arg("tiles")) as t:
             row = t.index * tile.rows
@@ -228,17 +208,14 @@ def _compute_function(tile: Tile) -> Function:
             out = f.arg("out") + row * a["out_c"] + z.index * a["out_z"] + q.index
             parked = f.arg("sums") + row * a["sums_row"] + z.index * a["sums_z"] + q.index
             line = f.minimum(f.arg("tiles") - 1 - t.index, lines)
-            weights = f.arg("panel") + t.index * panel_tile
-            into = f.select(straight, out, parked, "into")
             ahead = pixels + f.select(line < lines, line * 16 + width, 0)
             pitch = f.select(straight, a["out_c"], a["sums_row"], "pitch")
             mode = f.select(straight, f.arg("mode"), f.arg("mode") % BIAS, "tile_mode")
-            bias = f.arg("bias") + row
-            keeps = in_source & t.index.equals(0)
-            with f.when(keeps, "first_tile"):
-                f.call(keeping, weights, pixels, offsets, into, bias, ahead, offsets, f.arg("terms"), pitch, mode, kept)
-            with f.when(f.negate(keeps), "other_tile"):
-                f.call(inner, weights, later, later_offsets, into, bias, ahead, offsets, f.arg("terms"), pitch, mode)
+            f.call(
+                inner, f.arg("panel") + t.index * panel_tile, pixels, a["offsets"],
+                f.select(straight, out, parked, "into"), f.arg("bias") + row, ahead, a["offsets"],
+                f.arg("terms"), pitch, mode,
+            )  # fmt: skip
     f.ret()
     return f
 
@@ -304,29 +281,19 @@ def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...])
     """Jobs for tensors with these element strides: x and y are the input and output (or their gradients), w the
     weight.
     """
-    spec = flattened(plan.problem)
+    spec = plan.problem.spec
     forward = plan.problem.direction is Direction.FORWARD
-    if spec is not plan.problem.spec:
-        (x, y), w = flat_strides(plan.problem.spec, x, y), (*w[:2], 0)
     source, target = (x, y) if forward else (y, x)
     tables, jobs, packing = Tables(), [], []
     scratch = packed = 0
-    for part in sums(Problem(spec, plan.problem.direction)):
+    for part in sums(plan.problem):
         words, items, needed = _job_words(plan, part, spec.batch, spec.groups, source, target, packed, tables)
         jobs.append(PlannedJob(plan.kernels[0], items, words))
-        pack_words, pack_items = _pack_words(plan, part, spec.groups, spec.kernel_size, w, packed, tables)
         if part.tap_count:
-            packing.append(PlannedJob(plan.kernels[1], pack_items, pack_words))
+            packing.append(packing_job(plan, part, w, packed, tables))
+            packed += packing[-1].items * plan.tile.rows * part.channels * part.tap_count
         scratch = max(scratch, needed)
-        packed += pack_items * plan.tile.rows * part.channels * part.tap_count
-    key = (
-        plan.kernels[1],
-        spec.weight_shape,
-        spec.groups,
-        w,
-        forward,
-        () if forward else (spec.stride, spec.padding, spec.dilation),
-    )
+    key = packing_key(plan, w) if forward else (*packing_key(plan, w), spec.stride, spec.padding, spec.dilation)
     return Bound(tuple(jobs), tuple(packing), packed, key, scratch, 0, tables.keep())
 
 
@@ -361,33 +328,25 @@ def _job_words(
     out_from = sum(r * s for r, s in zip(part.out_start, out, strict=True))
     out = tuple(o * s for o, s in zip(part.out_step, out, strict=True))
     in_place = int(box[0] == box[1] == 1 and out[2] == 1)
-    x_axis = part.axes[2]
-    simple = (
-        part.outputs[0] == part.outputs[1] == 1
-        and taps == [0]
-        and x_axis.step == 1
-        and x_axis.pad == 0
-        and strides[2] == 1
-    )
-    source_offsets = tables.add([channel * c for channel in range(block)]) if simple else 0
-    panel_offsets = tables.add([channel * width for channel in range(block)])
-    panel_from = sums_from
-    sums_from += block * width if simple else 0
     words = (
         tables.add(offsets), packed, groups, channels, part.rows, len(taps), block,
         plan.row_tiles, chunks, tiles,
         *outputs, *box, *boxes,
         n, part.channels * c, out_from, out_n, out_c, *out,
-        sums_from, sums_row, sums_z, in_place, source_offsets, panel_offsets, panel_from,
+        sums_from, sums_row, sums_z, in_place,
         *window.words((c, *strides), tuple(tables.add(axis.table()) for axis in part.axes)),  # type: ignore[arg-type]
     )  # fmt: skip
     return words, batch * groups * prod(boxes) * chunks, sums_from + plan.row_tiles * tile.rows * sums_row + SLACK
 
 
-def _pack_words(
-    plan: Plan, part: Sum, groups: int, kernel: tuple[int, ...], w: tuple[int, ...], packed: int, tables: Tables
-) -> tuple[tuple[int, ...], int]:
-    """(words, work items) of the job that packs the weights of one sum."""
+def packing_key(plan: Plan, w: tuple[int, ...]) -> tuple[object, ...]:
+    """What the packed form of weights with these strides depends on, where all taps are packed in their order."""
+    spec = plan.problem.spec
+    return plan.kernels[1], spec.weight_shape, spec.groups, w, plan.problem.direction is Direction.FORWARD
+
+
+def packing_job(plan: Plan, part: Sum, w: tuple[int, ...], packed: int, tables: Tables) -> PlannedJob:
+    """The job that packs the weights of one sum, tiles of `plan.tile.rows` output channels, from place `packed` on."""
     out_stride, in_stride, *space = w
     strides = three(tuple(space), 0)
     taps = [
@@ -402,4 +361,4 @@ def _pack_words(
     else:
         by_group, by_row, by_channel = part.channels * out_stride, in_stride, out_stride
     words = (tables.add(taps), packed, part.rows, part.channels, len(taps), tiles, by_group, by_row, by_channel)
-    return words, groups * tiles
+    return PlannedJob(plan.kernels[1], plan.problem.spec.groups * tiles, words)

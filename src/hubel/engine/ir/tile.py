@@ -5,6 +5,8 @@ row and `vectors` neighbouring vectors of pixels:
 
     for k in terms:  for r in rows:  for v in vectors:  acc[r][v] += w[k][r] · x[offset[k] + v]
 
+A *panel tile* does the same where the pixels of all terms lie at one distance, and needs no table.
+
 A *dot-product tile* multiplies rows of one matrix with shifted rows of another, lane by lane, and adds the lanes up
 at the end:
 
@@ -22,7 +24,7 @@ from hubel.engine.ir.function import F32, I64, PTR, Function, Value, vector_of
 ADD, BIAS = 1, 2
 
 
-def outer_product_tile(rows: int, vectors: int, lanes: int, keep: bool = False) -> Function:
+def outer_product_tile(rows: int, vectors: int, lanes: int) -> Function:
     """tile(w, x, offsets, terms, c, pitch, mode, bias, ahead, ahead_offsets): c[r·pitch + lane] gets the sums of one
     tile.
 
@@ -30,32 +32,63 @@ def outer_product_tile(rows: int, vectors: int, lanes: int, keep: bool = False) 
     bias[r] last. With each term the line at ahead[ahead_offsets[k]] is asked for: pixels needed later, in rows too
     short for the processor to foresee. c is asked for before the sum begins, so that its lines are there when it
     ends.
-
-    `keep`: tile_keep(..., panel) also writes the pixels to panel[k][vectors · lanes], close together for the tiles
-    that follow.
     """
     pointers = [(n, PTR) for n in ("w", "x", "offsets", "c", "bias", "ahead", "ahead_offsets")]
-    parameters = [*pointers, *((n, I64) for n in ("terms", "pitch", "mode"))]
-    f = Function("tile_keep" if keep else "tile", [*parameters, *([("panel", PTR)] if keep else [])], private=True)
-    vector = vector_of(lanes)
-    zero = f.constant(0.0, vector)
-    for r in range(rows):
-        for line in range(max(1, vectors * lanes // 16)):
-            f.prefetch(f.arg("c") + f.arg("pitch") * r + line * 16, write=True)
+    numbers = [(n, I64) for n in ("terms", "pitch", "mode")]
+    f = Function("tile", [*pointers, *numbers], private=True)
+    _ask_for_sums(f, rows, vectors, lanes)
+    zero = f.constant(0.0, vector_of(lanes))
     with f.loop("k", 0, f.arg("terms"), carry=[f.arg("w")] + [zero] * (rows * vectors)) as k:
         w, *acc = k.carried
         x = f.arg("x") + f.load(f.offset(f.arg("offsets"), k.index, I64, "entry"), I64, "offset")
         f.prefetch(f.arg("ahead") + f.load(f.offset(f.arg("ahead_offsets"), k.index, I64, "entry"), I64, "offset"))
-        pixels = [f.load(x + v * lanes, vector, f"pixels_{v}") for v in range(vectors)]
-        for v in range(vectors if keep else 0):
-            f.store(pixels[v], f.arg("panel") + k.index * (vectors * lanes) + v * lanes)
-        for r in range(rows):
-            weight = f.splat(f.load(w + r, F32, f"w_{r}"), lanes, f"weight_{r}")
-            for v in range(vectors):
-                acc[r * vectors + v] = f.fma(weight, pixels[v], acc[r * vectors + v], f"acc_{r}_{v}")
-        k.carry(w + rows, *acc)
-    sums = k.results[1:]
+        k.carry(w + rows, *_outer_product(f, w, x, acc, rows, vectors, lanes))
+    _put_sums(f, k.results[1:], rows, vectors, lanes)
+    f.ret()
+    return f
 
+
+def panel_tile(rows: int, vectors: int, lanes: int) -> Function:
+    """panel_<vectors>(w, x, c, bias, ahead, terms, x_pitch, pitch, ahead_pitch, mode): as outer_product_tile, with
+    the pixels of term k at x[k·x_pitch] and the line asked for at ahead[k·ahead_pitch].
+    """
+    pointers = [(n, PTR) for n in ("w", "x", "c", "bias", "ahead")]
+    numbers = [(n, I64) for n in ("terms", "x_pitch", "pitch", "ahead_pitch", "mode")]
+    f = Function(f"panel_{vectors}", [*pointers, *numbers], private=True)
+    _ask_for_sums(f, rows, vectors, lanes)
+    zero = f.constant(0.0, vector_of(lanes))
+    start = [f.arg("w"), f.arg("x"), f.arg("ahead"), *[zero] * (rows * vectors)]
+    with f.loop("k", 0, f.arg("terms"), carry=start, at_least_once=True) as k:
+        w, x, ahead, *acc = k.carried
+        f.prefetch(ahead)
+        acc = _outer_product(f, w, x, acc, rows, vectors, lanes)
+        k.carry(w + rows, x + f.arg("x_pitch"), ahead + f.arg("ahead_pitch"), *acc)
+    _put_sums(f, k.results[3:], rows, vectors, lanes)
+    f.ret()
+    return f
+
+
+def _ask_for_sums(f: Function, rows: int, vectors: int, lanes: int) -> None:
+    for r in range(rows):
+        for line in range(max(1, vectors * lanes // 16)):
+            f.prefetch(f.arg("c") + f.arg("pitch") * r + line * 16, write=True)
+
+
+def _outer_product(
+    f: Function, w: Value, x: Value, sums: list[Value], rows: int, vectors: int, lanes: int
+) -> list[Value]:
+    """The sums after one more term: rows of weights at w, vectors of pixels at x."""
+    pixels = [f.load(x + v * lanes, vector_of(lanes), f"pixels_{v}") for v in range(vectors)]
+    after = list(sums)
+    for r in range(rows):
+        weight = f.splat(f.load(w + r, F32, f"w_{r}"), lanes, f"weight_{r}")
+        for v in range(vectors):
+            after[r * vectors + v] = f.fma(weight, pixels[v], sums[r * vectors + v], f"acc_{r}_{v}")
+    return after
+
+
+def _put_sums(f: Function, sums: list[Value], rows: int, vectors: int, lanes: int) -> None:
+    """c[r·pitch + lane] = or += the sums, bias[r] added last, as `mode` says."""
     for mode in (0, ADD, BIAS, ADD | BIAS):
         with f.when(f.arg("mode").equals(mode), f"mode{mode}"):
             for r in range(rows):
@@ -64,10 +97,8 @@ def outer_product_tile(rows: int, vectors: int, lanes: int, keep: bool = False) 
                 for v in range(vectors):
                     total = sums[r * vectors + v]
                     if mode & ADD:
-                        total = f.load(row + v * lanes, vector) + total
+                        total = f.load(row + v * lanes, vector_of(lanes)) + total
                     f.store(total if bias is None else total + bias, row + v * lanes)
-    f.ret()
-    return f
 
 
 def dot_product_tile(left: int, right: int, lanes: int) -> Function:
