@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 import hubel.report
 from hubel import data as datasets
 from hubel import lab, zoo
 from hubel.errors import DataError
 from hubel.lab import step_time
+from hubel.lab.config import adam
 from hubel.lab.run import TrainingRun
 from hubel.ops.override import enabled
 from hubel.records import Array, Document, Record
@@ -121,7 +121,7 @@ def timed_step(training: TrainingRun, *, rounds: int, seed: int) -> Record:
     outcome = step_time.step_time(
         lambda: zoo.build(ARCH, seed=seed),
         batch,
-        optimizer=lambda parameters: torch.optim.Adam(parameters, lr=config["lr"]),
+        optimizer=lambda parameters: adam(parameters, config["lr"]),
         rounds=rounds,
         seed=seed,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -75,8 +76,10 @@ class TrainingConfig:
     def make_optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
         parameters = [p for p in net.parameters() if p.requires_grad]
         if self.optimizer == "sgd":
-            return torch.optim.SGD(parameters, lr=self.peak, momentum=self.momentum, weight_decay=self.weight_decay)
-        return torch.optim.Adam(parameters, lr=self.peak, weight_decay=self.weight_decay)
+            return torch.optim.SGD(
+                parameters, self.peak, momentum=self.momentum, weight_decay=self.weight_decay, fused=True
+            )
+        return adam(parameters, self.peak, self.weight_decay)
 
     def learning_rate(self, step: int, steps: int) -> float:
         """The learning rate of a step, counted from 0, of `steps` in all: a short rise, then half a cosine to zero."""
@@ -86,6 +89,15 @@ class TrainingConfig:
     def as_params(self) -> dict[str, Any]:
         """For a Record's `method.params`."""
         return asdict(self) | {"lr": self.peak, "split": list(self.split)}
+
+
+def adam(
+    parameters: Iterable[nn.Parameter], lr: float = LEARNING_RATE["adam"], weight_decay: float = 0.0
+) -> torch.optim.Optimizer:
+    """Adam as training uses it: fused. One pass over the parameters; torch's default makes a dozen, a call each, which
+    is a tenth of a small network's step.
+    """
+    return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay, fused=True)
 
 
 def _whole(what: str, value: object, least: int) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from hubel.errors import HubelError
 from hubel.lab import conditions, engines, timing
+from hubel.lab.config import adam
 from hubel.lab.timing import Contender, Meter, Rounds
 from hubel.records import Column, Document, Record, Value
 
@@ -77,11 +78,11 @@ def step_time(
     """Time the same training step on `batch` (inputs, labels) under Hubel and under torch.
 
     model_factory: makes the network, which is copied for each engine. optimizer: makes the optimizer from the
-    parameters (Adam with torch's defaults). threads: torch's number by default. hubel: the context of Hubel's steps.
+    parameters (fused Adam, as training does). threads: torch's number by default. hubel: the context of Hubel's steps.
 
     Raises HubelError if Hubel's gradients are not torch's.
     """
-    optimizer = optimizer or torch.optim.Adam
+    optimizer = optimizer or adam
     threads_before = torch.get_num_threads()
     torch.set_num_threads(threads or threads_before)
     try:
