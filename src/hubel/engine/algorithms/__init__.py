@@ -12,7 +12,15 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from hubel.engine.algorithms import depthwise, depthwise_weight_gradient, direct, pointwise, weight_gradient, winograd
+from hubel.engine.algorithms import (
+    depthwise,
+    depthwise_weight_gradient,
+    direct,
+    pointwise,
+    weight_gradient,
+    winograd,
+    winograd_weight_gradient,
+)
 
 ALGORITHMS: dict[str, ModuleType] = {
     depthwise.NAME: depthwise,
@@ -20,5 +28,6 @@ ALGORITHMS: dict[str, ModuleType] = {
     winograd.NAME: winograd,
     pointwise.NAME: pointwise,
     direct.NAME: direct,
+    winograd_weight_gradient.NAME: winograd_weight_gradient,
     weight_gradient.NAME: weight_gradient,
 }

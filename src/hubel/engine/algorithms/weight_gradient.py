@@ -24,11 +24,12 @@ from collections.abc import Callable
 from functools import lru_cache
 from math import prod
 
-from hubel.engine.algorithms.geometry import Sum, flat_strides, flattened, one_run, sums, three
+from hubel.engine.algorithms.bias_gradient import bias_function, bias_job, bias_name
+from hubel.engine.algorithms.geometry import Sum, flat_strides, flattened, sums, three
 from hubel.engine.algorithms.tiling import error_bound
-from hubel.engine.ir import F32, I64, PTR, Function, module_text, vector_of
-from hubel.engine.ir.rows import gather_row, zero_row
-from hubel.engine.ir.tile import dot_product_tile, horizontal_sums
+from hubel.engine.ir import F32, I64, PTR, Function, module_text
+from hubel.engine.ir.rows import zero_row
+from hubel.engine.ir.tile import dot_product_tile
 from hubel.engine.ir.window import WindowWords, fill_window_function
 from hubel.engine.machine import Machine
 from hubel.engine.plan import Bound, Estimate, Plan, PlannedJob, Refusal, Tile
@@ -42,6 +43,8 @@ NAME = "dot_products"
 LENGTH, LENGTH_1X1 = 1024, 512
 ITEMS = 8
 SLACK = 64
+# The share of the FMA peak that is reached in large boxes, copying included; cycles of adding up the lanes of a tile.
+REACHED, CALL = 0.55, 130.0
 
 WORDS = (
     "offsets", "groups", "images", "share", "images_at_once",
@@ -57,21 +60,41 @@ DY_WINDOW = X_WINDOW + len(WINDOW_WORDS)
 def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusal:
     if problem.direction is not Direction.WEIGHT_GRADIENT:
         return Refusal(NAME, "does weight gradients only")
+    return plan_dots(problem, machine, policy)
+
+
+def plan_dots(problem: Problem, machine: Machine, policy: Policy) -> Plan:
+    """The plan of a weight gradient; there always is one."""
     spec = flattened(problem)
     part = sums(Problem(spec))[0]
     tile = _tile(machine, part.rows, part.channels * part.tap_count, part.tap_count)
     box, images = _box(part, spec.batch)
     rows, channels, shares = _shares(part, spec.batch, spec.groups, machine)
     waste = -(-rows // tile.rows) * tile.rows / rows * -(-channels * part.tap_count // tile.vectors) * tile.vectors
+    # Vectors run over the places between rows, and over the ends of boxes.
+    window = Window(part.axes, box, images, tile.lanes)
+    places = spec.batch * prod(-(-o // b) for o, b in zip(part.outputs, box, strict=True)) * _length_of(window)
+    waste *= places / max(1, spec.batch * prod(part.outputs))
     computed = int(problem.spec.flops * waste / max(1, channels * part.tap_count))
     return Plan(
         problem, machine, policy, NAME, tile,
-        kernels=(_name("dots", tile, machine), _name("reduce", tile, machine), f"bias_gradient_f32_{machine.isa}"),
+        kernels=(_name("dots", tile, machine), _name("reduce", tile, machine), bias_name(machine)),
         channel_block=channels, box=box, row_tiles=-(-rows // tile.rows), images=images, partial_sums=shares,
         estimate=Estimate(problem.spec.flops, computed, problem.spec.bytes()),
         error_bound=error_bound(problem),
         reason="sums over pixels, lane by lane; shares of the images are added in a fixed order",
     )  # fmt: skip
+
+
+def cycles(plan: Plan) -> float:
+    """Cycles on one thread, about."""
+    spec, tile = flattened(plan.problem), plan.tile
+    part = sums(Problem(spec))[0]
+    share = -(-spec.batch // plan.partial_sums)
+    runs = plan.partial_sums * -(-share // plan.images)
+    runs *= prod(-(-o // b) for o, b in zip(part.outputs, plan.box, strict=True))
+    tiles = spec.groups * -(-part.rows // tile.rows) * -(-part.channels * part.tap_count // tile.vectors)
+    return plan.estimate.computed / (4 * tile.lanes * REACHED) + runs * tiles * CALL
 
 
 def _name(kind: str, tile: Tile, machine: Machine) -> str:
@@ -111,6 +134,11 @@ def _box(part: Sum, batch: int) -> tuple[tuple[int, int, int], int]:
 
 def _length(part: Sum) -> int:
     return LENGTH if part.tap_count > 1 else LENGTH_1X1
+
+
+def _length_of(window: Window) -> int:
+    """Places of a box that are multiplied: whole vectors."""
+    return -(-((window.box[0] - 1) * window.pitch_z + window.flat) // window.lanes) * window.lanes
 
 
 def _shares(part: Sum, batch: int, groups: int, machine: Machine) -> tuple[int, int, int]:
@@ -268,42 +296,6 @@ def reduce_function(tile: Tile) -> Function:
     return f
 
 
-BIAS_WORDS = ("images", "size_z", "size_y", "size_x", "stride_n", "stride_c", "stride_z", "stride_y", "stride_x")
-
-
-def bias_function(lanes: int) -> Function:
-    """One bias gradient a work item: dy of a channel, summed image by image, pixel i in lane i whatever the layout."""
-    f = Function("kernel", [("args", PTR), ("begin", I64), ("end", I64), ("scratch", PTR)])
-    args = f.arg("args")
-    dy, target = f.word(args, 1, "dy", PTR), f.word(args, 2, "db", PTR)
-    a = {name: f.word(args, RESERVED_WORDS + i, name) for i, name in enumerate(BIAS_WORDS)}
-    vector, none = vector_of(lanes), f.constant(0.0, F32)
-    contiguous = a["stride_x"].equals(1)
-    whole = a["size_x"] // lanes * lanes
-    loaded = f.select(contiguous, whole, 0, "loaded")
-    with f.loop("c", f.arg("begin"), f.arg("end")) as c:
-        with f.loop("n", 0, a["images"], carry=[none]) as n:
-            image = dy + n.index * a["stride_n"] + c.index * a["stride_c"]
-            with f.loop("z", 0, a["size_z"], carry=[f.constant(0.0, vector), none]) as z:
-                with f.loop("y", 0, a["size_y"], carry=z.carried) as y:
-                    row = image + z.index * a["stride_z"] + y.index * a["stride_y"]
-                    with f.loop("x", 0, loaded, lanes, carry=[y.carried[0]]) as x:
-                        x.carry(x.carried[0] + f.load(row + x.index, vector))
-                    with f.loop("apart", loaded, whole, lanes, carry=x.results) as apart:
-                        start = row + apart.index * a["stride_x"]
-                        gather_row(f, f.arg("scratch"), start, f.constant(lanes), a["stride_x"])
-                        apart.carry(apart.carried[0] + f.load(f.arg("scratch"), vector))
-                    with f.loop("rest", whole, a["size_x"], carry=[y.carried[1]]) as rest:
-                        rest.carry(rest.carried[0] + f.load(row + rest.index * a["stride_x"], F32))
-                    y.carry(apart.results[0], rest.results[0])
-                z.carry(*y.results)
-            lane_sums = f.lane(horizontal_sums(f, [z.results[0]], lanes)[0], 0)
-            n.carry(n.carried[0] + (lane_sums + z.results[1]))
-        f.store(n.results[0], target + c.index)
-    f.ret()
-    return f
-
-
 def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...]) -> Bound:
     """Jobs for an input and an output gradient with strides x and y; the weight gradient is contiguous."""
     del w
@@ -318,12 +310,7 @@ def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...])
         PlannedJob(plan.kernels[1], spec.out_channels, item.reduce_words(), chunk=4),
     ]
     if plan.problem.bias:
-        sizes, steps = three(spec.output_size, 1), three(y[2:], 0)
-        run = one_run(spec.output_size, y[2:])
-        if run is not None:
-            sizes, steps = (1, 1, prod(sizes)), (0, 0, run)
-        words = (spec.batch, *sizes, y[0], y[1], *steps)
-        jobs.append(PlannedJob(plan.kernels[2], spec.out_channels, words, chunk=4))
+        jobs.append(bias_job(plan, spec, y))
     shared = item.items * item.item_sums
     return Bound(tuple(jobs), (), 0, (), item.scratch, shared, tables.keep())
 
@@ -352,7 +339,6 @@ class _Item:
         taps = window.offsets()
         offsets = [c * window.pitch_c + tap for c in range(self.channels) for tap in taps]
         offsets += [0] * plan.tile.vectors
-        length = -(-((plan.box[0] - 1) * window.pitch_z + window.flat) // plan.tile.lanes) * plan.tile.lanes
         boxes = tuple(-(-o // b) for o, b in zip(part.outputs, plan.box, strict=True))
         x_strides, y_strides = (x[1], *three(x[2:], 0)), (y[1], *three(y[2:], 0))
 
@@ -364,7 +350,7 @@ class _Item:
             part.rows, self.rows, self.row_shares, part.channels, self.channels, self.channel_shares, len(taps),
             *boxes, *plan.box,
             x[0], part.channels * x[1], y[0], part.rows * y[1],
-            window.pitch_image, window.planes * window.pitch_z, length, window.overhang,
+            window.pitch_image, window.planes * window.pitch_z, _length_of(window), window.overhang,
             prod(len(axis.phases) for axis in window.axes),
             self.x_from, -(-self.rows // plan.tile.rows), self.pair_tiles, self.item_sums,
             *window.words(x_strides, axis_tables(window)),

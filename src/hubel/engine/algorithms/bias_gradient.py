@@ -1,0 +1,65 @@
+"""Bias gradients: the output gradient, summed over images and pixels; a job beside any weight gradient."""
+
+from __future__ import annotations
+
+from math import prod
+
+from hubel.engine.algorithms.geometry import one_run, three
+from hubel.engine.ir import F32, I64, PTR, Function, vector_of
+from hubel.engine.ir.rows import gather_row
+from hubel.engine.ir.tile import horizontal_sums
+from hubel.engine.machine import Machine
+from hubel.engine.plan import Plan, PlannedJob
+from hubel.engine.spec import ConvSpec
+from hubel.engine.threads import RESERVED_WORDS
+
+
+def bias_name(machine: Machine) -> str:
+    """The name of the kernel that makes bias gradients."""
+    return f"bias_gradient_f32_{machine.isa}"
+
+
+def bias_job(plan: Plan, spec: ConvSpec, y: tuple[int, ...]) -> PlannedJob:
+    """The job of the bias gradient, for an output gradient with strides y and sizes as `spec` says."""
+    sizes, steps = three(spec.output_size, 1), three(y[2:], 0)
+    run = one_run(spec.output_size, y[2:])
+    if run is not None:
+        sizes, steps = (1, 1, prod(sizes)), (0, 0, run)
+    words = (spec.batch, *sizes, y[0], y[1], *steps)
+    return PlannedJob(plan.kernels[2], spec.out_channels, words, chunk=4)
+
+
+BIAS_WORDS = ("images", "size_z", "size_y", "size_x", "stride_n", "stride_c", "stride_z", "stride_y", "stride_x")
+
+
+def bias_function(lanes: int) -> Function:
+    """One bias gradient a work item: dy of a channel, summed image by image, pixel i in lane i whatever the layout."""
+    f = Function("kernel", [("args", PTR), ("begin", I64), ("end", I64), ("scratch", PTR)])
+    args = f.arg("args")
+    dy, target = f.word(args, 1, "dy", PTR), f.word(args, 2, "db", PTR)
+    a = {name: f.word(args, RESERVED_WORDS + i, name) for i, name in enumerate(BIAS_WORDS)}
+    vector, none = vector_of(lanes), f.constant(0.0, F32)
+    contiguous = a["stride_x"].equals(1)
+    whole = a["size_x"] // lanes * lanes
+    loaded = f.select(contiguous, whole, 0, "loaded")
+    with f.loop("c", f.arg("begin"), f.arg("end")) as c:
+        with f.loop("n", 0, a["images"], carry=[none]) as n:
+            image = dy + n.index * a["stride_n"] + c.index * a["stride_c"]
+            with f.loop("z", 0, a["size_z"], carry=[f.constant(0.0, vector), none]) as z:
+                with f.loop("y", 0, a["size_y"], carry=z.carried) as y:
+                    row = image + z.index * a["stride_z"] + y.index * a["stride_y"]
+                    with f.loop("x", 0, loaded, lanes, carry=[y.carried[0]]) as x:
+                        x.carry(x.carried[0] + f.load(row + x.index, vector))
+                    with f.loop("apart", loaded, whole, lanes, carry=x.results) as apart:
+                        start = row + apart.index * a["stride_x"]
+                        gather_row(f, f.arg("scratch"), start, f.constant(lanes), a["stride_x"])
+                        apart.carry(apart.carried[0] + f.load(f.arg("scratch"), vector))
+                    with f.loop("rest", whole, a["size_x"], carry=[y.carried[1]]) as rest:
+                        rest.carry(rest.carried[0] + f.load(row + rest.index * a["stride_x"], F32))
+                    y.carry(apart.results[0], rest.results[0])
+                z.carry(*y.results)
+            lane_sums = f.lane(horizontal_sums(f, [z.results[0]], lanes)[0], 0)
+            n.carry(n.carried[0] + (lane_sums + z.results[1]))
+        f.store(n.results[0], target + c.index)
+    f.ret()
+    return f

@@ -1,0 +1,187 @@
+"""What weight gradients share whose lanes are channels: how pixels come to lie so, and their register tile.
+
+A weight gradient sums over pixels (or tiles of them). With neighbouring channels in the lanes of a vector such a sum is
+an outer product for each pixel, and no lanes are added up. All pitches count float32 numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+
+from hubel.engine.ir import F32, I64, PTR, Function, Value, vector_of
+from hubel.engine.ir.opaque import OpaqueFunction
+from hubel.engine.ir.rows import zero_row
+
+# Pixels of a channel that are turned at once: four neighbours fill a quarter of a cache line.
+QUAD = 4
+
+
+def whole_vectors(f: Function, count: Value, lanes: int) -> Value:
+    """Vectors that hold so many numbers."""
+    return (count + (lanes - 1)) // lanes
+
+
+def region_function(lanes: int) -> Function:
+    """region(target, source, channels, y, x, rows, cols, sizes, strides, pitch, ahead): a part of an image, as `fill`
+    does it with pixels `lanes` apart.
+
+    `source` is the first channel's pixel (0, 0); (y, x) is the place in the image of the region's first pixel, which
+    may lie outside, where there are zeros.
+    """
+    numbers = ("channels", "y", "x", "rows", "cols", "size_y", "size_x", "stride_c", "stride_y", "stride_x", "pitch")
+    parameters = [("target", PTR), ("source", PTR), *((n, I64) for n in (*numbers, "ahead"))]
+    f = Function("region", parameters, private=True)
+    rows, cols, pitch = f.arg("rows"), f.arg("cols"), f.arg("pitch")
+    (top, bottom), (left, right) = (
+        _inside(f, f.arg(axis), f.arg(f"size_{axis}"), n) for axis, n in (("y", rows), ("x", cols))
+    )
+    source = f.arg("source") + (f.arg("y") + top) * f.arg("stride_y") + (f.arg("x") + left) * f.arg("stride_x")
+    inside = f.arg("target") + top * pitch
+    for name, start, stop in (("above", 0, top), ("below", bottom, rows)):
+        with f.loop(name, start, stop) as row:
+            zero_row(f, f.arg("target") + row.index * pitch, cols * lanes, lanes)
+    with f.loop("beside", 0, bottom - top) as row:
+        target = inside + row.index * pitch
+        zero_row(f, target, left * lanes, lanes)
+        zero_row(f, target + right * lanes, (cols - right) * lanes, lanes)
+    strides = (f.arg(f"stride_{axis}") for axis in "cyx")
+    size = f.arg("channels"), bottom - top, right - left
+    f.call(fill_function(lanes), inside + left * lanes, source, *size, *strides, pitch, lanes, f.arg("ahead"))
+    f.ret()
+    return f
+
+
+def _inside(f: Function, first: Value, size: Value, count: Value) -> tuple[Value, Value]:
+    """(begin, end) of the places first + i, 0 ≤ i < count, that lie within the size."""
+    begin = f.minimum(f.maximum(0 - first, 0), count)
+    return begin, f.maximum(f.minimum(size - first, count), begin)
+
+
+def fill_function(lanes: int) -> Function:
+    """fill(target, source, channels, rows, cols, strides, pitch, apart, ahead): target[row·pitch + col·apart + c] =
+    source[row·stride_y + col·stride_x + c·stride_c].
+
+    Of `lanes` channels, `channels` exist, at least one; the others are zeros. What lies `ahead` of what is read is
+    asked for.
+    """
+    numbers = ("channels", "rows", "cols", "stride_c", "stride_y", "stride_x", "pitch", "apart", "ahead")
+    f = Function("fill", [("target", PTR), ("source", PTR), *((n, I64) for n in numbers)], private=True)
+    rows, cols, apart, vector = f.arg("rows"), f.arg("cols"), f.arg("apart"), vector_of(lanes)
+    whole = f.arg("channels") >= lanes
+    turned = whole & f.arg("stride_x").equals(1) & (cols >= QUAD) & (rows > 0)
+    copied = whole & f.arg("stride_c").equals(1) & f.negate(turned)
+    with f.when(turned, "turned"):
+        strides = f.arg("stride_c"), f.arg("stride_y"), f.arg("pitch"), apart, f.arg("ahead")
+        f.call(turn_function(lanes), f.arg("target"), f.arg("source"), rows, cols, *strides)
+    with f.when(copied, "copied"), f.loop("y", 0, rows) as y, f.loop("col", 0, cols) as col:
+        place = f.arg("source") + y.index * f.arg("stride_y") + col.index * f.arg("stride_x")
+        f.prefetch(place + f.arg("ahead"))
+        f.store(f.load(place, vector), f.arg("target") + y.index * f.arg("pitch") + col.index * apart)
+    with f.when(f.negate(turned | copied), "single"), f.loop("line", 0, rows) as y:
+        target = f.arg("target") + y.index * f.arg("pitch")
+        line = f.arg("source") + y.index * f.arg("stride_y")
+        with f.loop("zero", 0, cols) as col:
+            f.store(f.constant(0.0, vector), target + col.index * apart)
+        with f.loop("c", 0, f.minimum(f.arg("channels"), lanes)) as c, f.loop("one", 0, cols) as one:
+            pixel = f.load(line + c.index * f.arg("stride_c") + one.index * f.arg("stride_x"), F32)
+            f.store(pixel, target + one.index * apart + c.index)
+    f.ret()
+    return f
+
+
+def turn_function(lanes: int) -> Function:
+    """turn(target, source, rows, cols, stride_c, stride_y, pitch, apart, ahead): target[row·pitch + col·apart + c] =
+    source[c·stride_c + row·stride_y + col], at least a row and four columns.
+
+    The last four of a row overlap those before them. Each four columns ask for four lines that lie `ahead`, of one
+    channel each, and the next four for those of the next channels.
+    """
+    numbers = ("rows", "cols", "stride_c", "stride_y", "pitch", "apart", "ahead")
+    f = OpaqueFunction("turn", [("target", PTR), ("source", PTR), *((n, I64) for n in numbers)], private=True)
+    stride, apart = f.arg("stride_c"), f.arg("apart")
+    steps = [stride * r for r in range(4)]
+    quarters = [stride * quarter for quarter in range(0, lanes, 4)]
+    ahead, turns = f.arg("ahead"), stride * lanes
+
+    def quad(place: Value, target: Value, asked: Value) -> Value:
+        """Vector r holds channels r, 4 + r, 8 + r …, a quarter each, until the quarters are transposed."""
+        first = f.opaque(place)
+        for step in steps:
+            f.prefetch(first + asked + step)
+        starts = [first + quarter for quarter in quarters]
+        rows = [joined(f, [f.load(start + step, vector_of(4)) for start in starts]) for step in steps]
+        for pixels in transposed_quarters(f, rows):
+            f.store(pixels, target)
+            target = target + apart
+        following = asked + stride * 4
+        return f.select(following < ahead + turns, following, ahead, "following")
+
+    last = f.arg("cols") - QUAD
+    with f.loop("row", 0, f.arg("rows"), carry=[ahead], at_least_once=True) as row:
+        line = f.arg("source") + row.index * f.arg("stride_y")
+        target = f.arg("target") + row.index * f.arg("pitch")
+        with f.loop("col", 0, last, QUAD, carry=row.carried) as col:
+            col.carry(quad(line + col.index, target + col.index * apart, col.carried[0]))
+        row.carry(quad(line + last, target + last * apart, col.results[0]))
+    f.ret()
+    return f
+
+
+def joined(f: Function, vectors: Sequence[Value]) -> Value:
+    """Vectors laid end to end as one."""
+    if len(vectors) == 1:
+        return vectors[0]
+    half = len(vectors) // 2
+    a, b = joined(f, vectors[:half]), joined(f, vectors[half:])
+    return f.shuffle(a, b, range(2 * int(a.type[1:].split()[0])), "joined")
+
+
+def transposed_quarters(f: Function, rows: Sequence[Value]) -> list[Value]:
+    """Four vectors, whose groups of four numbers are taken as 4 × 4 matrices and transposed."""
+    lanes = int(rows[0].type[1:].split()[0])
+    groups = range(0, lanes, 4)
+
+    def pick(a: Value, b: Value, of_a: tuple[int, int], of_b: tuple[int, int], turn: bool) -> Value:
+        order = (of_a[0], lanes + of_b[0], of_a[1], lanes + of_b[1]) if turn else (*of_a, *(lanes + i for i in of_b))
+        return f.shuffle(a, b, [g + i for g in groups for i in order], "turned")
+
+    low = [pick(rows[i], rows[i + 1], (0, 1), (0, 1), True) for i in (0, 2)]
+    high = [pick(rows[i], rows[i + 1], (2, 3), (2, 3), True) for i in (0, 2)]
+    pairs = chain(*((pick(a, b, (0, 1), (0, 1), False), pick(a, b, (2, 3), (2, 3), False)) for a, b in (low, high)))
+    return list(pairs)
+
+
+def product_function(rows: int, vectors: int, lanes: int) -> Function:
+    """product(w, x, c, ahead, terms, w_pitch, x_pitch, add): the sums of one tile of rows and lanes.
+
+    c[v·rows·lanes + r·lanes + lane] (+)= Σ_k w[k·w_pitch + r] · x[k·x_pitch + v·lanes + lane]
+
+    With each term the line at ahead[k·16] is asked for: what the next ξ will read. add: 0 to overwrite c.
+    """
+    pointers = [(n, PTR) for n in ("w", "x", "c", "ahead")]
+    numbers = [(n, I64) for n in ("terms", "w_pitch", "x_pitch", "add")]
+    f = Function(f"product_{vectors}", [*pointers, *numbers], private=True)
+    vector = vector_of(lanes)
+    zero = f.constant(0.0, vector)
+    for line in range(0, rows * vectors * lanes, 16):
+        f.prefetch(f.arg("c") + line, write=True)
+    start = [f.arg("w"), f.arg("x"), f.arg("ahead")]
+    with f.loop("k", 0, f.arg("terms"), carry=start + [zero] * (rows * vectors), at_least_once=True) as k:
+        w, x, ahead, *acc = k.carried
+        f.prefetch(ahead)
+        pixels = [f.load(x + v * lanes, vector, f"pixels_{v}") for v in range(vectors)]
+        for r in range(rows):
+            weight = f.splat(f.load(w + r, F32, f"w_{r}"), lanes, f"weight_{r}")
+            for v in range(vectors):
+                acc[r * vectors + v] = f.fma(weight, pixels[v], acc[r * vectors + v], f"acc_{r}_{v}")
+        k.carry(w + f.arg("w_pitch"), x + f.arg("x_pitch"), ahead + 16, *acc)
+    sums = k.results[3:]
+    for add in (0, 1):
+        with f.when(f.arg("add").equals(add), "add" if add else "overwrite"):
+            for v in range(vectors):
+                for r in range(rows):
+                    place, total = f.arg("c") + (v * rows + r) * lanes, sums[r * vectors + v]
+                    f.store(f.load(place, vector) + total if add else total, place)
+    f.ret()
+    return f
