@@ -15,9 +15,16 @@ scratch.
 The input gradient is a forward sweep with the kernel turned round; with stride 2, sums of the taps that meet even and
 odd places, kept side by side in registers and interleaved when they are stored.
 
-Constants. 7 rows divide the heights of most networks (7, 14, 28, 56, 112), 8 the others; for planes of 7 and 14 rows
-there are kernels of their own (`depthwise_planes`). Reached on one AVX-512 core (Cascade Lake, 2026-11), of 150
-GFLOP/s: from L1 0.45 with 3×3 and 0.67 with 7×7 on planes of 14×14; from L3, 3×3 moves 20 GB/s, as copying does.
+Four kernels do a layer, whatever image sizes come, each for a class of planes (in units):
+
+    7 high, 5 to 8 wide             two planes to a vector, written out (`depthwise_planes`)
+    14 high, 9 to 16 wide           written out too
+    17 to 32 wide                   rows stream through registers (`depthwise_streams`), where all weights stay in them
+    all others                      tiles of 8 rows; of 7, if fewer rows are computed so, where there are no streams
+
+Constants. The sums of 8 rows and the weights on one offset leave half of the AVX-512 registers free. Reached on one
+AVX-512 core (Cascade Lake, 2026-11), of 150 GFLOP/s: from L1 0.45 with 3×3 and 0.67 with 7×7 on planes of 14×14; from
+L3, 3×3 moves 20 GB/s, as copying does.
 """
 
 from __future__ import annotations
@@ -28,6 +35,7 @@ from functools import lru_cache
 
 from hubel.engine.algorithms.depthwise_kernels import WORDS, depthwise_function
 from hubel.engine.algorithms.depthwise_planes import Plane, plane_function
+from hubel.engine.algorithms.depthwise_streams import stream_function
 from hubel.engine.algorithms.geometry import Sum, sums, three
 from hubel.engine.algorithms.tiling import error_bound
 from hubel.engine.ir import module_text
@@ -44,6 +52,8 @@ MOST_TAPS = 81
 ITEMS = 32
 # Heights of planes (in units) for which kernels are written out, so wide as high.
 PLANES = (7, 14)
+# Vectors side by side through which rows stream, where planes are so wide: wider ones are swept in tiles, along rows.
+STREAMS = 2
 CHUNKS = 16
 
 
@@ -107,11 +117,14 @@ def shape_of(problem: Problem, machine: Machine) -> tuple[Stencil, Plane | None,
     in the input.
     """
     of, lead = stencils(problem, machine)
-    height, _ = units(problem)
-    heights = _heights(problem)
+    height, width = units(problem)
+    streams = problem.spec.ndim == 2 and of(1).streamable(STREAMS)
+    heights = _heights(problem, streams)
     fitting = [of(rows) for rows in heights if of(rows).fits] or [of(heights[-1])]
     stencil = min(fitting, key=lambda s: (-(-height // s.rows) * s.rows, -s.rows))
     plane = plane_of(problem, stencil, lead)
+    if streams and not plane and machine.lanes < width <= STREAMS * machine.lanes:
+        return replace(of(1), streams=STREAMS), None, lead
     if plane and machine.lanes == 16 and height == min(PLANES):
         stencil = replace(stencil, planes=2)
     return stencil, plane, lead
@@ -172,12 +185,15 @@ def _sizes(problem: Problem) -> tuple[tuple[int, int], tuple[int, int]]:
     return three(read, 1)[1:], three(written, 1)[1:]
 
 
-def _heights(problem: Problem) -> tuple[int, ...]:
-    """Heights of tiles in units. At most four, so that no layer has more kernels, whatever image sizes come."""
+def _heights(problem: Problem, streams: bool) -> tuple[int, ...]:
+    """Heights of tiles in units. With `PLANES`, and with streams where there are any, at most four kernels for each
+    layer, whatever image sizes come.
+    """
     if problem.spec.ndim == 1:
         return (1,)
     unit = three(problem.spec.stride, 1)[1] if problem.direction is Direction.INPUT_GRADIENT else 1
-    return (8, 7) if unit == 1 else (4, 2)
+    heights = (8, 7) if unit == 1 else (4, 2)
+    return heights[:1] if streams else heights
 
 
 def kernel_name(problem: Problem, stencil: Stencil, plane: Plane | None, machine: Machine) -> str:
@@ -193,7 +209,8 @@ def kernel_name(problem: Problem, stencil: Stencil, plane: Plane | None, machine
         shape += f"p{sizes(tuple(p % s for p, s in zip(spec.padding, spec.stride, strict=True)))}"
     if plane:
         shape += f"_plane{plane.height}to{plane.out_height}from{-plane.lead}x{stencil.planes}"
-    return f"depthwise_f32_{kind}_{shape}_rows{stencil.rows}_{machine.isa}"
+    swept = f"stream{stencil.streams}" if stencil.streams else f"rows{stencil.rows}"
+    return f"depthwise_f32_{kind}_{shape}_{swept}_{machine.isa}"
 
 
 def emit(plan: Plan) -> dict[str, Callable[[], str]]:
@@ -201,7 +218,10 @@ def emit(plan: Plan) -> dict[str, Callable[[], str]]:
     stencil, plane, _ = shape_of(plan.problem, plan.machine)
 
     def source() -> str:
-        return module_text(plane_function(stencil, plane) if plane else depthwise_function(stencil), stencil.lanes)
+        if plane:
+            return module_text(plane_function(stencil, plane), stencil.lanes)
+        rows = stream_function(stencil) if stencil.streams else None
+        return module_text(depthwise_function(stencil, rows), stencil.lanes)
 
     return {plan.kernels[0]: source}
 
@@ -222,16 +242,19 @@ def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...])
     (_, in_y, in_x), (_, out_y, out_x) = three(source[2:], 0), three(target[2:], 0)
     (_, w_y, w_x) = three(w[2:], 0)
     (_, k_y, k_x) = three(spec.kernel_size, 1)
-    clear = clear_rows(stencil, lead[1], width, lanes, max(0, units_x - lanes), width)
+    side_by_side = max(1, stencil.streams)
+    last_x = max((side_by_side - 1) * lanes, units_x - lanes)
+    clear = clear_rows(stencil, lead[1], width, lanes, last_x, width)
     masks, inner = _masks(stencil, lead[1], width, units_x, out_width)
     # Stores of whole vectors may run over the end of a row only in scratch; AVX-512 masks them at no cost.
-    over = lanes < 16 and (units_x < lanes or units_x * stencil.out[1] != out_width)
+    over = lanes < 16 and (units_x < lanes * side_by_side or units_x * stencil.out[1] != out_width)
     # Rows that lie closer than they are long are no part of a plane.
     copy_in, copy_out = int(in_x != 1 or in_y < width), int(out_x != 1 or over)
     copy_weights = int(w_x != 1 or w_y != k_x)
     rows_in = min(height, (per_band + 1) * stencil.rows * stencil.step[0] + stencil.span) * stencil.planes
     rows_out = (min(units_y, (per_band + 1) * stencil.rows) + stencil.rows) * stencil.planes
-    out_pitch = -(-units_x // lanes) * lanes * stencil.out[1]
+    columns = -(-units_x // (stencil.width * side_by_side))
+    out_pitch = columns * side_by_side * lanes * stencil.out[1]
     names = ("zeros_at", "dump_at", "weights_at", "in_at", "out_at")
     sizes = (
         width,
@@ -249,7 +272,7 @@ def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...])
         "out_n": target[0], "out_c": target[1], "out_y": out_y, "out_x": out_x,
         "out_height": out_height, "out_width": out_width,
         "w_o": w[0], "w_y": w_y, "w_x": w_x, "k_y": k_y, "k_x": k_x,
-        "columns": -(-units_x // stencil.width), "inner_from": inner[0], "inner_to": inner[1],
+        "columns": columns, "inner_from": inner[0], "inner_to": inner[1],
         "masks": tables.add(masks),
         "clear_top": clear[0], "clear_bottom": clear[1],
         "copy_in": copy_in, "copy_out": copy_out, "copy_weights": copy_weights, "out_pitch": out_pitch,
@@ -275,11 +298,15 @@ def _masks(stencil: Stencil, lead: int, width: int, units_x: int, out_width: int
     """For each column of tiles its masks, and (first, last + 1) of the columns that need none."""
     count, size = stencil.stored
     columns = []
-    for column in range(-(-units_x // stencil.width)):
-        x = max(0, min(column * stencil.width, units_x - stencil.width))
-        stores = [within(x * stencil.out[1] + i * size, size, out_width) for i in range(count)]
-        columns.append(read_masks(stencil, x, lead, width) + stores)
-    return mask_table(stencil, columns), inner_columns(columns)
+    side_by_side = max(1, stencil.streams)
+    whole = side_by_side * stencil.width
+    for column in range(-(-units_x // whole)):
+        begin = max(0, min(column * whole, units_x - whole))
+        for x in range(begin, begin + whole, stencil.width):
+            stores = [within(x * stencil.out[1] + i * size, size, out_width) for i in range(count)]
+            columns.append(read_masks(stencil, x, lead, width) + stores)
+    first, last = inner_columns(columns)
+    return mask_table(stencil, columns), (-(-first // side_by_side), last // side_by_side)
 
 
 def read_masks(stencil: Stencil, x: int, lead: int, width: int) -> list[list[bool]]:

@@ -32,7 +32,7 @@ class Words:
         return self._loaded[name]
 
 
-def depthwise_function(stencil: Stencil) -> Function:
+def depthwise_function(stencil: Stencil, plane: Function | None = None) -> Function:
     """The kernel: `kernel(args, begin, end, scratch)`, a band of rows of one channel of one image an item."""
     f = Function("kernel", [("args", PTR), ("begin", I64), ("end", I64), ("scratch", PTR)])
     args, scratch = f.arg("args"), f.arg("scratch")
@@ -55,7 +55,7 @@ def depthwise_function(stencil: Stencil) -> Function:
         "width",
         "zeros_at",
     )
-    plane = _plane_function(stencil)
+    plane = plane or _plane_function(stencil)
     zeros = scratch + a["zeros_at"]
     zero_row(f, zeros, a["width"], stencil.lanes)
     has_bias = f.compare("ne", bias, Value(f, PTR, "null"))

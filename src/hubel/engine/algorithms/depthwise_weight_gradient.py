@@ -1,13 +1,17 @@
 """Weight gradient of a depthwise convolution: for every channel and tap, the dot product of dy and the shifted input.
 
-    for every share of the images, every channel:                   one work item
-        for a few images, or bands of rows of one:                  what the L1 cache holds
-            for passes over the taps:                               as many as the registers hold
-                for tiles of rows, for columns:                     the register tile (`ir.stencil`)
-                    for input rows, for offsets along x:
-                        load the pixels once; for every row of dy that reads them, add products to that tap's lanes
-                add the taps' lanes to memory
-        add up the lanes
+    for every share of the images, every block of channels:             one work item
+        for a few images:
+            for channels of the block, for bands of rows:               what the L1 cache holds
+                for passes over the taps:                               as many as the registers hold
+                    for tiles of rows, for columns:                     the register tile (`ir.stencil`)
+                        for input rows, for offsets along x:
+                            load the pixels once; for every row of dy that reads them, add products to a tap's lanes
+                    add the taps' lanes to memory
+        add up the lanes of every channel
+
+The planes of a channel in all images lie far apart, those of neighbouring channels beside each other: an item reads
+blocks of channels, image by image, so that memory is read in order.
 
 Lanes are neighbouring outputs. Rows are read where they lie, as in `depthwise`; rows that are not there, of dy too, are
 zeros, so that every tile is full. The taps' sums start anew with every band, which bounds the rounding error. The
@@ -24,6 +28,7 @@ from math import prod
 
 from hubel.engine.algorithms.depthwise import (
     PLANES,
+    clear_rows,
     inner_columns,
     mask_table,
     places_of,
@@ -53,6 +58,10 @@ ITEMS = 32
 CHUNKS = 16
 # Bytes of input and dy that passes over the taps find in the L1 cache, as a share of it.
 HELD = 0.5
+# Images read side by side: those of a batch often lie a multiple of a page apart, and fall into the same few cache
+# sets. Bytes of sums of the channels between which an item goes to and fro.
+IMAGES = 4
+SUMS = 16384
 # With the two planes of `depthwise.PLANES` four kernels for each layer.
 HEIGHTS = (8, 7)
 
@@ -73,7 +82,7 @@ def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusa
     row = 4 * (width + stencil.step[0] * three(spec.input_size, 1)[2])
     tiles = -(-height // stencil.rows)
     held = max(1, int(machine.l1 * HELD) // (row * stencil.rows * stencil.planes))
-    images = max(1, min(spec.batch, held // tiles))
+    images = max(1, min(spec.batch, held // tiles, IMAGES))
     shares = max(1, min(spec.batch, -(-ITEMS // spec.out_channels)))
     return Plan(
         problem, machine, policy, NAME, Tile(1, max(len(p) for p in passes_of(stencil)), machine.lanes),
@@ -153,7 +162,8 @@ def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...])
     tables = Tables()
     stencil, _, _ = shape_of(plan.problem, plan.machine)
     words, scratch = _words(plan, x, y, tables)
-    items = -(-spec.out_channels // stencil.planes) * shares
+    sets = -(-spec.out_channels // stencil.planes)
+    items = -(-sets // words["block"]) * shares
     chunk = max(1, items // (CHUNKS * plan.policy.threads))
     jobs = [PlannedJob(plan.kernels[0], items, tuple(words[name] for name in WORDS), chunk)]
     if shares > 1:
@@ -174,7 +184,7 @@ def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...])
 def _words(plan: Plan, x: tuple[int, ...], y: tuple[int, ...], tables: Tables) -> tuple[dict[str, int], int]:
     """(the words of the main job, numbers of scratch)"""
     spec = plan.problem.spec
-    stencil, plane, lead = shape_of(plan.problem, plan.machine)
+    stencil, _, lead = shape_of(plan.problem, plan.machine)
     lanes, rows = stencil.lanes, stencil.rows
     (_, height, width), (_, dy_height, dy_width) = three(spec.input_size, 1), three(spec.output_size, 1)
     (_, x_y, x_x), (_, dy_y, dy_x) = three(x[2:], 0), three(y[2:], 0)
@@ -183,22 +193,27 @@ def _words(plan: Plan, x: tuple[int, ...], y: tuple[int, ...], tables: Tables) -
     inner = inner_columns(columns)
     # Rows that lie closer than they are long are no part of a plane.
     copy_x, copy_dy = (
-        int(step != 1 or (plane is not None and pitch < size))
-        for pitch, step, size in ((x_y, x_x, width), (dy_y, dy_x, dy_width))
+        int(step != 1 or pitch < size) for pitch, step, size in ((x_y, x_x, width), (dy_y, dy_x, dy_width))
     )
+    reach = len(columns) * stencil.width
+    clear = clear_rows(stencil, lead[1], width, stencil.width, reach - stencil.width, width)
     x_image = width * min(height, per_band * rows * stencil.step[0] + stencil.span)
     dy_image = dy_width * min(dy_height, per_band * rows)
-    names = ("zeros_at", "sums_at", "x_at", "dy_at")
-    sums = -(-spec.taps // lanes) * lanes * (lanes + 1)
+    names = ("zeros_at", "sums_at", "packed_at", "x_at", "dy_at")
+    sets = -(-spec.out_channels // stencil.planes)
+    block = max(1, min(sets * plan.partial_sums // ITEMS, SUMS // (4 * lanes * spec.taps)))
     copies = plan.images * stencil.planes
-    sizes = (max(width, dy_width), sums, copy_x * x_image * copies, copy_dy * dy_image * copies)
+    sums = block * spec.taps * lanes
+    sizes = (max(width, dy_width), sums, spec.taps + lanes, copy_x * x_image * copies, copy_dy * dy_image * copies)
     places, scratch = places_of(names, sizes, lanes)
     words = {
         "channels": spec.out_channels, "multiplier": spec.out_channels // spec.in_channels,
-        "images": spec.batch, "share": -(-spec.batch // plan.partial_sums), "images_at_once": plan.images,
+        "block": block, "images": spec.batch,
+        "share": -(-spec.batch // plan.partial_sums), "images_at_once": plan.images,
         "tiles": tiles, "per_band": per_band, "columns": len(columns), "inner_from": inner[0], "inner_to": inner[1],
         "masks": tables.add(mask_table(stencil, columns)),
         "lead_y": lead[0], "lead_x": lead[1],
+        "clear_top": clear[0], "clear_bottom": clear[1], "clear_dy": -(-(reach - dy_width) // max(1, dy_width)),
         "x_n": x[0], "x_c": x[1], "x_y": x_y, "x_x": x_x, "height": height, "width": width,
         "dy_n": y[0], "dy_c": y[1], "dy_y": dy_y, "dy_x": dy_x, "dy_height": dy_height, "dy_width": dy_width,
         "copy_x": copy_x, "copy_dy": copy_dy, "x_image": x_image, "dy_image": dy_image,

@@ -6,8 +6,8 @@
                 for images:  all rows of the plane, one after another       sums stay in registers
         add up the lanes
 
-A plane of 7×7 is read in less time than a cache line takes to come, and every plane of a channel lies in another page,
-where no hardware prefetcher looks ahead: the same rows of the next channels are asked for meanwhile.
+An item goes through a few images side by side, channel by channel: so memory is read in order. Large kernels compute
+long enough on a plane for the next channels' to be asked for meanwhile; small ones lose more by the asking.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from dataclasses import dataclass
 
 from hubel.engine.algorithms.depthwise_kernels import Words
 from hubel.engine.algorithms.depthwise_planes import Plane
-from hubel.engine.algorithms.depthwise_weight_kernels import WORDS, Passes, side_by_side
-from hubel.engine.ir import I64, PTR, Function, Value, vector_of
-from hubel.engine.ir.rows import copy_row, zero_row
+from hubel.engine.algorithms.depthwise_weight_kernels import Passes, items_function, side_by_side
+from hubel.engine.ir import PTR, Function, Value, vector_of
 from hubel.engine.ir.stencil import Masks, Stencil, correlate, load_masks
-from hubel.engine.ir.tile import horizontal_sums
+
+# Taps up to which nothing is asked for.
+ASK = 9
 
 
 @dataclass(frozen=True)
@@ -44,35 +45,16 @@ class Side:
 
 
 def plane_correlation_function(stencil: Stencil, plane: Plane, passes: Passes) -> Function:
-    """The kernel: the sums of the channels that share a vector, over one share of the images, an item."""
-    f = Function("kernel", [("args", PTR), ("begin", I64), ("end", I64), ("scratch", PTR)])
-    args, scratch, lanes = f.arg("args"), f.arg("scratch"), stencil.lanes
-    dw, shared = f.word(args, 3, "dw", PTR), f.word(args, 4, "shared", PTR)
-    a = Words(f, WORDS)
-    sums = scratch + a["sums_at"]
-    target = f.select(a["partial"].equals(1), shared, dw, "target")
-    sets = (a["channels"] + (stencil.planes - 1)) // stencil.planes
-    begin = f.arg("begin")
-    with f.loop("item", begin, f.arg("end"), carry=[begin % sets * stencil.planes, begin // sets]) as item:
-        first, share = item.carried
-        # Where the number of channels is odd, the last one is done twice.
-        channels = [f.minimum(first + i, a["channels"] - 1) for i in range(stencil.planes)]
-        zero_row(f, sums, f.constant(stencil.weights * lanes), lanes)
-        image = share * a["share"]
-        beyond = f.minimum(image + a["share"], a["images"])
-        with f.loop("n", image, beyond, a["images_at_once"]) as n:
-            count = f.minimum(a["images_at_once"], beyond - n.index)
-            x = _side(f, a, "x", n.index, [c // a["multiplier"] for c in channels], count, plane.height)
-            dy = _side(f, a, "dy", n.index, channels, count, plane.units)
-            for number, loads in enumerate(passes):
-                _images(f, stencil, plane, a, loads, x, dy, count, ahead=number == 0)
-        for i, c in enumerate(channels):
-            _add_lanes(f, stencil, a, i, target + (share * a["channels"] + c) * stencil.weights)
-        following = first + stencil.planes
-        over = following >= a["channels"]
-        item.carry(f.select(over, 0, following), f.select(over, share + 1, share))
-    f.ret()
-    return f
+    """The kernel for planes like `plane`."""
+
+    def visit(f: Function, a: Words, each: Value, n: Value, count: Value, sums: Value) -> None:
+        channels = [f.minimum(each * stencil.planes + i, a["channels"] - 1) for i in range(stencil.planes)]
+        x = _side(f, a, "x", n, [c // a["multiplier"] for c in channels], count, plane.height)
+        dy = _side(f, a, "dy", n, channels, count, plane.units)
+        for number, loads in enumerate(passes):
+            _images(f, stencil, plane, a, loads, x, dy, count, sums, ahead=number == 0 and stencil.weights > ASK)
+
+    return items_function(stencil, visit)
 
 
 def _side(f: Function, a: Words, name: str, n: Value, channels: list[Value], count: Value, height: int) -> Side:
@@ -100,10 +82,11 @@ def _images(
     x: Side,
     dy: Side,
     count: Value,
+    sums: Value,
     ahead: bool,
 ) -> None:
-    """Adds the sums over `count` images, of the taps that `loads` serve, to those in scratch."""
-    lanes, sums = stencil.lanes, f.arg("scratch") + a["sums_at"]
+    """Adds the sums over `count` images, of the taps that `loads` serve, to `sums`."""
+    lanes = stencil.lanes
     columns = [stencil.loads[number] + i for number in loads for i in range(stencil.step[1])]
     weights = [tap.weight for tap in stencil.taps if tap.column in columns]
 
@@ -145,14 +128,3 @@ def _ask(f: Function, stencil: Stencil, rows: list[list[Value]], side: Side, wid
         for at in row:
             for line in range(0, width, 16):
                 f.prefetch(at + side.following + line)
-
-
-def _add_lanes(f: Function, stencil: Stencil, a: Words, plane: int, target: Value) -> None:
-    """The sums of one of the planes, its lanes added up, go to `target`."""
-    lanes, width = stencil.lanes, stencil.width
-    sums = f.arg("scratch") + a["sums_at"]
-    vectors = [f.load(sums + i * lanes + plane * width, vector_of(width), f"sum_{i}") for i in range(stencil.weights)]
-    packed = sums + stencil.weights * lanes
-    for i, vector in enumerate(horizontal_sums(f, vectors, width)):
-        f.store(vector, packed + i * width)
-    copy_row(f, target, packed, f.constant(stencil.weights), lanes)

@@ -47,7 +47,8 @@ class Stencil:
     """`rows` units below one another, `lanes` side by side.
 
     step: input pixels from a unit to the next, along y and x; out: output pixels of a unit along y and x. registers:
-    of the machine. planes: how many share a vector.
+    of the machine. planes: how many share a vector. streams: vectors side by side through which rows stream, one unit
+    row after another; 0 where tiles are swept.
     """
 
     rows: int
@@ -58,6 +59,7 @@ class Stencil:
     weights: int
     registers: int
     planes: int = 1
+    streams: int = 0
 
     @cached_property
     def loads(self) -> tuple[int, ...]:
@@ -105,6 +107,25 @@ class Stencil:
     @property
     def sums(self) -> int:
         return self.rows * self.out[0] * self.out[1]
+
+    @property
+    def depth(self) -> int:
+        """Unit rows that read the same input rows."""
+        return max(tap.row for tap in self.taps) // self.step[0] + 1
+
+    def streamable(self, streams: int) -> bool:
+        """Whether all weights stay in registers, beside the sums of all unit rows that read a row and its pixels."""
+        sums = self.depth * self.out[0] * self.out[1] * streams
+        return len(self.taps) + sums + (1 if self.step[1] == 1 else 3) <= self.registers
+
+    def completed(self, sums: Sequence[Value]) -> tuple[list[dict[tuple[int, int, int], Value]], Sequence[Value]]:
+        """(of each vector the sums of the uppermost unit row, the sums of the rows below it)"""
+        out_y, out_x = self.out
+        size = self.streams * out_y * out_x
+        first = iter(sums[:size])
+        return [
+            {(0, y, x): next(first) for y in range(out_y) for x in range(out_x)} for _ in range(self.streams)
+        ], sums[size:]
 
     @property
     def fits(self) -> bool:
@@ -169,6 +190,41 @@ def sweep(
                             total = _where(f, masks.columns[stencil.columns.index(column)], total, sums[key])
                         sums[key] = total
         sums = dict(zip(sums, settled(f, stencil, list(sums.values())), strict=True))
+    return sums
+
+
+def stream(
+    f: Function,
+    stencil: Stencil,
+    sums: Sequence[Value],
+    rows: Sequence[Value],
+    weights: Sequence[Value],
+    masks: Sequence[Masks | None],
+    guarded: bool,
+) -> list[Value]:
+    """The sums of all unit rows that read these input rows (`step[0]` of them), with what they add.
+
+    sums: from the uppermost unit row to the lowest, vector by vector, phase by phase. masks: of each vector.
+    """
+    out_y, out_x = stencil.out
+    sums = list(sums)
+    for i, at in enumerate(rows):
+        taps = [tap for tap in stencil.taps if tap.row % stencil.step[0] == i]
+        for number, load in enumerate(stencil.loads):
+            columns = range(load, load + stencil.step[1])
+            if not any(tap.column in columns for tap in taps):
+                continue
+            for v, mask in enumerate(masks):
+                whole = mask is not None and bool(mask.columns) and not guarded
+                place = at + v * stencil.lanes * stencil.step[1]
+                for column, pixels in _pixels(f, stencil, place, number, load, None if whole else mask):
+                    for tap in (tap for tap in taps if tap.column == column):
+                        unit = stencil.depth - 1 - tap.row // stencil.step[0]
+                        key = ((unit * stencil.streams + v) * out_y + tap.ry) * out_x + tap.rx
+                        total = f.fma(weights[tap.weight], pixels, sums[key], f"acc_{unit}_{v}")
+                        if mask and whole:
+                            total = _where(f, mask.columns[stencil.columns.index(column)], total, sums[key])
+                        sums[key] = total
     return sums
 
 
