@@ -17,6 +17,7 @@ from hubel.engine.algorithms import (
     depthwise_weight_gradient,
     direct,
     pointwise,
+    pointwise_weight_gradient,
     weight_gradient,
     winograd,
     winograd_weight_gradient,
@@ -29,5 +30,6 @@ ALGORITHMS: dict[str, ModuleType] = {
     pointwise.NAME: pointwise,
     direct.NAME: direct,
     winograd_weight_gradient.NAME: winograd_weight_gradient,
+    pointwise_weight_gradient.NAME: pointwise_weight_gradient,
     weight_gradient.NAME: weight_gradient,
 }
