@@ -22,12 +22,12 @@ def whole_vectors(f: Function, count: Value, lanes: int) -> Value:
     return (count + (lanes - 1)) // lanes
 
 
-def region_function(lanes: int) -> Function:
+def region_function(lanes: int, fill: Function | None = None) -> Function:
     """region(target, source, channels, y, x, rows, cols, sizes, strides, pitch, ahead): a part of an image, as `fill`
     does it with pixels `lanes` apart.
 
     `source` is the first channel's pixel (0, 0); (y, x) is the place in the image of the region's first pixel, which
-    may lie outside, where there are zeros.
+    may lie outside, where there are zeros. fill: the function of a module that calls it elsewhere, too.
     """
     numbers = ("channels", "y", "x", "rows", "cols", "size_y", "size_x", "stride_c", "stride_y", "stride_x", "pitch")
     parameters = [("target", PTR), ("source", PTR), *((n, I64) for n in (*numbers, "ahead"))]
@@ -47,7 +47,8 @@ def region_function(lanes: int) -> Function:
         zero_row(f, target + right * lanes, (cols - right) * lanes, lanes)
     strides = (f.arg(f"stride_{axis}") for axis in "cyx")
     size = f.arg("channels"), bottom - top, right - left
-    f.call(fill_function(lanes), inside + left * lanes, source, *size, *strides, pitch, lanes, f.arg("ahead"))
+    fill = fill or fill_function(lanes)
+    f.call(fill, inside + left * lanes, source, *size, *strides, pitch, lanes, f.arg("ahead"))
     f.ret()
     return f
 
@@ -152,31 +153,40 @@ def transposed_quarters(f: Function, rows: Sequence[Value]) -> list[Value]:
     return list(pairs)
 
 
+# Lines that a register tile asks for before it skips to the next row of them.
+ASKED = 14
+
+
 def product_function(rows: int, vectors: int, lanes: int) -> Function:
-    """product(w, x, c, ahead, terms, w_pitch, x_pitch, add): the sums of one tile of rows and lanes.
+    """product(w, x, c, ahead, terms, w_pitch, x_pitch, add, skip): the sums of one tile of rows and lanes.
 
     c[v·rows·lanes + r·lanes + lane] (+)= Σ_k w[k·w_pitch + r] · x[k·x_pitch + v·lanes + lane]
 
-    With each term the line at ahead[k·16] is asked for: what the next ξ will read. add: 0 to overwrite c.
+    With each term a line is asked for that is read later: those from `ahead` on, `skip` numbers left out after every
+    `ASKED` lines. add: 0 to overwrite c.
     """
     pointers = [(n, PTR) for n in ("w", "x", "c", "ahead")]
-    numbers = [(n, I64) for n in ("terms", "w_pitch", "x_pitch", "add")]
+    numbers = [(n, I64) for n in ("terms", "w_pitch", "x_pitch", "add", "skip")]
     f = Function(f"product_{vectors}", [*pointers, *numbers], private=True)
     vector = vector_of(lanes)
     zero = f.constant(0.0, vector)
     for line in range(0, rows * vectors * lanes, 16):
         f.prefetch(f.arg("c") + line, write=True)
-    start = [f.arg("w"), f.arg("x"), f.arg("ahead")]
-    with f.loop("k", 0, f.arg("terms"), carry=start + [zero] * (rows * vectors), at_least_once=True) as k:
-        w, x, ahead, *acc = k.carried
-        f.prefetch(ahead)
-        pixels = [f.load(x + v * lanes, vector, f"pixels_{v}") for v in range(vectors)]
-        for r in range(rows):
-            weight = f.splat(f.load(w + r, F32, f"w_{r}"), lanes, f"weight_{r}")
-            for v in range(vectors):
-                acc[r * vectors + v] = f.fma(weight, pixels[v], acc[r * vectors + v], f"acc_{r}_{v}")
-        k.carry(w + f.arg("w_pitch"), x + f.arg("x_pitch"), ahead + 16, *acc)
-    sums = k.results[3:]
+    start = [f.arg("w"), f.arg("x"), f.arg("ahead"), *[zero] * (rows * vectors)]
+    with f.loop("lines", 0, f.arg("terms"), ASKED, carry=start, at_least_once=True) as lines:
+        count = f.minimum(f.arg("terms") - lines.index, ASKED)
+        with f.loop("k", 0, count, carry=lines.carried, at_least_once=True) as k:
+            w, x, ahead, *acc = k.carried
+            f.prefetch(ahead)
+            pixels = [f.load(x + v * lanes, vector, f"pixels_{v}") for v in range(vectors)]
+            for r in range(rows):
+                weight = f.splat(f.load(w + r, F32, f"w_{r}"), lanes, f"weight_{r}")
+                for v in range(vectors):
+                    acc[r * vectors + v] = f.fma(weight, pixels[v], acc[r * vectors + v], f"acc_{r}_{v}")
+            k.carry(w + f.arg("w_pitch"), x + f.arg("x_pitch"), ahead + 16, *acc)
+        w, x, ahead, *acc = k.results
+        lines.carry(w, x, ahead + f.arg("skip"), *acc)
+    sums = lines.results[3:]
     for add in (0, 1):
         with f.when(f.arg("add").equals(add), "add" if add else "overwrite"):
             for v in range(vectors):

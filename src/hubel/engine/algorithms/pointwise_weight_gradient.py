@@ -12,11 +12,13 @@
 No lanes are added up, and channels-last tensors need no turning. The number of parts depends on the problem alone, so
 the bits do not depend on the threads; each sum in registers has some 56 terms, so long sums are blocked.
 
-Constants. A piece of 208 pixels is a run of 832 bytes of each channel, long enough for the processor to foresee the
-next line (runs of 448 bytes: 15 % slower for 64 → 64 channels at 56×56). Shares of 256 channels, their pieces and
-their sums fill the L2 cache (1 MiB) and read each tensor least often. Cascade Lake, 2026-11, two threads: the register
-tile in its loops reaches 0.75 of the FMA peak; copying is bound by memory and takes a quarter (512 → 128 at 28×28) to a
-third (64 → 256 at 56×56) of the time.
+While a block is multiplied, the next one's lines are asked for.
+
+Constants. Long runs of a channel let the processor foresee the next line: with pieces of 112 instead of 208 pixels
+64 → 64 channels at 56×56 are 13 % slower; but where pieces and sums crowd the L2 cache, 112 are 7 to 10 % faster
+(64 → 256 at 56×56, 512 → 128 at 28×28). Shares of 256 channels read each tensor least often. Cascade Lake, 2026-11,
+two threads: the register tile in its loops reaches 0.75 of the FMA peak; copying is bound by memory and takes a quarter
+(512 → 128 at 28×28) to a third (64 → 256 at 56×56) of the time.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from math import prod
 
 from hubel.engine.algorithms import weight_gradient
 from hubel.engine.algorithms.bias_gradient import bias_function, bias_job, bias_name
+from hubel.engine.algorithms.channel_lanes import ASKED
 from hubel.engine.algorithms.geometry import flat_strides, flattened
 from hubel.engine.algorithms.pointwise_weight_kernels import add_parts_function, kernel_function
 from hubel.engine.algorithms.tiling import error_bound, rows_that_fit, step_cycles
@@ -36,9 +39,9 @@ from hubel.engine.plan import Bound, Estimate, Plan, PlannedJob, Refusal, Tile
 from hubel.engine.spec import ConvSpec, Direction, Policy, Problem
 
 NAME = "pointwise_weight_gradient"
-# Channels of a share at most, with an L2 cache of 1 MiB; pixels of a piece at most, and of several whole images; work
-# items there should be at least.
-SHARE, PIECE, WHOLE, ITEMS = 256, 208, 112, 8
+# Channels of a share at most, with an L2 cache of 1 MiB; pixels of a piece at least, where there are so many, and at
+# most; the share of the L2 cache that pieces fill between these; work items there should be at least.
+SHARE, LEAST, MOST, HELD, ITEMS = 256, 112, 208, 0.15, 8
 WIDTH = 2
 # Cycles: a vector of 16 pixels copied; a pixel of a channel that is copied alone. The register tile within its loops,
 # against its count of cycles.
@@ -114,9 +117,11 @@ def shares(spec: ConvSpec, machine: Machine) -> Shares:
     rows, channels = (_even(n, most, machine.lanes) for n in (spec.out_channels, spec.in_channels))
     pixels = prod(spec.output_size)
     # Images that are cut are cut into whole cache lines.
-    piece_pixels = pixels if pixels <= PIECE else _even(pixels, PIECE, 16)
+    fit = int(HELD * machine.l2 / (4 * (rows + channels))) // 16 * 16
+    piece = min(max(fit, LEAST), MOST)
+    piece_pixels = pixels if pixels <= piece else _even(pixels, piece, 16)
     pieces_x = -(-pixels // piece_pixels)
-    pieces, block = spec.batch * pieces_x, max(1, WHOLE // piece_pixels) if pieces_x == 1 else 1
+    pieces, block = spec.batch * pieces_x, max(1, LEAST // piece_pixels) if pieces_x == 1 else 1
     row_shares, channel_shares = -(-spec.out_channels // rows), -(-spec.in_channels // channels)
     parts = max(1, min(-(-ITEMS // (row_shares * channel_shares)), -(-pieces // block)))
     tile = _register_tile(machine, min(rows, spec.out_channels))
@@ -181,7 +186,7 @@ def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...])
     words = (
         how.parts, how.pieces, how.block, how.piece_pixels, how.pixels, how.pieces_x,
         spec.out_channels, how.rows, how.row_shares, spec.in_channels, how.channels, how.channel_shares,
-        *x, *y, dy_pitch, row_tiles, item_sums, 0, at_sums,
+        *x, *y, dy_pitch, row_tiles, item_sums, 0, at_sums, max(1, ASKED * 16 // how.pixels),
     )  # fmt: skip
     jobs = [PlannedJob(plan.kernels[0], items, words)]
     if how.parts > 1:

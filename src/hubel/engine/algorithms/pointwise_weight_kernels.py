@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hubel.engine.algorithms.channel_lanes import fill_function, product_function, whole_vectors
+from hubel.engine.algorithms.channel_lanes import ASKED, fill_function, product_function, whole_vectors
 from hubel.engine.ir import I64, PTR, Function, Value, vector_of
 from hubel.engine.plan import Tile
 from hubel.engine.threads import RESERVED_WORDS
@@ -15,7 +15,7 @@ WORDS = (
     "parts", "pieces", "block_pieces", "piece_pixels", "pixels", "pieces_x",
     "rows", "share_rows", "row_shares", "channels", "share_channels", "channel_shares",
     "x_n", "x_c", "x_x", "dy_n", "dy_c", "dy_x",
-    "dy_pitch", "row_tiles", "item_sums", "at_panels", "at_sums",
+    "dy_pitch", "row_tiles", "item_sums", "at_panels", "at_sums", "asked",
 )  # fmt: skip
 
 
@@ -36,7 +36,7 @@ def kernel_function(tile: Tile) -> Function:
     f = Function("kernel", [("args", PTR), ("begin", I64), ("end", I64), ("scratch", PTR)])
     args, scratch, lanes = f.arg("args"), f.arg("scratch"), tile.lanes
     x, dy, common = (f.word(args, i, n, PTR) for i, n in ((0, "x"), (1, "dy"), (4, "shared")))
-    a = Words(f, *(name for name in WORDS if name not in ("x_n", "x_x", "dy_n", "dy_x")))
+    a = Words(f, *WORDS)
     fill = fill_function(lanes)
     fills = {kind: _panels_function(kind, fill, tile) for kind in ("x", "dy")}
     multiply, finish = _multiply_function(tile), _finish_function(tile)
@@ -61,7 +61,11 @@ def kernel_function(tile: Tile) -> Function:
             f.call(fills["x"], args, x_c, inputs, channels, image, images, first, pixels)
             f.call(fills["dy"], args, dy_c, gradients, rows, image, images, first, pixels)
             add = f.select(block.index > begin, 1, 0)
-            f.call(multiply, args, inputs, gradients, sums, rows, channels, terms, add)
+            later = block.index + a["block_pieces"]
+            image, first = later // a["pieces_x"], later % a["pieces_x"] * a["piece_pixels"]
+            later_x = x_c + image * a["x_n"] + first * a["x_x"]
+            later_dy = dy_c + image * a["dy_n"] + first * a["dy_x"]
+            f.call(multiply, args, inputs, gradients, sums, later_x, later_dy, rows, channels, terms, add)
         with f.when(alone, "alone"):
             f.call(finish, args, sums, 0, first_m, rows, first_c, channels, 0, a["row_tiles"])
     f.ret()
@@ -96,31 +100,47 @@ def _panels_function(kind: str, fill: Function, tile: Tile) -> Function:
 
 
 def _multiply_function(tile: Tile) -> Function:
-    """multiply(args, inputs, gradients, sums, rows, channels, terms, add): the products of one block of pixels."""
-    pointers = [(n, PTR) for n in ("args", "inputs", "gradients", "sums")]
+    """multiply(args, inputs, gradients, sums, later_x, later_dy, rows, channels, terms, add): the products of one block
+    of pixels. Meanwhile the pixels of a later block are asked for, where they are contiguous.
+    """
+    pointers = [(n, PTR) for n in ("args", "inputs", "gradients", "sums", "later_x", "later_dy")]
     f = Function("multiply", [*pointers, *((n, I64) for n in ("rows", "channels", "terms", "add"))], private=True)
-    a, lanes, width = Words(f, "share_channels", "dy_pitch"), tile.lanes, tile.vectors * tile.lanes
+    a, lanes, width = (
+        Words(f, "share_channels", "dy_pitch", "x_c", "dy_c", "asked"),
+        tile.lanes,
+        tile.vectors * tile.lanes,
+    )
     products = {v: product_function(tile.rows, v, lanes) for v in sorted({tile.vectors, 1}, reverse=True)}
     room = whole_vectors(f, a["share_channels"], lanes) * (tile.rows * lanes)
     vectors, terms = whole_vectors(f, f.arg("channels"), lanes), f.arg("terms")
     whole = vectors // tile.vectors * tile.vectors
     shares = {tile.vectors: (0, whole), 1: (whole, vectors)}
-    with f.loop("k", 0, terms, TERMS) as k:
+    asked = [f.constant(0)]
+    with f.loop("k", 0, terms, TERMS, carry=asked) as k:
         count = f.minimum(terms - k.index, TERMS)
         add = f.select(k.index > 0, 1, f.arg("add"))
         gradients = f.arg("gradients") + k.index * a["dy_pitch"]
+        asked = k.carried
         for v, (first, last) in shares.items():
-            with f.loop(f"v{v}", first, last, v) as at:
+            with f.loop(f"v{v}", first, last, v, carry=asked) as at:
                 # The remaining vectors share the last panel.
                 panel = at.index // tile.vectors * tile.vectors
-                x = f.arg("inputs") + panel * lanes * terms + k.index * width
-                ahead = x + terms * width
-                x = x + (at.index - panel) * lanes
+                x = f.arg("inputs") + panel * lanes * terms + k.index * width + (at.index - panel) * lanes
                 sums = f.arg("sums") + at.index * (tile.rows * lanes)
-                with f.loop(f"m{v}", 0, f.arg("rows"), tile.rows, carry=[ahead], at_least_once=True) as m:
+                with f.loop(f"m{v}", 0, f.arg("rows"), tile.rows, carry=at.carried, at_least_once=True) as m:
                     to, w = sums + m.index // tile.rows * room, gradients + m.index
-                    f.call(products[v], w, x, to, m.carried[0], count, a["dy_pitch"], width, add)
-                    m.carry(m.carried[0] + count * 16)
+                    # Rows of x, then rows of dy; then nothing new.
+                    (number,) = m.carried
+                    of_x = number < f.arg("channels")
+                    beyond = number - f.arg("channels")
+                    later = f.arg("later_dy") + f.minimum(beyond, f.arg("rows")) * a["dy_c"]
+                    later = f.select(of_x, f.arg("later_x") + number * a["x_c"], later, "later")
+                    skip = f.select(of_x, a["x_c"], a["dy_c"]) * a["asked"] - ASKED * 16
+                    f.call(products[v], w, x, to, later, count, a["dy_pitch"], width, add, skip)
+                    m.carry(number + a["asked"] * (TERMS // ASKED))
+                at.carry(m.results[0])
+            asked = at.results
+        k.carry(*asked)
     f.ret()
     return f
 

@@ -219,7 +219,7 @@ def multiply_function(t: Transforms, tile: Tile) -> Function:
                     to = start + m.index // tile.rows * room
                     place, following = inputs + v.index * lanes, m.carried[0]
                     w = gradients + m.index
-                    f.call(products[width], w, place, to, following, tiles, w_pitch, x_pitch, f.arg("add"))
+                    f.call(products[width], w, place, to, following, tiles, w_pitch, x_pitch, f.arg("add"), 0)
                     m.carry(following + lines)
                 v.carry(m.results[0])
             ahead = v.results[0]
