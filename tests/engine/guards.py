@@ -112,11 +112,11 @@ def convolve(
     second: np.ndarray,
     bias: np.ndarray | None = None,
     *,
-    policy: Policy = STRICT,
+    policy: Policy | Plan = STRICT,
     layout: str = "contiguous",
     team: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(result, bias gradient) of a problem run among guards, by the plan that is chosen here.
+    """(result, bias gradient) of a problem run among guards: by the plan chosen here for a policy, or by a given one.
 
     first, second: x and w · dy and w · x and dy, by direction. layout: of the result, but for weight gradients, which
     are contiguous. The bias gradient is empty where none is asked for.

@@ -25,7 +25,7 @@ from dataclasses import replace
 from math import prod
 
 from hubel.engine.algorithms.geometry import Sum, flattened, sums, three
-from hubel.engine.algorithms.tiling import cut, error_bound
+from hubel.engine.algorithms.tiling import Cut, cut, error_bound
 from hubel.engine.ir import F32, I64, PTR, Function, Value, module_text
 from hubel.engine.ir.rows import store_rows_function
 from hubel.engine.ir.tile import ADD, BIAS, outer_product_tile
@@ -60,40 +60,55 @@ def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusa
     if flattened(problem) is not problem.spec:
         return Refusal(NAME, "a matrix product over one row of pixels: pointwise")
     spec, parts = problem.spec, sums(problem)
-    largest = max(parts, key=lambda part: part.tap_count * prod(part.outputs))
-    block = _channel_block(largest, machine)
-    # A tiny problem is over before a core that has been asked for its widest vectors has slowed its clock for them.
-    tiny = problem.spec.flops < TINY_FLOPS and machine.lanes == 16
-    machine_used = replace(machine, lanes=8) if tiny else machine
-    widths = _widths(problem, machine, policy, tiny)
-    best = cut(largest, block, max(1, spec.batch * spec.groups), machine_used, policy.threads, True, widths)
-    scale = sum(part.tap_count * prod(part.outputs) for part in parts) / max(
-        1, largest.tap_count * prod(largest.outputs)
-    )
+    part, machine_used, best = _cut(problem, machine, policy)
+    useful = sum(each.tap_count * prod(each.outputs) for each in parts) / max(1, part.tap_count * prod(part.outputs))
     return Plan(
         problem, machine, policy, NAME, best.tile,
         kernels=(kernel_name(best.tile, machine_used), pack_name(best.tile, machine_used)),
-        channel_block=block, box=best.box, row_tiles=best.row_tiles,
-        estimate=Estimate(problem.spec.flops, int(2 * best.computed * scale), problem.spec.bytes()),
+        channel_block=channel_block(part, machine), box=best.box, row_tiles=best.row_tiles,
+        estimate=Estimate(spec.flops, int(2 * best.computed * useful), spec.bytes()),
         error_bound=error_bound(problem), reason="any shape: windows in scratch, pixels in lanes",
     )  # fmt: skip
 
 
-def _widths(problem: Problem, machine: Machine, policy: Policy, tiny: bool) -> tuple[int, ...]:
+def cycles(problem: Problem, machine: Machine, policy: Policy) -> float:
+    """Estimated cycles until a problem is done."""
+    return _cut(problem, machine, policy)[2].cycles
+
+
+def _cut(problem: Problem, machine: Machine, policy: Policy) -> tuple[Sum, Machine, Cut]:
+    """The largest of the problem's sums, the machine as it is used, and how the sum is cut up."""
+    spec = problem.spec
+    largest = max(sums(problem), key=lambda part: part.tap_count * prod(part.outputs))
+    # A tiny problem is over before a core that has been asked for its widest vectors has slowed its clock for them.
+    tiny = spec.flops < TINY_FLOPS and machine.lanes == 16
+    used = replace(machine, lanes=8) if tiny else machine
+    widths = (2,) if tiny else _widths(problem, machine, policy)
+    block, copies = channel_block(largest, machine), max(1, spec.batch * spec.groups)
+    return (
+        largest,
+        used,
+        cut(largest, block, copies, used, policy.threads, True, widths),
+    )
+
+
+def may_be_winograd(problem: Problem, policy: Policy) -> bool:
+    """Whether images of some size may be Winograd's, whose kernels then count among a layer's."""
+    spec = problem.spec
+    return policy.accuracy != "strict" and spec.kernel_size == (3, 3) and set(spec.stride) | set(spec.dilation) == {1}
+
+
+def _widths(problem: Problem, machine: Machine, policy: Policy) -> tuple[int, ...]:
     """The widths that tiles may have: few enough that all sizes of a layer's images together need four kernels at most.
 
-    With AVX-512 one of the four is that for tiny problems; 3×3 layers leave two to Winograd's.
+    With AVX-512 one of the four is that for tiny problems. 3×3 layers leave two to Winograd's, others one to `images`.
     """
-    spec = problem.spec
-    shared = policy.accuracy != "strict" and spec.kernel_size == (3, 3) and set(spec.stride) | set(spec.dilation) == {1}
-    if tiny:
-        return (2,)
-    if machine.lanes == 16:
-        return (3,) if shared else (2, 3, 4)
-    return (2, 3) if shared else (1, 2, 3, 4)
+    if may_be_winograd(problem, policy):
+        return (3,) if machine.lanes == 16 else (2, 3)
+    return (3, 4) if machine.lanes == 16 else (2, 3, 4)
 
 
-def _channel_block(part: Sum, machine: Machine) -> int:
+def channel_block(part: Sum, machine: Machine) -> int:
     """Channels summed in registers before memory is touched: those whose pixels under a tile of four vectors take
     half of L1.
 
@@ -168,14 +183,34 @@ def convolution_function(tile: Tile) -> Function:
         with f.loop("c", 0, a["channels"], a["block"]) as c:
             block = f.minimum(a["block"], a["channels"] - c.index)
             from_c = source_g + c.index * window["stride_c"]
-            f.call(fill, scratch, from_c, window_block, block, origin["z"], origin["y"], origin["x"])
+            f.call(
+                fill,
+                scratch,
+                from_c,
+                window_block,
+                block,
+                origin["z"],
+                origin["y"],
+                origin["x"],
+            )
             last = c.index + a["block"] >= a["channels"]
             mode = f.select(c.index > 0, ADD, 0) + f.select(last & has_bias, BIAS, 0)
             f.call(
                 compute, args, panel + c.index * a["taps"] * tile.rows, scratch, sums_at, out,
                 row_bias, block * a["taps"], size["z"], flat, tiles, rows, mode,
             )  # fmt: skip
-        f.call(store, args, sums_at, out, row_bias, size["z"], size["y"], size["x"], rows, flat)
+        f.call(
+            store,
+            args,
+            sums_at,
+            out,
+            row_bias,
+            size["z"],
+            size["y"],
+            size["x"],
+            rows,
+            flat,
+        )
     f.ret()
     return f
 
@@ -191,7 +226,16 @@ def _compute_function(tile: Tile) -> Function:
     numbers = [(n, I64) for n in ("terms", "planes", "flat", "tiles", "rows", "mode")]
     f = Function("compute", [*pointers, *numbers], private=True)
     args, width = f.arg("args"), tile.vectors * tile.lanes
-    names = ("offsets", "channels", "taps", "out_c", "out_z", "sums_row", "sums_z", "in_place")
+    names = (
+        "offsets",
+        "channels",
+        "taps",
+        "out_c",
+        "out_z",
+        "sums_row",
+        "sums_z",
+        "in_place",
+    )
     a = {n: f.word(args, RESERVED_WORDS + WORDS.index(n), n, PTR if n == "offsets" else I64) for n in names}
     window = WindowWords(f, f.offset(args, RESERVED_WORDS + WORDS.index("window"), I64, "window_words"))
     window.load("pitch_z")
@@ -199,7 +243,10 @@ def _compute_function(tile: Tile) -> Function:
     lines = max(1, width // 16)
     panel_tile = a["channels"] * a["taps"] * tile.rows
     in_place = a["in_place"].equals(1)
-    with f.loop("z", 0, f.arg("planes")) as z, f.loop("q", 0, f.arg("flat"), width) as q:
+    with (
+        f.loop("z", 0, f.arg("planes")) as z,
+        f.loop("q", 0, f.arg("flat"), width) as q,
+    ):
         pixels = f.arg("window") + z.index * window["pitch_z"] + q.index
         whole = in_place & (q.index + width <= f.arg("flat"))
         with f.loop("t", 0, f.arg("tiles")) as t:
@@ -225,10 +272,17 @@ def _store_function(tile: Tile) -> Function:
     added.
     """
     numbers = [(n, I64) for n in ("z", "y", "x", "rows", "flat")]
-    f = Function("store", [("args", PTR), ("sums", PTR), ("out", PTR), ("bias", PTR), *numbers], private=True)
+    f = Function(
+        "store",
+        [("args", PTR), ("sums", PTR), ("out", PTR), ("bias", PTR), *numbers],
+        private=True,
+    )
     names = ("out_c", "out_z", "out_y", "out_x", "sums_row", "sums_z", "in_place")
     a = {n: f.word(f.arg("args"), RESERVED_WORDS + WORDS.index(n), n) for n in names}
-    window = WindowWords(f, f.offset(f.arg("args"), RESERVED_WORDS + WORDS.index("window"), I64, "window_words"))
+    window = WindowWords(
+        f,
+        f.offset(f.arg("args"), RESERVED_WORDS + WORDS.index("window"), I64, "window_words"),
+    )
     window.load("pitch_y")
     width = tile.vectors * tile.lanes
     whole_pixels = f.arg("flat") // width * width
@@ -242,12 +296,32 @@ def _store_function(tile: Tile) -> Function:
         with f.when(done < f.arg("x"), "left_over"), f.loop("z", 0, f.arg("z")) as z:
             to = f.arg("out") + row.index * a["out_c"] + z.index * a["out_z"] + done * a["out_x"]
             at = f.arg("sums") + row.index * a["sums_row"] + z.index * a["sums_z"] + done
-            f.call(put, to, at, bias, f.arg("y"), a["out_y"], window["pitch_y"], f.arg("x") - done, a["out_x"])
+            f.call(
+                put,
+                to,
+                at,
+                bias,
+                f.arg("y"),
+                a["out_y"],
+                window["pitch_y"],
+                f.arg("x") - done,
+                a["out_x"],
+            )
     f.ret()
     return f
 
 
-PACK_WORDS = ("taps_at", "packed_from", "rows", "channels", "taps", "tiles", "from_g", "from_m", "from_c")
+PACK_WORDS = (
+    "taps_at",
+    "packed_from",
+    "rows",
+    "channels",
+    "taps",
+    "tiles",
+    "from_g",
+    "from_m",
+    "from_c",
+)
 
 
 def pack_function(rows: int) -> Function:
@@ -267,10 +341,16 @@ def pack_function(rows: int) -> Function:
             m = tile * rows + row.index
             with f.when(m < a["rows"], "weights"):
                 from_row = source + group * a["from_g"] + m * a["from_m"]
-                with f.loop("c", 0, a["channels"]) as c, f.loop("tap", 0, a["taps"]) as tap:
+                with (
+                    f.loop("c", 0, a["channels"]) as c,
+                    f.loop("tap", 0, a["taps"]) as tap,
+                ):
                     offset = f.load(f.offset(a["taps_at"], tap.index, I64), I64, "tap_offset")
                     weight = f.load(from_row + c.index * a["from_c"] + offset, F32, "weight")
-                    f.store(weight, panel + (c.index * a["taps"] + tap.index) * rows + row.index)
+                    f.store(
+                        weight,
+                        panel + (c.index * a["taps"] + tap.index) * rows + row.index,
+                    )
             with f.when(m >= a["rows"], "zeros"), f.loop("k", 0, terms) as k:
                 f.store(f.constant(0.0, F32), panel + k.index * rows + row.index)
     f.ret()
@@ -336,13 +416,23 @@ def _job_words(
         sums_from, sums_row, sums_z, in_place,
         *window.words((c, *strides), tuple(tables.add(axis.table()) for axis in part.axes)),  # type: ignore[arg-type]
     )  # fmt: skip
-    return words, batch * groups * prod(boxes) * chunks, sums_from + plan.row_tiles * tile.rows * sums_row + SLACK
+    return (
+        words,
+        batch * groups * prod(boxes) * chunks,
+        sums_from + plan.row_tiles * tile.rows * sums_row + SLACK,
+    )
 
 
 def packing_key(plan: Plan, w: tuple[int, ...]) -> tuple[object, ...]:
     """What the packed form of weights with these strides depends on, where all taps are packed in their order."""
     spec = plan.problem.spec
-    return plan.kernels[1], spec.weight_shape, spec.groups, w, plan.problem.direction is Direction.FORWARD
+    return (
+        plan.kernels[1],
+        spec.weight_shape,
+        spec.groups,
+        w,
+        plan.problem.direction is Direction.FORWARD,
+    )
 
 
 def packing_job(plan: Plan, part: Sum, w: tuple[int, ...], packed: int, tables: Tables) -> PlannedJob:
@@ -360,5 +450,15 @@ def packing_job(plan: Plan, part: Sum, w: tuple[int, ...], packed: int, tables: 
         by_group, by_row, by_channel = part.rows * out_stride, out_stride, in_stride
     else:
         by_group, by_row, by_channel = part.channels * out_stride, in_stride, out_stride
-    words = (tables.add(taps), packed, part.rows, part.channels, len(taps), tiles, by_group, by_row, by_channel)
+    words = (
+        tables.add(taps),
+        packed,
+        part.rows,
+        part.channels,
+        len(taps),
+        tiles,
+        by_group,
+        by_row,
+        by_channel,
+    )
     return PlannedJob(plan.kernels[1], plan.problem.spec.groups * tiles, words)

@@ -70,7 +70,7 @@ def cut(problem: Problem, machine: Machine, threads: int) -> Cut:
 def without(alone: Problem, machine: Machine) -> tuple[float, float]:
     """(cycles, cost) of direct convolution of one image on one thread."""
     (part,) = sums(Problem(alone.spec, alone.direction))
-    block = direct._channel_block(part, machine)
+    block = direct.channel_block(part, machine)
     found = tiling.cut(part, block, alone.spec.groups, machine, 1, straight=True)
     return found.cycles, 2 * found.computed + 8 * alone.spec.bytes()
 

@@ -24,7 +24,7 @@ from hubel.engine.ir.function import F32, I64, PTR, Function, Value, vector_of
 ADD, BIAS = 1, 2
 
 
-def outer_product_tile(rows: int, vectors: int, lanes: int) -> Function:
+def outer_product_tile(rows: int, vectors: int, lanes: int, spaced: bool = False) -> Function:
     """tile(w, x, offsets, terms, c, pitch, mode, bias, ahead, ahead_offsets): c[r·pitch + lane] gets the sums of one
     tile.
 
@@ -32,17 +32,23 @@ def outer_product_tile(rows: int, vectors: int, lanes: int) -> Function:
     bias[r] last. With each term the line at ahead[ahead_offsets[k]] is asked for: pixels needed later, in rows too
     short for the processor to foresee. c is asked for before the sum begins, so that its lines are there when it
     ends.
+
+    `spaced`: spaced_<vectors>(..., apart) takes vectors of pixels that lie `apart` numbers from each other.
     """
     pointers = [(n, PTR) for n in ("w", "x", "offsets", "c", "bias", "ahead", "ahead_offsets")]
-    numbers = [(n, I64) for n in ("terms", "pitch", "mode")]
-    f = Function("tile", [*pointers, *numbers], private=True)
+    numbers = [(n, I64) for n in ("terms", "pitch", "mode", *(("apart",) if spaced else ()))]
+    f = Function(f"spaced_{vectors}" if spaced else "tile", [*pointers, *numbers], private=True)
+    places = [f.arg("apart") * v if spaced else v * lanes for v in range(vectors)]
     _ask_for_sums(f, rows, vectors, lanes)
     zero = f.constant(0.0, vector_of(lanes))
     with f.loop("k", 0, f.arg("terms"), carry=[f.arg("w")] + [zero] * (rows * vectors)) as k:
         w, *acc = k.carried
         x = f.arg("x") + f.load(f.offset(f.arg("offsets"), k.index, I64, "entry"), I64, "offset")
         f.prefetch(f.arg("ahead") + f.load(f.offset(f.arg("ahead_offsets"), k.index, I64, "entry"), I64, "offset"))
-        k.carry(w + rows, *_outer_product(f, w, x, acc, rows, vectors, lanes))
+        k.carry(
+            w + rows,
+            *_outer_product(f, w, [x + place for place in places], acc, rows, lanes),
+        )
     _put_sums(f, k.results[1:], rows, vectors, lanes)
     f.ret()
     return f
@@ -61,7 +67,7 @@ def panel_tile(rows: int, vectors: int, lanes: int) -> Function:
     with f.loop("k", 0, f.arg("terms"), carry=start, at_least_once=True) as k:
         w, x, ahead, *acc = k.carried
         f.prefetch(ahead)
-        acc = _outer_product(f, w, x, acc, rows, vectors, lanes)
+        acc = _outer_product(f, w, [x + v * lanes for v in range(vectors)], acc, rows, lanes)
         k.carry(w + rows, x + f.arg("x_pitch"), ahead + f.arg("ahead_pitch"), *acc)
     _put_sums(f, k.results[3:], rows, vectors, lanes)
     f.ret()
@@ -74,16 +80,14 @@ def _ask_for_sums(f: Function, rows: int, vectors: int, lanes: int) -> None:
             f.prefetch(f.arg("c") + f.arg("pitch") * r + line * 16, write=True)
 
 
-def _outer_product(
-    f: Function, w: Value, x: Value, sums: list[Value], rows: int, vectors: int, lanes: int
-) -> list[Value]:
-    """The sums after one more term: rows of weights at w, vectors of pixels at x."""
-    pixels = [f.load(x + v * lanes, vector_of(lanes), f"pixels_{v}") for v in range(vectors)]
-    after = list(sums)
+def _outer_product(f: Function, w: Value, places: list[Value], sums: list[Value], rows: int, lanes: int) -> list[Value]:
+    """The sums after one more term: rows of weights at w, a vector of pixels at each place."""
+    pixels = [f.load(place, vector_of(lanes), f"pixels_{v}") for v, place in enumerate(places)]
+    after = []
     for r in range(rows):
         weight = f.splat(f.load(w + r, F32, f"w_{r}"), lanes, f"weight_{r}")
-        for v in range(vectors):
-            after[r * vectors + v] = f.fma(weight, pixels[v], sums[r * vectors + v], f"acc_{r}_{v}")
+        for v, x in enumerate(pixels):
+            after.append(f.fma(weight, x, sums[r * len(pixels) + v], f"acc_{r}_{v}"))
     return after
 
 
@@ -108,7 +112,14 @@ def dot_product_tile(left: int, right: int, lanes: int) -> Function:
     `length` is a multiple of the lanes. The sums are stored as ⌈left·right ∕ lanes⌉ whole vectors.
     """
     pointers = [(n, PTR) for n in ("a", "b", "offsets", "sums")]
-    f = Function("dots", [*pointers, *((n, I64) for n in ("a_pitch", "length", "images", "image_pitch"))], private=True)
+    f = Function(
+        "dots",
+        [
+            *pointers,
+            *((n, I64) for n in ("a_pitch", "length", "images", "image_pitch")),
+        ],
+        private=True,
+    )
     vector = vector_of(lanes)
     offsets = [f.load(f.offset(f.arg("offsets"), j, I64), I64, f"offset_{j}") for j in range(right)]
     with f.loop("image", 0, f.arg("images"), carry=[f.constant(0.0, vector)] * (left * right)) as image:

@@ -1,0 +1,411 @@
+"""Small maps of many images, forward and input gradient: neighbouring images in the lanes of a vector.
+
+    for as many images as a vector has lanes, every group and share of the output channels:   one work item
+        for blocks of input channels:
+            turn the block's maps so that a pixel of all the images is one vector, zeros around them
+            for rows of outputs, for runs of pixels, for tiles of output channels:             the register tile
+                acc[row, pixel] += weight[tile][c, tap][row] · map[c][pixel + tap]
+        turn the sums back into the images' maps
+
+Where a map is a few vectors wide, lanes that hold pixels run over the ends of rows: with 5×5 kernels on LeNet's 14×14
+maps 4 of 14 do. Lanes that hold images waste nothing, whatever the size, stride or padding, and no load crosses cache
+lines. Turning costs about twelve cycles a vector each way.
+
+The order of summation is that of `direct`, so an image's bits are the same alone, where `direct` does it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from math import prod
+
+from hubel.engine.algorithms import direct
+from hubel.engine.algorithms.channel_lanes import fill_function, region_function
+from hubel.engine.algorithms.direct import (
+    channel_block,
+    pack_function,
+    pack_name,
+    packing_job,
+    packing_key,
+)
+from hubel.engine.algorithms.geometry import Sum, flattened, one_run, sums
+from hubel.engine.algorithms.tiling import (
+    ITEM,
+    SUM,
+    TILE,
+    error_bound,
+    rows_that_fit,
+    step_cycles,
+)
+from hubel.engine.ir import F32, I64, PTR, Function, Value, module_text
+from hubel.engine.ir.tile import ADD, BIAS, outer_product_tile
+from hubel.engine.machine import Machine
+from hubel.engine.plan import Bound, Estimate, Plan, PlannedJob, Refusal, Tile
+from hubel.engine.spec import Direction, Policy, Problem
+from hubel.engine.tables import Tables
+from hubel.engine.threads import RESERVED_WORDS
+
+NAME = "images"
+# Cycles to turn a vector, to or from the lanes.
+TURN = 12.0
+# How many times fewer cycles than `direct` it must take by this count, which is the more hopeful of the two.
+LEAST_GAIN = 1.4
+
+# The words of a job after the base pointers, in this order.
+WORDS = (
+    "offsets", "images", "groups", "channels", "rows", "taps", "block", "share_tiles", "shares", "tiles",
+    "outputs_y", "outputs_x", "step_y", "step_x", "first_y", "first_x", "window_y", "window_x", "size_y", "size_x",
+    "in_n", "in_g", "in_c", "in_y", "in_x", "out_n", "out_c", "out_x",
+    "pitch_c", "sums_from", "bias_from",
+)  # fmt: skip
+
+
+def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusal:
+    """A plan for maps so small that it takes fewer cycles than windows of pixels do."""
+    mine = plan_images(problem, machine, policy)
+    if isinstance(mine, Refusal):
+        return mine
+    (part,) = sums(problem)
+    cycles, others = _cycles(mine, part), direct.cycles(problem, machine, policy)
+    if cycles * LEAST_GAIN > others:
+        return Refusal(NAME, f"takes {cycles / others:.2f} times the cycles of direct convolution")
+    other = direct.propose(problem, machine, policy)
+    assert isinstance(other, Plan)
+    if mine.cost > other.cost:
+        return Refusal(
+            NAME,
+            f"has {mine.cost / other.cost:.2f} times the cost of direct convolution",
+        )
+    return mine
+
+
+def plan_images(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusal:
+    """The plan of a problem that has one, whether it pays or not: the cheapest whose maps and sums fit into the L2
+    cache.
+    """
+    reason = _declined(problem, machine, policy)
+    if reason:
+        return Refusal(NAME, reason)
+    spec, (part,) = problem.spec, sums(problem)
+    tile = _tile(machine, part)
+    vectors, tiles = -(-spec.batch // tile.lanes), -(-part.rows // tile.rows)
+    computed = 2 * vectors * tile.lanes * spec.groups * tiles * tile.rows * part.channels * part.tap_count
+    whole = Plan(
+        problem, machine, policy, NAME, tile,
+        kernels=(f"conv_f32_images_{tile}_{machine.isa}", pack_name(tile, machine)),
+        channel_block=channel_block(part, machine), box=part.outputs, row_tiles=tiles, images=tile.lanes,
+        estimate=Estimate(spec.flops, computed * prod(part.outputs), spec.bytes()),
+        error_bound=error_bound(problem), reason="small maps of many images: images in lanes",
+    )  # fmt: skip
+    # More shares of the output channels turn the maps more often.
+    shared = [replace(whole, row_tiles=n) for n in sorted({-(-tiles // n) for n in (1, 2, 3, 4, 6, 8, 12, 16)})]
+    fitting = [plan for plan in shared if 4 * sum(_layout(plan, part)[1:]) <= machine.l2]
+    if not fitting:
+        return Refusal(NAME, "its maps and sums do not fit into the L2 cache")
+    return min(fitting, key=lambda plan: _cycles(plan, part))
+
+
+def _declined(problem: Problem, machine: Machine, policy: Policy) -> str:
+    """Why not, or nothing. Nothing here may depend on the batch but whether it fills a vector."""
+    spec = problem.spec
+    if problem.direction is Direction.WEIGHT_GRADIENT:
+        return "weight gradients are sums over images"
+    if spec.batch < machine.lanes:
+        return f"needs {machine.lanes} images, one a lane"
+    if spec.ndim > 2 or problem.layout != "planes":
+        return "does planes whose pixels follow each other in memory"
+    if flattened(problem) is not spec or spec.groups == spec.in_channels > 1:
+        return "has no place where a map is one row or one channel a group"
+    if problem.direction is Direction.INPUT_GRADIENT and set(spec.stride) != {1}:
+        return "does input gradients with stride 1"
+    if direct.may_be_winograd(problem, policy):
+        return "winograd may do an image alone, and the same image in a batch has the same bits"
+    if not prod(spec.output_size):
+        return "there are no outputs"
+    return ""
+
+
+def _tile(machine: Machine, part: Sum) -> Tile:
+    """The tile that needs the fewest cycles a pixel; of the channels alone."""
+    tiles = [Tile(rows, v, machine.lanes) for v in (1, 2, 3, 4) for rows in range(1, rows_that_fit(machine, v) + 1)]
+    return min(
+        tiles,
+        key=lambda tile: (
+            round(_step(machine, part, tile), 6),
+            -tile.rows * tile.vectors,
+        ),
+    )
+
+
+def _step(machine: Machine, part: Sum, tile: Tile) -> float:
+    """Cycles of a term of the sums of all output channels, a vector."""
+    return -(-part.rows // tile.rows) * step_cycles(machine, tile.rows, tile.vectors, 1) / tile.vectors
+
+
+def _cycles(plan: Plan, part: Sum) -> float:
+    """Cycles until all is done."""
+    spec, tile, machine = plan.problem.spec, plan.tile, plan.machine
+    _, y, x = part.outputs
+    tiles = -(-part.rows // tile.rows)
+    shares = -(-tiles // plan.row_tiles)
+    narrow, runs = x % tile.vectors, -(-x // tile.vectors)
+    steps = x // tile.vectors * step_cycles(machine, tile.rows, tile.vectors, 1)
+    steps += step_cycles(machine, tile.rows, narrow, 1) if narrow else 0
+    add = -(-part.channels // plan.channel_block) * (runs * TILE + x * SUM * tile.rows)
+    compute = y * plan.row_tiles * (part.channels * part.tap_count * steps + add)
+    turn = TURN * (part.channels * prod(_window(part)) + min(part.rows, plan.row_tiles * tile.rows) * y * x)
+    items = -(-spec.batch // tile.lanes) * spec.groups * shares
+    return -(-items // plan.policy.threads) * (ITEM + compute + turn)
+
+
+def _window(part: Sum) -> tuple[int, int]:
+    """Rows and columns of a map that the outputs read, padding included."""
+    y, x = (
+        (axis.outputs - 1) * axis.step + max(axis.shifts, default=0) - min(axis.shifts, default=0) + 1
+        for axis in part.axes[1:]
+    )
+    return y, x
+
+
+def _layout(plan: Plan, part: Sum) -> tuple[int, int, int, int]:
+    """(from a channel's map to the next, numbers of all maps, of the sums, of the bias)."""
+    rows = plan.row_tiles * plan.tile.rows
+    pitch = prod(_window(part)) * plan.tile.lanes
+    # Off multiples of 4 KiB, which all fall into one set of the L1 cache.
+    pitch += plan.tile.lanes if pitch % 1024 == 0 else 0
+    return (
+        pitch,
+        plan.channel_block * pitch,
+        rows * prod(part.outputs) * plan.tile.lanes,
+        -(-rows // 16) * 16,
+    )
+
+
+def emit(plan: Plan) -> dict[str, Callable[[], str]]:
+    """The IR of each kernel of the plan, by name."""
+    main, pack = plan.kernels
+    lanes = plan.tile.lanes
+    return {
+        main: lambda: module_text(convolution_function(plan.tile), lanes),
+        pack: lambda: module_text(pack_function(plan.tile.rows), lanes),
+    }
+
+
+def convolution_function(tile: Tile) -> Function:
+    """The kernel: `kernel(args, begin, end, scratch)`."""
+    f = Function("kernel", [("args", PTR), ("begin", I64), ("end", I64), ("scratch", PTR)])
+    args, maps, lanes = f.arg("args"), f.arg("scratch"), tile.lanes
+    source, weights, bias, target = (
+        f.word(args, i, n, PTR) for i, n in enumerate(("input", "weights", "bias", "output"))
+    )
+    a = {n: f.word(args, RESERVED_WORDS + i, n, PTR if n == "offsets" else I64) for i, n in enumerate(WORDS)}
+    fill = fill_function(lanes)
+    region, compute, turn_back = (
+        region_function(lanes, fill),
+        _compute_function(tile),
+        _turn_back_function(lanes, fill),
+    )
+    collect = _bias_function()
+    sums_at, bias_at = maps + a["sums_from"], maps + a["bias_from"]
+    pixels = a["outputs_y"] * a["outputs_x"]
+    with f.loop("item", f.arg("begin"), f.arg("end")) as item:
+        rest, share = item.index // a["shares"], item.index % a["shares"]
+        group, image = rest % a["groups"], rest // a["groups"] * lanes
+        images = f.minimum(a["images"] - image, lanes)
+        first = share * a["share_tiles"]
+        tiles = f.minimum(a["share_tiles"], a["tiles"] - first)
+        rows = f.minimum(a["rows"] - first * tile.rows, tiles * tile.rows)
+        row = group * a["rows"] + first * tile.rows
+        f.call(collect, bias_at, bias, row, rows, tiles * tile.rows)
+        terms = a["channels"] * a["taps"]
+        panel = weights + (group * a["tiles"] + first) * terms * tile.rows
+        maps_from = source + image * a["in_n"] + group * a["in_g"]
+        with f.loop("c", 0, a["channels"], a["block"]) as c:
+            block = f.minimum(a["block"], a["channels"] - c.index)
+            with f.loop("map", 0, block) as m:
+                f.call(
+                    region, maps + m.index * a["pitch_c"], maps_from + (c.index + m.index) * a["in_c"], images,
+                    a["first_y"], a["first_x"], a["window_y"], a["window_x"], a["size_y"], a["size_x"],
+                    a["in_n"], a["in_y"], a["in_x"], a["window_x"] * lanes, a["in_c"],
+                )  # fmt: skip
+            last = c.index + block >= a["channels"]
+            mode = f.select(c.index > 0, ADD, 0) + f.select(last, BIAS, 0)
+            weights_at = panel + c.index * a["taps"] * tile.rows
+            f.call(
+                compute,
+                args,
+                weights_at,
+                maps,
+                sums_at,
+                bias_at,
+                block * a["taps"],
+                terms * tile.rows,
+                tiles,
+                mode,
+            )
+        with f.loop("r", 0, rows) as r:
+            out = target + image * a["out_n"] + (row + r.index) * a["out_c"]
+            f.call(
+                turn_back,
+                out,
+                sums_at + r.index * pixels * lanes,
+                pixels,
+                images,
+                a["out_n"],
+                a["out_x"],
+            )
+    f.ret()
+    return f
+
+
+def _bias_function() -> Function:
+    """collect(target, bias, first, rows, whole): bias[first + r] for r < rows, zeros up to `whole`.
+
+    Minus zeros: adding them changes no number, not even −0. They stand for a bias that is null, too.
+    """
+    f = Function(
+        "collect",
+        [
+            ("target", PTR),
+            ("bias", PTR),
+            *((n, I64) for n in ("first", "rows", "whole")),
+        ],
+        private=True,
+    )
+    with f.loop("none", 0, f.arg("whole")) as r:
+        f.store(f.constant(-0.0, F32), f.arg("target") + r.index)
+    with (
+        f.when(f.compare("ne", f.arg("bias"), Value(f, PTR, "null")), "given"),
+        f.loop("row", 0, f.arg("rows")) as r,
+    ):
+        f.store(
+            f.load(f.arg("bias") + f.arg("first") + r.index, F32),
+            f.arg("target") + r.index,
+        )
+    f.ret()
+    return f
+
+
+def _compute_function(tile: Tile) -> Function:
+    """compute(args, weights, maps, sums, bias, terms, tile_step, tiles, mode): a block of channels of one item."""
+    pointers = [(n, PTR) for n in ("args", "weights", "maps", "sums", "bias")]
+    numbers = [(n, I64) for n in ("terms", "tile_step", "tiles", "mode")]
+    f = Function("compute", [*pointers, *numbers], private=True)
+    names = ("offsets", "outputs_y", "outputs_x", "step_y", "step_x", "window_x")
+    a = {
+        n: f.word(
+            f.arg("args"),
+            RESERVED_WORDS + WORDS.index(n),
+            n,
+            PTR if n == "offsets" else I64,
+        )
+        for n in names
+    }
+    lanes = tile.lanes
+    pitch = a["outputs_y"] * a["outputs_x"] * lanes
+    apart = a["step_x"] * lanes
+    whole = a["outputs_x"] // tile.vectors * tile.vectors
+    with (
+        f.loop("y", 0, a["outputs_y"]) as y,
+        f.loop("x", 0, a["outputs_x"], tile.vectors) as x,
+    ):
+        pixels = f.arg("maps") + (y.index * a["step_y"] * a["window_x"] + x.index * a["step_x"]) * lanes
+        sums_at = f.arg("sums") + (y.index * a["outputs_x"] + x.index) * lanes
+        count = f.select(x.index < whole, tile.vectors, a["outputs_x"] - whole, "count")
+        for v in range(1, tile.vectors + 1):
+            inner = outer_product_tile(tile.rows, v, lanes, spaced=True)
+            with (
+                f.when(count.equals(v), f"pixels{v}"),
+                f.loop("t", 0, f.arg("tiles")) as t,
+            ):
+                row = t.index * tile.rows
+                f.call(
+                    inner, f.arg("weights") + t.index * f.arg("tile_step"), pixels, a["offsets"],
+                    sums_at + row * pitch, f.arg("bias") + row, pixels, a["offsets"],
+                    f.arg("terms"), pitch, f.arg("mode"), apart,
+                )  # fmt: skip
+    f.ret()
+    return f
+
+
+def _turn_back_function(lanes: int, fill: Function) -> Function:
+    """turn_back(target, sums, pixels, images, out_n, out_x): target[image·out_n + pixel·out_x] =
+    sums[pixel·lanes + image].
+
+    Whole vectors of pixels, the last overlapping the one before. Fewer pixels than lanes, or pixels that lie apart, go
+    one by one.
+    """
+    parameters = [
+        ("target", PTR),
+        ("sums", PTR),
+        *((n, I64) for n in ("pixels", "images", "out_n", "out_x")),
+    ]
+    f = Function("turn_back", parameters, private=True)
+    target, sums_at, pixels, images, out_n, out_x = (f.arg(n) for n, _ in parameters)
+    last = pixels - lanes
+    vectors = (last >= 0) & out_x.equals(1)
+    with f.when(vectors, "vectors"), f.loop("q", 0, pixels, lanes) as q:
+        at = f.minimum(q.index, last)
+        f.call(
+            fill,
+            target + at,
+            sums_at + at * lanes,
+            lanes,
+            1,
+            images,
+            lanes,
+            0,
+            1,
+            0,
+            out_n,
+            0,
+        )
+    with (
+        f.when(f.negate(vectors), "single"),
+        f.loop("n", 0, images) as n,
+        f.loop("p", 0, pixels) as p,
+    ):
+        f.store(
+            f.load(sums_at + p.index * lanes + n.index, F32),
+            target + n.index * out_n + p.index * out_x,
+        )
+    f.ret()
+    return f
+
+
+def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...]) -> Bound:
+    """Jobs for tensors with these element strides: x and y are the input and output (or their gradients), w the
+    weight.
+    """
+    problem, tile, spec = plan.problem, plan.tile, plan.problem.spec
+    (part,) = sums(problem)
+    source, target = (x, y) if problem.direction is Direction.FORWARD else (y, x)
+    tiles = -(-part.rows // tile.rows)
+    shares = -(-tiles // plan.row_tiles)
+    _, axis_y, axis_x = part.axes
+    window_y, window_x = _window(part)
+    pitch, *sizes = _layout(plan, part)
+    offsets = [
+        c * pitch + ((u - min(axis_y.shifts)) * window_x + v - min(axis_x.shifts)) * tile.lanes
+        for c in range(plan.channel_block)
+        for u in axis_y.shifts
+        for v in axis_x.shifts
+    ]
+    in_y, in_x = (source[-2] if spec.ndim == 2 else 0, source[-1])
+    out_x = one_run(part.outputs[-spec.ndim :], target[2:])
+    assert out_x is not None, "only problems in planes have such a plan"
+    tables = Tables()
+    words = (
+        tables.add(offsets), spec.batch, spec.groups, part.channels, part.rows, part.tap_count, plan.channel_block,
+        plan.row_tiles, shares, tiles,
+        axis_y.outputs, axis_x.outputs, axis_y.step, axis_x.step, min(axis_y.shifts), min(axis_x.shifts),
+        window_y, window_x, axis_y.size, axis_x.size,
+        source[0], part.channels * source[1], source[1], in_y, in_x, target[0], target[1], out_x,
+        pitch, sizes[0], sizes[0] + sizes[1],
+    )  # fmt: skip
+    packing = packing_job(plan, part, w, 0, tables)
+    items = -(-spec.batch // tile.lanes) * spec.groups * shares
+    packed = packing.items * tile.rows * part.channels * part.tap_count
+    jobs = (PlannedJob(plan.kernels[0], items, words),)
+    return Bound(jobs, (packing,), packed, packing_key(plan, w), sum(sizes), 0, tables.keep())
