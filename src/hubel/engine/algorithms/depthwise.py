@@ -125,6 +125,9 @@ def shape_of(problem: Problem, machine: Machine) -> tuple[Stencil, Plane | None,
     plane = plane_of(problem, stencil, lead)
     if streams and not plane and machine.lanes < width <= STREAMS * machine.lanes:
         return replace(of(1), streams=STREAMS), None, lead
+    if plane and of(height).fits:
+        # No row is loaded for two tiles.
+        stencil = of(height)
     if plane and machine.lanes == 16 and height == min(PLANES):
         stencil = replace(stencil, planes=2)
     return stencil, plane, lead

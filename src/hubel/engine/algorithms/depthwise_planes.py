@@ -20,7 +20,7 @@ from hubel.engine.algorithms.depthwise_kernels import (
 )
 from hubel.engine.ir import F32, I64, PTR, Function, Value
 from hubel.engine.ir.rows import zero_row
-from hubel.engine.ir.stencil import Stencil, halves, load_masks, load_weight, outputs, sweep
+from hubel.engine.ir.stencil import Masks, Stencil, halves, load_masks, load_weight, outputs, sweep
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,24 @@ class Plane:
             yield first, replace(stencil, rows=min(stencil.rows, self.units - first))
 
 
+@dataclass(frozen=True)
+class Side:
+    """The planes that share a vector, of what is read or written: row 0 of the first, how far behind it the others
+    lie, the distance of rows.
+    """
+
+    base: Value
+    apart: list[Value | int]
+    pitch: Value
+
+    def rows(self, x: Value | int, count: int) -> list[list[Value]]:
+        """For each row where pixel x of each plane lies. Every row is found from the one before it: one addition."""
+        rows = [self.base + x]
+        for _ in range(1, count):
+            rows.append(rows[-1] + self.pitch)
+        return [[row + distance for distance in self.apart] for row in rows]
+
+
 def plane_function(stencil: Stencil, plane: Plane) -> Function:
     """The kernel: `kernel(args, begin, end, scratch)`; an item is as many input channels as share a vector."""
     f = Function("kernel", [("args", PTR), ("begin", I64), ("end", I64), ("scratch", PTR)])
@@ -58,11 +76,7 @@ def plane_function(stencil: Stencil, plane: Plane) -> Function:
         first, n = item.carried
         # Where the number of channels is odd, the last one is done twice.
         channels = [f.minimum(first + i, a["channels"] - 1) for i in range(count)]
-        inputs = []
-        for i, c in enumerate(channels):
-            copy = scratch + a["in_at"] + plane.height * i * a["width"]
-            from_c = source + n * a["in_n"] + c * a["in_c"]
-            inputs.append(own_rows(f, a, from_c, copy, f.constant(0), f.constant(plane.height)))
+        source_side = _source(f, plane, a, source + n * a["in_n"], channels)
         with f.loop("m", 0, a["multiplier"], at_least_once=True) as m:
             outs = [c * a["multiplier"] + m.index for c in channels]
             taps = [
@@ -70,8 +84,16 @@ def plane_function(stencil: Stencil, plane: Plane) -> Function:
                 for i, out in enumerate(outs)
             ]
             biases = [f.load(f.select(has_bias, bias + out, zeros, "bias_at"), F32, "bias") for out in outs]
+            splats = [f.splat(b, stencil.lanes, "bias") for b in biases]
+            both = splats[0] if count == 1 else halves(f, *splats)
             targets = [target + n * a["out_n"] + out * a["out_c"] for out in outs]
-            _plane(f, stencil, plane, a, inputs, targets, taps, biases)
+            if stencil.out[1] > 1:
+                # Four outputs to an input: the planes to be written next are asked for.
+                for line in range(0, plane.out_height * stencil.out[1] * stencil.lanes, 16):
+                    f.prefetch(targets[0] + a["out_c"] * count + line, write=True)
+            to, parked = _target(f, plane, a, targets, outs)
+            _plane(f, stencil, plane, a, source_side, to, taps, both)
+            put_rows(f, a, targets, parked, f.constant(0), f.constant(plane.out_height), stencil.lanes)
         following = first + count
         over = following >= a["channels"]
         item.carry(f.select(over, 0, following), f.select(over, n + 1, n))
@@ -79,48 +101,63 @@ def plane_function(stencil: Stencil, plane: Plane) -> Function:
     return f
 
 
+def _source(f: Function, plane: Plane, a: Words, image: Value, channels: list[Value]) -> Side:
+    """The planes to read, where they lie or copied to scratch."""
+    size = a["width"] * plane.height
+    rows = f.constant(0), f.constant(plane.height)
+    copies = [f.arg("scratch") + a["in_at"] + size * i for i in range(len(channels))]
+    places = [own_rows(f, a, image + c * a["in_c"], at, *rows) for c, at in zip(channels, copies, strict=True)]
+    copied = a["copy_in"].equals(1)
+    apart = [
+        f.select(copied, size * i, (c - channels[0]) * a["in_c"], "apart") for i, c in enumerate(channels) if i > 0
+    ]
+    return Side(places[0][0], [0, *apart], places[0][1])
+
+
+def _target(
+    f: Function, plane: Plane, a: Words, targets: list[Value], channels: list[Value]
+) -> tuple[Side, list[Value]]:
+    """(the planes to write, where they lie or in scratch; where each begins in scratch)"""
+    size, copied = a["out_pitch"] * plane.out_height, a["copy_out"].equals(1)
+    parked = [f.arg("scratch") + a["out_at"] + size * i for i in range(len(targets))]
+    apart = [
+        f.select(copied, size * i, (c - channels[0]) * a["out_c"], "apart") for i, c in enumerate(channels) if i > 0
+    ]
+    base = f.select(copied, parked[0], targets[0], "to")
+    return Side(base, [0, *apart], f.select(copied, a["out_pitch"], a["out_y"], "to_y")), parked
+
+
 def _plane(
-    f: Function,
-    stencil: Stencil,
-    plane: Plane,
-    a: Words,
-    inputs: list[tuple[Value, Value]],
-    targets: list[Value],
-    taps: list[Value],
-    biases: list[Value],
+    f: Function, stencil: Stencil, plane: Plane, a: Words, source: Side, target: Side, taps: list[Value], bias: Value
 ) -> None:
-    """One plane of each channel: from `inputs` (row 0, distance of rows) to `targets`."""
-    out_y, out_x = stencil.out
-    splats = [f.splat(b, stencil.lanes, "bias") for b in biases]
-    bias = splats[0] if len(splats) == 1 else halves(f, *splats)
+    """One plane of each channel."""
 
     def weight(index: int) -> Value:
         return load_weight(f, stencil, taps, index)
 
-    copied_out = a["copy_out"].equals(1)
-    parked = [f.arg("scratch") + a["out_at"] + i * plane.out_height * a["out_pitch"] for i in range(len(targets))]
-    to = [f.select(copied_out, at, target, "to") for at, target in zip(parked, targets, strict=True)]
-    to_y = f.select(copied_out, a["out_pitch"], a["out_y"], "to_y")
-    with f.loop("column", 0, a["columns"], at_least_once=True) as column:
-        x = f.maximum(f.minimum(column.index * stencil.width, a["units_x"] - stencil.width), 0)
-        masks = load_masks(f, stencil, a["masks"], column.index)
-        at = x * stencil.step[1] + a["lead_x"]
+    def column(x: Value, masks: Masks) -> None:
+        rows = source.rows(x * stencil.step[1] + a["lead_x"], plane.height)
+        outs = target.rows(x * stencil.out[1], plane.out_height)
         for first, tile in plane.tiles(stencil):
             top = first * tile.step[0] + plane.lead
 
             def row(i: int, top: int = top) -> list[Value] | None:
-                if not 0 <= top + i < plane.height:
-                    return None
-                return [base + pitch * (top + i) + at for base, pitch in inputs]
+                return rows[top + i] if 0 <= top + i < plane.height else None
 
             def guarded(i: int, top: int = top) -> bool:
                 return not plane.clear[0] <= top + i < plane.height - plane.clear[1]
 
             sums = sweep(f, tile, row, weight, bias, masks, guarded)
             for j in range(tile.rows):
-                for y in range(out_y):
-                    line = (first + j) * out_y + y
+                for y in range(stencil.out[0]):
+                    line = (first + j) * stencil.out[0] + y
                     if line < plane.out_height:
-                        rows = [base + to_y * line + x * out_x for base in to]
-                        put_vectors(f, tile, outputs(f, tile, sums, j, y), rows, masks)
-    put_rows(f, a, targets, parked, f.constant(0), f.constant(plane.out_height), stencil.lanes)
+                        put_vectors(f, tile, outputs(f, tile, sums, j, y), outs[line], masks)
+
+    if stencil.lanes == 16:
+        # Planes are no wider than a vector.
+        column(f.constant(0), load_masks(f, stencil, a["masks"], f.constant(0)))
+    else:
+        with f.loop("column", 0, a["columns"], at_least_once=True) as each:
+            x = f.maximum(f.minimum(each.index * stencil.width, a["units_x"] - stencil.width), 0)
+            column(x, load_masks(f, stencil, a["masks"], each.index))

@@ -12,10 +12,10 @@ long enough on a plane for the next channels' to be asked for meanwhile; small o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hubel.engine.algorithms.depthwise_kernels import Words
-from hubel.engine.algorithms.depthwise_planes import Plane
+from hubel.engine.algorithms.depthwise_planes import Plane, Side
 from hubel.engine.algorithms.depthwise_weight_kernels import Passes, items_function, side_by_side
 from hubel.engine.ir import PTR, Function, Value, vector_of
 from hubel.engine.ir.stencil import Masks, Stencil, correlate, load_masks
@@ -25,23 +25,18 @@ ASK = 9
 
 
 @dataclass(frozen=True)
-class Side:
-    """The planes that share a vector, of input or output gradient, of some images: the first one's row 0, how far
-    behind it the others' lie, the distance of images, of rows, and of the planes that come next.
+class Images:
+    """The planes that share a vector, of input or output gradient, of some images: those of the first image, the
+    distance of images, and of the planes that come next.
     """
 
-    base: Value
-    apart: list[Value | int]
+    first: Side
     image: Value
-    pitch: Value
     following: Value
 
-    def rows(self, f: Function, image: Value, x: Value, count: int) -> list[list[Value]]:
-        """For each row where pixel x of each plane lies. Every row is found from the one before it: one addition."""
-        rows = [self.base + image * self.image + x]
-        for _ in range(1, count):
-            rows.append(rows[-1] + self.pitch)
-        return [[row + distance for distance in self.apart] for row in rows]
+    def rows(self, image: Value, x: Value, count: int) -> list[list[Value]]:
+        """As `Side.rows`, of one image."""
+        return replace(self.first, base=self.first.base + image * self.image).rows(x, count)
 
 
 def plane_correlation_function(stencil: Stencil, plane: Plane, passes: Passes) -> Function:
@@ -49,15 +44,15 @@ def plane_correlation_function(stencil: Stencil, plane: Plane, passes: Passes) -
 
     def visit(f: Function, a: Words, each: Value, n: Value, count: Value, sums: Value) -> None:
         channels = [f.minimum(each * stencil.planes + i, a["channels"] - 1) for i in range(stencil.planes)]
-        x = _side(f, a, "x", n, [c // a["multiplier"] for c in channels], count, plane.height)
-        dy = _side(f, a, "dy", n, channels, count, plane.units)
+        x = _images_of(f, a, "x", n, [c // a["multiplier"] for c in channels], count, plane.height)
+        dy = _images_of(f, a, "dy", n, channels, count, plane.units)
         for number, loads in enumerate(passes):
             _images(f, stencil, plane, a, loads, x, dy, count, sums, ahead=number == 0 and stencil.weights > ASK)
 
     return items_function(stencil, visit)
 
 
-def _side(f: Function, a: Words, name: str, n: Value, channels: list[Value], count: Value, height: int) -> Side:
+def _images_of(f: Function, a: Words, name: str, n: Value, channels: list[Value], count: Value, height: int) -> Images:
     """The planes of these channels, of `count` images from n on, where they lie or copied. name: "x" or "dy"."""
     scratch, step = f.arg("scratch"), a[f"{name}_c"]
     source = f.word(f.arg("args"), 0 if name == "x" else 1, name, PTR) + n * a[f"{name}_n"]
@@ -70,7 +65,7 @@ def _side(f: Function, a: Words, name: str, n: Value, channels: list[Value], cou
     base, image, pitch = places[0]
     copied = a[f"copy_{name}"].equals(1)
     apart = [f.select(copied, room * i, (c - channels[0]) * step, "apart") for i, c in enumerate(channels) if i]
-    return Side(base, [0, *apart], image, pitch, step * len(channels))
+    return Images(Side(base, [0, *apart], pitch), image, step * len(channels))
 
 
 def _images(
@@ -79,8 +74,8 @@ def _images(
     plane: Plane,
     a: Words,
     loads: tuple[int, ...],
-    x: Side,
-    dy: Side,
+    x: Images,
+    dy: Images,
     count: Value,
     sums: Value,
     ahead: bool,
@@ -92,8 +87,8 @@ def _images(
 
     def add(image: Value, column: Value, masks: Masks, totals: list[Value]) -> list[Value]:
         unit = column * stencil.width
-        xs = x.rows(f, image, unit * stencil.step[1] + a["lead_x"], plane.height)
-        dys = dy.rows(f, image, unit, plane.units)
+        xs = x.rows(image, unit * stencil.step[1] + a["lead_x"], plane.height)
+        dys = dy.rows(image, unit, plane.units)
         if ahead:
             _ask(f, stencil, xs, x, stencil.step[1] * stencil.width)
             _ask(f, stencil, dys, dy, stencil.width)
@@ -122,7 +117,7 @@ def _images(
         f.store(f.load(sums + weight * lanes, vector_of(lanes)) + total, sums + weight * lanes)
 
 
-def _ask(f: Function, stencil: Stencil, rows: list[list[Value]], side: Side, width: int) -> None:
+def _ask(f: Function, stencil: Stencil, rows: list[list[Value]], side: Images, width: int) -> None:
     """Asks for the rows of the next channels, as far away as they are: two short ones lie in about one line."""
     for row in rows[:: 2 if 2 * width <= 16 else 1]:
         for at in row:
