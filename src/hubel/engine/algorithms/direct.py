@@ -85,11 +85,7 @@ def _cut(problem: Problem, machine: Machine, policy: Policy) -> tuple[Sum, Machi
     used = replace(machine, lanes=8) if tiny else machine
     widths = (2,) if tiny else _widths(problem, machine, policy)
     block, copies = channel_block(largest, machine), max(1, spec.batch * spec.groups)
-    return (
-        largest,
-        used,
-        cut(largest, block, copies, used, policy.threads, True, widths),
-    )
+    return largest, used, cut(largest, block, copies, used, policy.threads, True, widths)
 
 
 def may_be_winograd(problem: Problem, policy: Policy) -> bool:
@@ -183,34 +179,14 @@ def convolution_function(tile: Tile) -> Function:
         with f.loop("c", 0, a["channels"], a["block"]) as c:
             block = f.minimum(a["block"], a["channels"] - c.index)
             from_c = source_g + c.index * window["stride_c"]
-            f.call(
-                fill,
-                scratch,
-                from_c,
-                window_block,
-                block,
-                origin["z"],
-                origin["y"],
-                origin["x"],
-            )
+            f.call(fill, scratch, from_c, window_block, block, origin["z"], origin["y"], origin["x"])
             last = c.index + a["block"] >= a["channels"]
             mode = f.select(c.index > 0, ADD, 0) + f.select(last & has_bias, BIAS, 0)
             f.call(
                 compute, args, panel + c.index * a["taps"] * tile.rows, scratch, sums_at, out,
                 row_bias, block * a["taps"], size["z"], flat, tiles, rows, mode,
             )  # fmt: skip
-        f.call(
-            store,
-            args,
-            sums_at,
-            out,
-            row_bias,
-            size["z"],
-            size["y"],
-            size["x"],
-            rows,
-            flat,
-        )
+        f.call(store, args, sums_at, out, row_bias, size["z"], size["y"], size["x"], rows, flat)
     f.ret()
     return f
 
@@ -226,16 +202,7 @@ def _compute_function(tile: Tile) -> Function:
     numbers = [(n, I64) for n in ("terms", "planes", "flat", "tiles", "rows", "mode")]
     f = Function("compute", [*pointers, *numbers], private=True)
     args, width = f.arg("args"), tile.vectors * tile.lanes
-    names = (
-        "offsets",
-        "channels",
-        "taps",
-        "out_c",
-        "out_z",
-        "sums_row",
-        "sums_z",
-        "in_place",
-    )
+    names = ("offsets", "channels", "taps", "out_c", "out_z", "sums_row", "sums_z", "in_place")
     a = {n: f.word(args, RESERVED_WORDS + WORDS.index(n), n, PTR if n == "offsets" else I64) for n in names}
     window = WindowWords(f, f.offset(args, RESERVED_WORDS + WORDS.index("window"), I64, "window_words"))
     window.load("pitch_z")
@@ -243,10 +210,7 @@ def _compute_function(tile: Tile) -> Function:
     lines = max(1, width // 16)
     panel_tile = a["channels"] * a["taps"] * tile.rows
     in_place = a["in_place"].equals(1)
-    with (
-        f.loop("z", 0, f.arg("planes")) as z,
-        f.loop("q", 0, f.arg("flat"), width) as q,
-    ):
+    with f.loop("z", 0, f.arg("planes")) as z, f.loop("q", 0, f.arg("flat"), width) as q:
         pixels = f.arg("window") + z.index * window["pitch_z"] + q.index
         whole = in_place & (q.index + width <= f.arg("flat"))
         with f.loop("t", 0, f.arg("tiles")) as t:
@@ -272,17 +236,10 @@ def _store_function(tile: Tile) -> Function:
     added.
     """
     numbers = [(n, I64) for n in ("z", "y", "x", "rows", "flat")]
-    f = Function(
-        "store",
-        [("args", PTR), ("sums", PTR), ("out", PTR), ("bias", PTR), *numbers],
-        private=True,
-    )
+    f = Function("store", [("args", PTR), ("sums", PTR), ("out", PTR), ("bias", PTR), *numbers], private=True)
     names = ("out_c", "out_z", "out_y", "out_x", "sums_row", "sums_z", "in_place")
     a = {n: f.word(f.arg("args"), RESERVED_WORDS + WORDS.index(n), n) for n in names}
-    window = WindowWords(
-        f,
-        f.offset(f.arg("args"), RESERVED_WORDS + WORDS.index("window"), I64, "window_words"),
-    )
+    window = WindowWords(f, f.offset(f.arg("args"), RESERVED_WORDS + WORDS.index("window"), I64, "window_words"))
     window.load("pitch_y")
     width = tile.vectors * tile.lanes
     whole_pixels = f.arg("flat") // width * width
@@ -296,32 +253,12 @@ def _store_function(tile: Tile) -> Function:
         with f.when(done < f.arg("x"), "left_over"), f.loop("z", 0, f.arg("z")) as z:
             to = f.arg("out") + row.index * a["out_c"] + z.index * a["out_z"] + done * a["out_x"]
             at = f.arg("sums") + row.index * a["sums_row"] + z.index * a["sums_z"] + done
-            f.call(
-                put,
-                to,
-                at,
-                bias,
-                f.arg("y"),
-                a["out_y"],
-                window["pitch_y"],
-                f.arg("x") - done,
-                a["out_x"],
-            )
+            f.call(put, to, at, bias, f.arg("y"), a["out_y"], window["pitch_y"], f.arg("x") - done, a["out_x"])
     f.ret()
     return f
 
 
-PACK_WORDS = (
-    "taps_at",
-    "packed_from",
-    "rows",
-    "channels",
-    "taps",
-    "tiles",
-    "from_g",
-    "from_m",
-    "from_c",
-)
+PACK_WORDS = ("taps_at", "packed_from", "rows", "channels", "taps", "tiles", "from_g", "from_m", "from_c")
 
 
 def pack_function(rows: int) -> Function:
@@ -341,16 +278,10 @@ def pack_function(rows: int) -> Function:
             m = tile * rows + row.index
             with f.when(m < a["rows"], "weights"):
                 from_row = source + group * a["from_g"] + m * a["from_m"]
-                with (
-                    f.loop("c", 0, a["channels"]) as c,
-                    f.loop("tap", 0, a["taps"]) as tap,
-                ):
+                with f.loop("c", 0, a["channels"]) as c, f.loop("tap", 0, a["taps"]) as tap:
                     offset = f.load(f.offset(a["taps_at"], tap.index, I64), I64, "tap_offset")
                     weight = f.load(from_row + c.index * a["from_c"] + offset, F32, "weight")
-                    f.store(
-                        weight,
-                        panel + (c.index * a["taps"] + tap.index) * rows + row.index,
-                    )
+                    f.store(weight, panel + (c.index * a["taps"] + tap.index) * rows + row.index)
             with f.when(m >= a["rows"], "zeros"), f.loop("k", 0, terms) as k:
                 f.store(f.constant(0.0, F32), panel + k.index * rows + row.index)
     f.ret()
@@ -416,23 +347,13 @@ def _job_words(
         sums_from, sums_row, sums_z, in_place,
         *window.words((c, *strides), tuple(tables.add(axis.table()) for axis in part.axes)),  # type: ignore[arg-type]
     )  # fmt: skip
-    return (
-        words,
-        batch * groups * prod(boxes) * chunks,
-        sums_from + plan.row_tiles * tile.rows * sums_row + SLACK,
-    )
+    return words, batch * groups * prod(boxes) * chunks, sums_from + plan.row_tiles * tile.rows * sums_row + SLACK
 
 
 def packing_key(plan: Plan, w: tuple[int, ...]) -> tuple[object, ...]:
     """What the packed form of weights with these strides depends on, where all taps are packed in their order."""
     spec = plan.problem.spec
-    return (
-        plan.kernels[1],
-        spec.weight_shape,
-        spec.groups,
-        w,
-        plan.problem.direction is Direction.FORWARD,
-    )
+    return plan.kernels[1], spec.weight_shape, spec.groups, w, plan.problem.direction is Direction.FORWARD
 
 
 def packing_job(plan: Plan, part: Sum, w: tuple[int, ...], packed: int, tables: Tables) -> PlannedJob:
@@ -450,15 +371,5 @@ def packing_job(plan: Plan, part: Sum, w: tuple[int, ...], packed: int, tables: 
         by_group, by_row, by_channel = part.rows * out_stride, out_stride, in_stride
     else:
         by_group, by_row, by_channel = part.channels * out_stride, in_stride, out_stride
-    words = (
-        tables.add(taps),
-        packed,
-        part.rows,
-        part.channels,
-        len(taps),
-        tiles,
-        by_group,
-        by_row,
-        by_channel,
-    )
+    words = (tables.add(taps), packed, part.rows, part.channels, len(taps), tiles, by_group, by_row, by_channel)
     return PlannedJob(plan.kernels[1], plan.problem.spec.groups * tiles, words)

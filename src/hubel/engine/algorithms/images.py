@@ -22,22 +22,9 @@ from math import prod
 
 from hubel.engine.algorithms import direct
 from hubel.engine.algorithms.channel_lanes import fill_function, region_function
-from hubel.engine.algorithms.direct import (
-    channel_block,
-    pack_function,
-    pack_name,
-    packing_job,
-    packing_key,
-)
+from hubel.engine.algorithms.direct import channel_block, pack_function, pack_name, packing_job, packing_key
 from hubel.engine.algorithms.geometry import Sum, flattened, one_run, sums
-from hubel.engine.algorithms.tiling import (
-    ITEM,
-    SUM,
-    TILE,
-    error_bound,
-    rows_that_fit,
-    step_cycles,
-)
+from hubel.engine.algorithms.tiling import ITEM, SUM, TILE, error_bound, rows_that_fit, step_cycles
 from hubel.engine.ir import F32, I64, PTR, Function, Value, module_text
 from hubel.engine.ir.tile import ADD, BIAS, outer_product_tile
 from hubel.engine.machine import Machine
@@ -73,10 +60,7 @@ def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusa
     other = direct.propose(problem, machine, policy)
     assert isinstance(other, Plan)
     if mine.cost > other.cost:
-        return Refusal(
-            NAME,
-            f"has {mine.cost / other.cost:.2f} times the cost of direct convolution",
-        )
+        return Refusal(NAME, f"has {mine.cost / other.cost:.2f} times the cost of direct convolution")
     return mine
 
 
@@ -129,13 +113,7 @@ def _declined(problem: Problem, machine: Machine, policy: Policy) -> str:
 def _tile(machine: Machine, part: Sum) -> Tile:
     """The tile that needs the fewest cycles a pixel; of the channels alone."""
     tiles = [Tile(rows, v, machine.lanes) for v in (1, 2, 3, 4) for rows in range(1, rows_that_fit(machine, v) + 1)]
-    return min(
-        tiles,
-        key=lambda tile: (
-            round(_step(machine, part, tile), 6),
-            -tile.rows * tile.vectors,
-        ),
-    )
+    return min(tiles, key=lambda tile: (round(_step(machine, part, tile), 6), -tile.rows * tile.vectors))
 
 
 def _step(machine: Machine, part: Sum, tile: Tile) -> float:
@@ -174,12 +152,7 @@ def _layout(plan: Plan, part: Sum) -> tuple[int, int, int, int]:
     pitch = prod(_window(part)) * plan.tile.lanes
     # Off multiples of 4 KiB, which all fall into one set of the L1 cache.
     pitch += plan.tile.lanes if pitch % 1024 == 0 else 0
-    return (
-        pitch,
-        plan.channel_block * pitch,
-        rows * prod(part.outputs) * plan.tile.lanes,
-        -(-rows // 16) * 16,
-    )
+    return pitch, plan.channel_block * pitch, rows * prod(part.outputs) * plan.tile.lanes, -(-rows // 16) * 16
 
 
 def emit(plan: Plan) -> dict[str, Callable[[], str]]:
@@ -232,29 +205,10 @@ def convolution_function(tile: Tile) -> Function:
             last = c.index + block >= a["channels"]
             mode = f.select(c.index > 0, ADD, 0) + f.select(last, BIAS, 0)
             weights_at = panel + c.index * a["taps"] * tile.rows
-            f.call(
-                compute,
-                args,
-                weights_at,
-                maps,
-                sums_at,
-                bias_at,
-                block * a["taps"],
-                terms * tile.rows,
-                tiles,
-                mode,
-            )
+            f.call(compute, args, weights_at, maps, sums_at, bias_at, block * a["taps"], terms * tile.rows, tiles, mode)
         with f.loop("r", 0, rows) as r:
             out = target + image * a["out_n"] + (row + r.index) * a["out_c"]
-            f.call(
-                turn_back,
-                out,
-                sums_at + r.index * pixels * lanes,
-                pixels,
-                images,
-                a["out_n"],
-                a["out_x"],
-            )
+            f.call(turn_back, out, sums_at + r.index * pixels * lanes, pixels, images, a["out_n"], a["out_x"])
     f.ret()
     return f
 
@@ -265,24 +219,12 @@ def _bias_function() -> Function:
     Minus zeros: adding them changes no number, not even −0. They stand for a bias that is null, too.
     """
     f = Function(
-        "collect",
-        [
-            ("target", PTR),
-            ("bias", PTR),
-            *((n, I64) for n in ("first", "rows", "whole")),
-        ],
-        private=True,
+        "collect", [("target", PTR), ("bias", PTR), *((n, I64) for n in ("first", "rows", "whole"))], private=True
     )
     with f.loop("none", 0, f.arg("whole")) as r:
         f.store(f.constant(-0.0, F32), f.arg("target") + r.index)
-    with (
-        f.when(f.compare("ne", f.arg("bias"), Value(f, PTR, "null")), "given"),
-        f.loop("row", 0, f.arg("rows")) as r,
-    ):
-        f.store(
-            f.load(f.arg("bias") + f.arg("first") + r.index, F32),
-            f.arg("target") + r.index,
-        )
+    with f.when(f.compare("ne", f.arg("bias"), Value(f, PTR, "null")), "given"), f.loop("row", 0, f.arg("rows")) as r:
+        f.store(f.load(f.arg("bias") + f.arg("first") + r.index, F32), f.arg("target") + r.index)
     f.ret()
     return f
 
@@ -293,32 +235,18 @@ def _compute_function(tile: Tile) -> Function:
     numbers = [(n, I64) for n in ("terms", "tile_step", "tiles", "mode")]
     f = Function("compute", [*pointers, *numbers], private=True)
     names = ("offsets", "outputs_y", "outputs_x", "step_y", "step_x", "window_x")
-    a = {
-        n: f.word(
-            f.arg("args"),
-            RESERVED_WORDS + WORDS.index(n),
-            n,
-            PTR if n == "offsets" else I64,
-        )
-        for n in names
-    }
+    a = {n: f.word(f.arg("args"), RESERVED_WORDS + WORDS.index(n), n, PTR if n == "offsets" else I64) for n in names}
     lanes = tile.lanes
     pitch = a["outputs_y"] * a["outputs_x"] * lanes
     apart = a["step_x"] * lanes
     whole = a["outputs_x"] // tile.vectors * tile.vectors
-    with (
-        f.loop("y", 0, a["outputs_y"]) as y,
-        f.loop("x", 0, a["outputs_x"], tile.vectors) as x,
-    ):
+    with f.loop("y", 0, a["outputs_y"]) as y, f.loop("x", 0, a["outputs_x"], tile.vectors) as x:
         pixels = f.arg("maps") + (y.index * a["step_y"] * a["window_x"] + x.index * a["step_x"]) * lanes
         sums_at = f.arg("sums") + (y.index * a["outputs_x"] + x.index) * lanes
         count = f.select(x.index < whole, tile.vectors, a["outputs_x"] - whole, "count")
         for v in range(1, tile.vectors + 1):
             inner = outer_product_tile(tile.rows, v, lanes, spaced=True)
-            with (
-                f.when(count.equals(v), f"pixels{v}"),
-                f.loop("t", 0, f.arg("tiles")) as t,
-            ):
+            with f.when(count.equals(v), f"pixels{v}"), f.loop("t", 0, f.arg("tiles")) as t:
                 row = t.index * tile.rows
                 f.call(
                     inner, f.arg("weights") + t.index * f.arg("tile_step"), pixels, a["offsets"],
@@ -336,40 +264,16 @@ def _turn_back_function(lanes: int, fill: Function) -> Function:
     Whole vectors of pixels, the last overlapping the one before. Fewer pixels than lanes, or pixels that lie apart, go
     one by one.
     """
-    parameters = [
-        ("target", PTR),
-        ("sums", PTR),
-        *((n, I64) for n in ("pixels", "images", "out_n", "out_x")),
-    ]
+    parameters = [("target", PTR), ("sums", PTR), *((n, I64) for n in ("pixels", "images", "out_n", "out_x"))]
     f = Function("turn_back", parameters, private=True)
     target, sums_at, pixels, images, out_n, out_x = (f.arg(n) for n, _ in parameters)
     last = pixels - lanes
     vectors = (last >= 0) & out_x.equals(1)
     with f.when(vectors, "vectors"), f.loop("q", 0, pixels, lanes) as q:
         at = f.minimum(q.index, last)
-        f.call(
-            fill,
-            target + at,
-            sums_at + at * lanes,
-            lanes,
-            1,
-            images,
-            lanes,
-            0,
-            1,
-            0,
-            out_n,
-            0,
-        )
-    with (
-        f.when(f.negate(vectors), "single"),
-        f.loop("n", 0, images) as n,
-        f.loop("p", 0, pixels) as p,
-    ):
-        f.store(
-            f.load(sums_at + p.index * lanes + n.index, F32),
-            target + n.index * out_n + p.index * out_x,
-        )
+        f.call(fill, target + at, sums_at + at * lanes, lanes, 1, images, lanes, 0, 1, 0, out_n, 0)
+    with f.when(f.negate(vectors), "single"), f.loop("n", 0, images) as n, f.loop("p", 0, pixels) as p:
+        f.store(f.load(sums_at + p.index * lanes + n.index, F32), target + n.index * out_n + p.index * out_x)
     f.ret()
     return f
 

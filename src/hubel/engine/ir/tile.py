@@ -45,10 +45,7 @@ def outer_product_tile(rows: int, vectors: int, lanes: int, spaced: bool = False
         w, *acc = k.carried
         x = f.arg("x") + f.load(f.offset(f.arg("offsets"), k.index, I64, "entry"), I64, "offset")
         f.prefetch(f.arg("ahead") + f.load(f.offset(f.arg("ahead_offsets"), k.index, I64, "entry"), I64, "offset"))
-        k.carry(
-            w + rows,
-            *_outer_product(f, w, [x + place for place in places], acc, rows, lanes),
-        )
+        k.carry(w + rows, *_outer_product(f, w, [x + place for place in places], acc, rows, lanes))
     _put_sums(f, k.results[1:], rows, vectors, lanes)
     f.ret()
     return f
@@ -112,14 +109,7 @@ def dot_product_tile(left: int, right: int, lanes: int) -> Function:
     `length` is a multiple of the lanes. The sums are stored as ⌈left·right ∕ lanes⌉ whole vectors.
     """
     pointers = [(n, PTR) for n in ("a", "b", "offsets", "sums")]
-    f = Function(
-        "dots",
-        [
-            *pointers,
-            *((n, I64) for n in ("a_pitch", "length", "images", "image_pitch")),
-        ],
-        private=True,
-    )
+    f = Function("dots", [*pointers, *((n, I64) for n in ("a_pitch", "length", "images", "image_pitch"))], private=True)
     vector = vector_of(lanes)
     offsets = [f.load(f.offset(f.arg("offsets"), j, I64), I64, f"offset_{j}") for j in range(right)]
     with f.loop("image", 0, f.arg("images"), carry=[f.constant(0.0, vector)] * (left * right)) as image:
