@@ -18,8 +18,9 @@ from hubel.errors import unknown
 
 Strides = tuple[int, ...]
 
-# Below this much work one thread is done before a second has woken up (about 10 µs on one core).
-SERIAL_FLOPS = 1_000_000
+# Below this much work one thread is done before a second has woken up (about 10 µs on one core): operations, and bytes
+# from the caches.
+SERIAL_FLOPS, SERIAL_BYTES = 1_000_000, 400_000
 
 
 class Invocation:
@@ -35,7 +36,7 @@ class Invocation:
         self.plan = plan
         self.packed_bytes = 4 * bound.packed
         self.packing_key = bound.packing_key
-        self._serial = plan.estimate.computed < SERIAL_FLOPS
+        self._serial = plan.estimate.computed < SERIAL_FLOPS and plan.estimate.bytes < SERIAL_BYTES
         self._flush = 0 if plan.policy.accuracy == "strict" else 1
         self._shared, self._scratch = 4 * bound.shared, 4 * bound.scratch
         self._jobs = _block(bound.jobs, libraries, bound.tables)
