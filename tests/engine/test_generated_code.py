@@ -123,8 +123,11 @@ def test_inner_loops(name: str, layer: str, direction: Direction) -> None:
         # The loops of a plane's inside, and those of its borders, whose masks need registers too.
         check_sweep(min(loops, key=len), tile.lanes)
         return
-    # The last run of pixels of a row has a narrower tile.
-    widths = range(1, tile.vectors + 1) if plan.algorithm == "pointwise" else (tile.vectors,)
+    # The last run of pixels of a row has a narrower tile, or one for a pixel more, whose rows are half a vector.
+    widths = [*range(1, tile.vectors + 1)] if plan.algorithm == "pointwise" else [tile.vectors]
+    if plan.algorithm == "pointwise" and machine.registers >= 32 and tile.rows <= tile.lanes:
+        assert tile.rows <= 8 < tile.lanes
+        widths.append(tile.vectors)
     tiles = [Tile(tile.rows, vectors, tile.lanes) for vectors in widths]
     assert len(loops) == len(tiles)
     for loop, part in zip(sorted(loops, key=lambda loop: multiply_adds(loop, tile.lanes)), tiles, strict=True):

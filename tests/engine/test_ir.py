@@ -299,12 +299,13 @@ def test_outer_product_tile(rows: int, vectors: int, lanes: int) -> None:
             assert untouched(c[:, width:])
 
 
+@pytest.mark.parametrize("odd", [0, 1])
 @pytest.mark.parametrize("lanes", LANES)
 @pytest.mark.parametrize(("rows", "vectors"), SHAPES)
-def test_panel_tile(rows: int, vectors: int, lanes: int) -> None:
-    """Pixels at one distance from term to term."""
-    run = native(panel_tile(rows, vectors, lanes), lanes)
-    width, x_pitch, pitch = vectors * lanes, vectors * lanes + 3, vectors * lanes + 5
+def test_panel_tile(rows: int, vectors: int, lanes: int, odd: int) -> None:
+    """Pixels at one distance from term to term; one more than vectors hold, if odd."""
+    run = native(panel_tile(rows, vectors, lanes, bool(odd)), lanes)
+    width, x_pitch, pitch = vectors * lanes + odd, vectors * lanes + 3, vectors * lanes + 5
     bias = numbers(rows, 3)
     for terms in (1, 7):
         w, x = numbers(terms * rows, 1), numbers(terms * x_pitch + width, 2)

@@ -16,7 +16,8 @@ their way: the last tiles of output channels ask for them, one a term of the sum
 Lake, 2026-11), 64→64 channels at 56²: in place 0.92 of this speed without asking and 0.98 with it when the first tile
 leaves the panel; a panel for several runs at once 0.8, for it falls out of L1.
 
-The last run is narrower, and its tile as well, as many vectors as it needs.
+The last run is narrower, and its tile as well, as many vectors as it needs. One pixel that is left over, as in
+7×7 = 3·16 + 1, goes with the run before it: a vector of its own would take a quarter of the time.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from math import prod
 from hubel.engine.algorithms.direct import MOST_TERMS, TINY_FLOPS, pack_function, pack_name, packing_job, packing_key
 from hubel.engine.algorithms.geometry import Sum, flat_strides, flattened, sums
 from hubel.engine.algorithms.tiling import ITEM, TILE, UNEVEN, error_bound, step_cycles, tile_of_width
-from hubel.engine.ir import I64, PTR, Function, Value, module_text
+from hubel.engine.ir import F32, I64, PTR, Function, Value, module_text
 from hubel.engine.ir.function import vector_of
 from hubel.engine.ir.rows import gather_row, store_rows_function
 from hubel.engine.ir.tile import ADD, BIAS, panel_tile
@@ -39,12 +40,12 @@ from hubel.engine.tables import Tables
 from hubel.engine.threads import RESERVED_WORDS
 
 NAME = "pointwise"
-# Cycles to copy one channel's pixels of a run, asked for before.
-COPY = 10.0
+# Cycles to copy a vector of pixels, asked for before.
+COPY = 3.5
 
 # The words of a job after the base pointers, in this order.
 WORDS = (
-    "groups", "channels", "rows", "block", "chunk_tiles", "chunks", "tiles", "pixels", "piece", "pieces",
+    "groups", "channels", "rows", "block", "chunk_tiles", "chunks", "tiles", "pixels", "piece", "pieces", "odd",
     "in_n", "in_g", "in_c", "in_x", "out_n", "out_c", "out_x", "sums_from",
 )  # fmt: skip
 
@@ -64,8 +65,9 @@ def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusa
     used = replace(machine, lanes=8) if tiny else machine
     tile = _tile(used, part.rows, block)
     pixels = prod(part.outputs)
-    best = _cut(tile, part, block, pixels, spec.batch * spec.groups, used, policy.threads)
-    vectors = -(-pixels // tile.lanes)
+    odd = _odd(tile, used, pixels)
+    best = _cut(tile, part, block, pixels - odd, spec.batch * spec.groups, used, policy.threads)
+    vectors = -(-(pixels - odd) // tile.lanes)
     computed = spec.batch * spec.groups * part.channels * -(-part.rows // tile.rows) * tile.rows * vectors * tile.lanes
     return Plan(
         problem, machine, policy, NAME, tile,
@@ -88,13 +90,26 @@ def _channel_block(part: Sum, machine: Machine) -> int:
 
 def _tile(machine: Machine, rows: int, block: int) -> Tile:
     """The tile that needs the fewest cycles a pixel; of the channels alone, so a layer has one kernel for all sizes."""
-    tiles = [tile_of_width(machine, rows, vectors, 1) for vectors in (2, 3, 4)]
+    # Registers are left for the odd pixel where there are many.
+    room = replace(machine, registers=machine.registers - 2) if machine.registers >= 32 else machine
+    tiles = [tile_of_width(room, rows, vectors, 1) for vectors in (2, 3, 4)]
 
     def cycles(tile: Tile) -> float:
         step = step_cycles(machine, tile.rows, tile.vectors, 1)
-        return (-(-rows // tile.rows) * (block * step + TILE) + block * COPY) / tile.vectors
+        return -(-rows // tile.rows) * (block * step + TILE) / tile.vectors
 
-    return min(tiles, key=cycles)
+    return min(tiles, key=lambda tile: round(cycles(tile), 6))
+
+
+def _takes_odd(tile: Tile, machine: Machine) -> bool:
+    """Whether the tile has room for one pixel more."""
+    return machine.registers >= 32 and tile.rows <= tile.lanes
+
+
+def _odd(tile: Tile, machine: Machine, pixels: int) -> int:
+    """1 if one pixel is left over that goes with the run before it."""
+    width = tile.vectors * tile.lanes
+    return int(_takes_odd(tile, machine) and pixels > width and pixels % width == 1)
 
 
 @dataclass(frozen=True)
@@ -117,7 +132,7 @@ def _cut(tile: Tile, part: Sum, block: int, pixels: int, copies: int, machine: M
     for at_once in sorted({-(-runs // n) for n in (1, 2, 3, 4, 6, 8, 12, 16, 32)}):
         for row_tiles in sorted({-(-tiles // n) for n in (1, 2, 3, 4, 8, 16)}):
             items = max(1, copies * -(-runs // at_once) * -(-tiles // row_tiles))
-            each = ITEM + at_once * (part.channels * COPY + row_tiles * of_tile)
+            each = ITEM + at_once * (part.channels * COPY * tile.vectors + row_tiles * of_tile)
             turns = -(-items // threads)
             spread = 1 + (UNEVEN / turns if threads > 1 else 0)
             candidates.append(_Cut(at_once * width, row_tiles, each * turns * spread))
@@ -127,33 +142,38 @@ def _cut(tile: Tile, part: Sum, block: int, pixels: int, copies: int, machine: M
 def emit(plan: Plan) -> dict[str, Callable[[], str]]:
     """The IR of each kernel of the plan, by name."""
     main, pack = plan.kernels
-    lanes = plan.tile.lanes
+    lanes, odd = plan.tile.lanes, _takes_odd(plan.tile, plan.machine)
     return {
-        main: lambda: module_text(product_function(plan.tile), lanes),
+        main: lambda: module_text(product_function(plan.tile, odd), lanes),
         pack: lambda: module_text(pack_function(plan.tile.rows), lanes),
     }
 
 
-def product_function(tile: Tile) -> Function:
-    """The kernel: `kernel(args, begin, end, scratch)`."""
+def product_function(tile: Tile, takes_odd: bool) -> Function:
+    """The kernel: `kernel(args, begin, end, scratch)`. takes_odd: whether it has a tile for a pixel left over."""
     f = Function("kernel", [("args", PTR), ("begin", I64), ("end", I64), ("scratch", PTR)])
     args, panel = f.arg("args"), f.arg("scratch")
     source, weights, bias, target = (
         f.word(args, i, n, PTR) for i, n in enumerate(("input", "weights", "bias", "output"))
     )
     a = {name: f.word(args, RESERVED_WORDS + i, name) for i, name in enumerate(WORDS)}
-    width = tile.vectors * tile.lanes
+    width, pitch = tile.vectors * tile.lanes, _pitch(tile)
     copy, put = _copy_function(tile), store_rows_function(tile.lanes)
     multiply = {v: _multiply_function(tile, v) for v in range(1, tile.vectors + 1)}
+    if takes_odd:
+        multiply[tile.vectors + 1] = _multiply_function(tile, tile.vectors, odd=True)
     nowhere = Value(f, PTR, "null")
     has_bias = f.compare("ne", bias, nowhere)
     parked = panel + a["sums_from"]
     with f.loop("item", f.arg("begin"), f.arg("end")) as item:
         rest, chunk = item.index // a["chunks"], item.index % a["chunks"]
-        first = (rest % a["pieces"]) * a["piece"]
+        piece = rest % a["pieces"]
+        first = piece * a["piece"]
         rest = rest // a["pieces"]
         group, image = rest % a["groups"], rest // a["groups"]
-        last = f.minimum(first + a["piece"], a["pixels"])
+        at_end = (piece + 1).equals(a["pieces"])
+        last = f.select(at_end, a["pixels"] - a["odd"], first + a["piece"], "last")
+        odd_from = f.select(at_end & a["odd"].equals(1), last - width, -1, "odd_from")
         first_tile = chunk * a["chunk_tiles"]
         tiles = f.minimum(a["chunk_tiles"], a["tiles"] - first_tile)
         from_row = first_tile * tile.rows
@@ -165,6 +185,8 @@ def product_function(tile: Tile) -> Function:
         with f.loop("q", first, last, width) as q:
             pixels = f.minimum(last - q.index, width)
             vectors = (pixels + (tile.lanes - 1)) // tile.lanes
+            is_odd = q.index.equals(odd_from)
+            more = f.select(is_odd, 1, 0, "more")
             # Ragged runs, and pixels that do not follow each other in the output, pass through scratch.
             straight = (vectors * tile.lanes).equals(pixels) & a["out_x"].equals(1)
             whole = f.select(straight, rows // tile.rows, 0, "whole")
@@ -177,16 +199,28 @@ def product_function(tile: Tile) -> Function:
                 done = c.index + channels >= a["channels"]
                 following = f.select(done, from_q + next_run, block + channels * a["in_c"], "following")
                 f.call(copy, panel, block, channels, pixels, a["in_c"], a["in_x"])
+                with f.when(is_odd, "odd"), f.loop("o", 0, channels) as o:
+                    f.store(f.load(block + o.index * a["in_c"] + width, F32), panel + o.index * pitch + width)
                 mode = f.select(c.index > 0, ADD, 0) + f.select(done & has_bias, BIAS, 0)
                 for v, function in multiply.items():
-                    with f.when(vectors.equals(v), f"vectors{v}"):
+                    with f.when((vectors + more).equals(v), f"vectors{v}"):
                         f.call(
                             function, weights_g + c.index * tile.rows, panel, out, parked, row_bias, following,
                             channels, tiles, whole, a["channels"], a["out_c"], a["in_c"], mode,
                         )  # fmt: skip
             with f.loop("row", whole * tile.rows, rows) as r:
                 bias_at = f.select(has_bias, row_bias + r.index, nowhere, "bias_at")
-                f.call(put, out + r.index * a["out_c"], parked + r.index * width, bias_at, 1, 0, 0, pixels, a["out_x"])
+                f.call(
+                    put,
+                    out + r.index * a["out_c"],
+                    parked + r.index * pitch,
+                    bias_at,
+                    1,
+                    0,
+                    0,
+                    pixels + more,
+                    a["out_x"],
+                )
     f.ret()
     return f
 
@@ -210,7 +244,7 @@ def _copy_function(tile: Tile) -> Function:
         with f.loop("c", 0, f.arg("channels"), carry=[f.arg("panel"), f.arg("source")]) as c:
             to, at = c.carried
             yield to, at
-            c.carry(to + width, at + f.arg("in_c"))
+            c.carry(to + _pitch(tile), at + f.arg("in_c"))
 
     with f.when(side_by_side & full, "whole_run"):
         for to, at in each_channel():
@@ -231,7 +265,12 @@ def _copy_function(tile: Tile) -> Function:
     return f
 
 
-def _multiply_function(tile: Tile, vectors: int) -> Function:
+def _pitch(tile: Tile) -> int:
+    """From a row of the panel, or of the sums in scratch, to the next: a run and the odd pixel."""
+    return (tile.vectors + 1) * tile.lanes
+
+
+def _multiply_function(tile: Tile, vectors: int, odd: bool = False) -> Function:
     """multiply(weights, panel, out, parked, bias, following, terms, tiles, whole, channels, out_c, in_c, mode): the
     tiles of output channels of one run and block of channels.
 
@@ -240,23 +279,23 @@ def _multiply_function(tile: Tile, vectors: int) -> Function:
     """
     pointers = [(n, PTR) for n in ("weights", "panel", "out", "parked", "bias", "following")]
     numbers = [(n, I64) for n in ("terms", "tiles", "whole", "channels", "out_c", "in_c", "mode")]
-    f = Function(f"multiply_{vectors}", [*pointers, *numbers], private=True)
-    inner, width = panel_tile(tile.rows, vectors, tile.lanes), tile.vectors * tile.lanes
-    lines = max(1, width // 16) + 1
+    f = Function(f"multiply_{'odd' if odd else vectors}", [*pointers, *numbers], private=True)
+    inner, row_pitch = panel_tile(tile.rows, vectors, tile.lanes, odd), _pitch(tile)
+    lines = max(1, tile.vectors * tile.lanes // 16) + 1
     step = f.arg("channels") * tile.rows
     with f.loop("t", 0, f.arg("tiles")) as t:
         row = t.index * tile.rows
         straight = t.index < f.arg("whole")
         weights = f.arg("weights") + t.index * step
         left = f.arg("tiles") - 1 - t.index
-        to = f.select(straight, f.arg("out") + row * f.arg("out_c"), f.arg("parked") + row * width, "to")
-        pitch = f.select(straight, f.arg("out_c"), width, "pitch")
+        to = f.select(straight, f.arg("out") + row * f.arg("out_c"), f.arg("parked") + row * row_pitch, "to")
+        pitch = f.select(straight, f.arg("out_c"), row_pitch, "pitch")
         ahead = f.select(left < lines, f.arg("following") + left * 16, weights + step, "ahead")
         ahead_pitch = f.select(left < lines, f.arg("in_c"), tile.rows, "ahead_pitch")
         mode = f.select(straight, f.arg("mode"), f.arg("mode") % BIAS, "tile_mode")
         f.call(
             inner, weights, f.arg("panel"), to, f.arg("bias") + row, ahead,
-            f.arg("terms"), width, pitch, ahead_pitch, mode,
+            f.arg("terms"), row_pitch, pitch, ahead_pitch, mode,
         )  # fmt: skip
     f.ret()
     return f
@@ -271,17 +310,18 @@ def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...])
     (part,) = sums(Problem(spec, problem.direction))
     x, y = flat_strides(problem.spec, x, y)
     source, target = (x, y) if problem.direction is Direction.FORWARD else (y, x)
-    width, tiles, pixels = tile.vectors * tile.lanes, -(-part.rows // tile.rows), prod(part.outputs)
-    chunks, pieces = -(-tiles // plan.row_tiles), -(-pixels // plan.box[2])
-    sums_from = plan.channel_block * width
+    tiles, pixels = -(-part.rows // tile.rows), prod(part.outputs)
+    odd = _odd(tile, plan.machine, pixels) if source[2] == target[2] == 1 else 0
+    chunks, pieces = -(-tiles // plan.row_tiles), -(-(pixels - odd) // plan.box[2])
+    sums_from = plan.channel_block * _pitch(tile)
     words = (
         spec.groups, part.channels, part.rows, plan.channel_block, plan.row_tiles, chunks, tiles,
-        pixels, plan.box[2], pieces,
+        pixels, plan.box[2], pieces, odd,
         source[0], part.channels * source[1], source[1], source[2], *target, sums_from,
     )  # fmt: skip
     tables = Tables()
     packing = packing_job(plan, part, (*w[:2], 0), 0, tables)
     jobs = (PlannedJob(plan.kernels[0], spec.batch * spec.groups * pieces * chunks, words),)
     packed = packing.items * tile.rows * part.channels
-    scratch = sums_from + plan.row_tiles * tile.rows * width
+    scratch = sums_from + plan.row_tiles * tile.rows * _pitch(tile)
     return Bound(jobs, (packing,), packed, packing_key(plan, w[:2]), scratch, 0, tables.keep())

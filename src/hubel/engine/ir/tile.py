@@ -51,22 +51,32 @@ def outer_product_tile(rows: int, vectors: int, lanes: int, spaced: bool = False
     return f
 
 
-def panel_tile(rows: int, vectors: int, lanes: int) -> Function:
+def panel_tile(rows: int, vectors: int, lanes: int, odd: bool = False) -> Function:
     """panel_<vectors>(w, x, c, bias, ahead, terms, x_pitch, pitch, ahead_pitch, mode): as outer_product_tile, with
     the pixels of term k at x[k·x_pitch] and the line asked for at ahead[k·ahead_pitch].
+
+    `odd`: odd_<vectors> does one pixel more, behind the vectors: all its rows are the lanes of one accumulator.
     """
     pointers = [(n, PTR) for n in ("w", "x", "c", "bias", "ahead")]
     numbers = [(n, I64) for n in ("terms", "x_pitch", "pitch", "ahead_pitch", "mode")]
-    f = Function(f"panel_{vectors}", [*pointers, *numbers], private=True)
+    f = Function(f"{'odd' if odd else 'panel'}_{vectors}", [*pointers, *numbers], private=True)
     _ask_for_sums(f, rows, vectors, lanes)
     zero = f.constant(0.0, vector_of(lanes))
+    column = min(n for n in (4, 8, 16) if n >= min(rows, 16))
+    mask = f.lanes_below(f.constant(rows), column) if odd and rows < column else None
     start = [f.arg("w"), f.arg("x"), f.arg("ahead"), *[zero] * (rows * vectors)]
+    start += [f.constant(0.0, vector_of(column))] if odd else []
     with f.loop("k", 0, f.arg("terms"), carry=start, at_least_once=True) as k:
         w, x, ahead, *acc = k.carried
         f.prefetch(ahead)
-        acc = _outer_product(f, w, [x + v * lanes for v in range(vectors)], acc, rows, lanes)
-        k.carry(w + rows, x + f.arg("x_pitch"), ahead + f.arg("ahead_pitch"), *acc)
-    _put_sums(f, k.results[3:], rows, vectors, lanes)
+        after = _outer_product(f, w, [x + v * lanes for v in range(vectors)], acc, rows, lanes)
+        if odd:
+            weights = f.load_masked(w, mask, column) if mask else f.load(w, vector_of(column), "weights")
+            pixel = f.splat(f.load(x + vectors * lanes, F32, "pixel"), column, "pixel")
+            after.append(f.fma(weights, pixel, acc[-1], "acc_odd"))
+        k.carry(w + rows, x + f.arg("x_pitch"), ahead + f.arg("ahead_pitch"), *after)
+    sums = k.results[3:]
+    _put_sums(f, sums[: rows * vectors], rows, vectors, lanes, sums[-1] if odd else None)
     f.ret()
     return f
 
@@ -88,18 +98,21 @@ def _outer_product(f: Function, w: Value, places: list[Value], sums: list[Value]
     return after
 
 
-def _put_sums(f: Function, sums: list[Value], rows: int, vectors: int, lanes: int) -> None:
-    """c[r·pitch + lane] = or += the sums, bias[r] added last, as `mode` says."""
+def _put_sums(f: Function, sums: list[Value], rows: int, vectors: int, lanes: int, column: Value | None = None) -> None:
+    """c[r·pitch + lane] = or += the sums, bias[r] added last, as `mode` says; behind them lane r of the column."""
     for mode in (0, ADD, BIAS, ADD | BIAS):
         with f.when(f.arg("mode").equals(mode), f"mode{mode}"):
             for r in range(rows):
                 row = f.arg("c") + f.arg("pitch") * r
-                bias = f.splat(f.load(f.arg("bias") + r, F32, "bias"), lanes) if mode & BIAS else None
-                for v in range(vectors):
-                    total = sums[r * vectors + v]
+                bias = f.load(f.arg("bias") + r, F32, "bias") if mode & BIAS else None
+                biases = f.splat(bias, lanes) if bias else None
+                pieces = [(sums[r * vectors + v], row + v * lanes, biases) for v in range(vectors)]
+                if column:
+                    pieces.append((f.lane(column, r), row + vectors * lanes, bias))
+                for total, place, addend in pieces:
                     if mode & ADD:
-                        total = f.load(row + v * lanes, vector_of(lanes)) + total
-                    f.store(total if bias is None else total + bias, row + v * lanes)
+                        total = f.load(place, total.type) + total
+                    f.store(total if addend is None else total + addend, place)
 
 
 def dot_product_tile(left: int, right: int, lanes: int) -> Function:
