@@ -19,12 +19,12 @@ demo: .venv/installed-lab
 	$(BIN)/hubel demo $(ARGS)
 
 # Two processes at a time, a file each; idle threads sleep instead of spinning on the cores that the other one needs.
-test: export OMP_WAIT_POLICY = passive
+test test-all: export OMP_WAIT_POLICY = passive
 test: lint
 	$(BIN)/pytest -m "not slow" --numprocesses 2 --dist loadfile $(ARGS)
 
 test-all: lint
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 lint: .venv/installed-lab+dev
 	$(BIN)/ruff check
