@@ -9,12 +9,39 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import chain
 
+from hubel.engine.algorithms.tiling import rows_that_fit, step_cycles
 from hubel.engine.ir import F32, I64, PTR, Function, Value, vector_of
 from hubel.engine.ir.opaque import OpaqueFunction
 from hubel.engine.ir.rows import zero_row
+from hubel.engine.machine import Machine
+from hubel.engine.plan import Tile
 
 # Pixels of a channel that are turned at once: four neighbours fill a quarter of a cache line.
 QUAD = 4
+# Vectors of the register tile.
+WIDTH = 2
+
+
+def even_share(count: int, most: int, unit: int) -> int:
+    """The size of about equal shares of at most so many, in whole units."""
+    each = -(-count // -(-count // most))
+    return -(-each // unit) * unit
+
+
+def register_tile(machine: Machine, rows: int) -> Tile:
+    """Two vectors wide; of the tiles that need the fewest cycles, that with the most rows."""
+    fit = range(1, rows_that_fit(machine, WIDTH) + 1)
+
+    def cycles(r: int) -> float:
+        return -(-rows // r) * (step_cycles(machine, r, WIDTH, 1) + 1)
+
+    return Tile(min(fit, key=lambda r: (round(cycles(r), 6), -r)), WIDTH, machine.lanes)
+
+
+def odd_lines(numbers: int) -> int:
+    """At least so many numbers, in an odd number of cache lines: places that far apart fall into different sets."""
+    lines = -(-numbers // 16)
+    return 16 * (lines + 1 - lines % 2)
 
 
 def whole_vectors(f: Function, count: Value, lanes: int) -> Value:

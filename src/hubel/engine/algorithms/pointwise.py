@@ -152,26 +152,19 @@ def emit(plan: Plan) -> dict[str, Callable[[], str]]:
 def product_function(tile: Tile, takes_odd: bool) -> Function:
     """The kernel: `kernel(args, begin, end, scratch)`. takes_odd: whether it has a tile for a pixel left over."""
     f = Function("kernel", [("args", PTR), ("begin", I64), ("end", I64), ("scratch", PTR)])
-    args, panel = f.arg("args"), f.arg("scratch")
+    args = f.arg("args")
     source, weights, bias, target = (
         f.word(args, i, n, PTR) for i, n in enumerate(("input", "weights", "bias", "output"))
     )
     a = {name: f.word(args, RESERVED_WORDS + i, name) for i, name in enumerate(WORDS)}
-    width, pitch = tile.vectors * tile.lanes, _pitch(tile)
-    copy, put = _copy_function(tile), store_rows_function(tile.lanes)
-    multiply = {v: _multiply_function(tile, v) for v in range(1, tile.vectors + 1)}
-    if takes_odd:
-        multiply[tile.vectors + 1] = _multiply_function(tile, tile.vectors, odd=True)
+    width, run = tile.vectors * tile.lanes, _run_function(tile, takes_odd)
     nowhere = Value(f, PTR, "null")
     has_bias = f.compare("ne", bias, nowhere)
-    parked = panel + a["sums_from"]
     with f.loop("item", f.arg("begin"), f.arg("end")) as item:
         rest, chunk = item.index // a["chunks"], item.index % a["chunks"]
-        piece = rest % a["pieces"]
-        first = piece * a["piece"]
-        rest = rest // a["pieces"]
+        rest, piece = rest // a["pieces"], rest % a["pieces"]
         group, image = rest % a["groups"], rest // a["groups"]
-        at_end = (piece + 1).equals(a["pieces"])
+        first, at_end = piece * a["piece"], (piece + 1).equals(a["pieces"])
         last = f.select(at_end, a["pixels"] - a["odd"], first + a["piece"], "last")
         odd_from = f.select(at_end & a["odd"].equals(1), last - width, -1, "odd_from")
         first_tile = chunk * a["chunk_tiles"]
@@ -180,47 +173,64 @@ def product_function(tile: Tile, takes_odd: bool) -> Function:
         rows = f.minimum(a["rows"] - from_row, tiles * tile.rows)
         row = group * a["rows"] + from_row
         row_bias = f.select(has_bias, bias + row, nowhere, "row_bias")
-        source_g = source + image * a["in_n"] + group * a["in_g"]
-        weights_g = weights + (group * a["tiles"] + first_tile) * a["channels"] * tile.rows
+        from_image = source + image * a["in_n"] + group * a["in_g"]
+        to_row = target + image * a["out_n"] + row * a["out_c"]
+        panels = weights + (group * a["tiles"] + first_tile) * a["channels"] * tile.rows
         with f.loop("q", first, last, width) as q:
-            pixels = f.minimum(last - q.index, width)
-            vectors = (pixels + (tile.lanes - 1)) // tile.lanes
-            is_odd = q.index.equals(odd_from)
-            more = f.select(is_odd, 1, 0, "more")
-            # Ragged runs, and pixels that do not follow each other in the output, pass through scratch.
-            straight = (vectors * tile.lanes).equals(pixels) & a["out_x"].equals(1)
-            whole = f.select(straight, rows // tile.rows, 0, "whole")
-            out = target + image * a["out_n"] + row * a["out_c"] + q.index * a["out_x"]
-            from_q = source_g + q.index * a["in_x"]
-            next_run = f.select(q.index + width < last, width, 0) * a["in_x"]
-            with f.loop("c", 0, a["channels"], a["block"]) as c:
-                channels = f.minimum(a["block"], a["channels"] - c.index)
-                block = from_q + c.index * a["in_c"]
-                done = c.index + channels >= a["channels"]
-                following = f.select(done, from_q + next_run, block + channels * a["in_c"], "following")
-                f.call(copy, panel, block, channels, pixels, a["in_c"], a["in_x"])
-                with f.when(is_odd, "odd"), f.loop("o", 0, channels) as o:
-                    f.store(f.load(block + o.index * a["in_c"] + width, F32), panel + o.index * pitch + width)
-                mode = f.select(c.index > 0, ADD, 0) + f.select(done & has_bias, BIAS, 0)
-                for v, function in multiply.items():
-                    with f.when((vectors + more).equals(v), f"vectors{v}"):
-                        f.call(
-                            function, weights_g + c.index * tile.rows, panel, out, parked, row_bias, following,
-                            channels, tiles, whole, a["channels"], a["out_c"], a["in_c"], mode,
-                        )  # fmt: skip
-            with f.loop("row", whole * tile.rows, rows) as r:
-                bias_at = f.select(has_bias, row_bias + r.index, nowhere, "bias_at")
+            pixels, more = f.minimum(last - q.index, width), f.select(q.index.equals(odd_from), 1, 0, "more")
+            further = f.select(q.index + width < last, width * a["in_x"], 0, "further")
+            f.call(
+                run, args, f.arg("scratch"), panels, from_image + q.index * a["in_x"], to_row + q.index * a["out_x"],
+                row_bias, pixels, more, further, tiles, rows,
+            )  # fmt: skip
+    f.ret()
+    return f
+
+
+def _run_function(tile: Tile, takes_odd: bool) -> Function:
+    """run(args, panel, weights, source, out, bias, pixels, more, further, tiles, rows): one run of pixels of one item.
+
+    more: 1 where the odd pixel follows the run. further: how far it is to the next run, 0 behind the last. bias may be
+    null.
+    """
+    pointers = [(n, PTR) for n in ("args", "panel", "weights", "source", "out", "bias")]
+    numbers = [(n, I64) for n in ("pixels", "more", "further", "tiles", "rows")]
+    f = Function("run", [*pointers, *numbers], private=True)
+    panel, out, bias, source = (f.arg(n) for n in ("panel", "out", "bias", "source"))
+    pixels, more, rows = f.arg("pixels"), f.arg("more"), f.arg("rows")
+    names = ("channels", "block", "in_c", "in_x", "out_c", "out_x", "sums_from")
+    a = {n: f.word(f.arg("args"), RESERVED_WORDS + WORDS.index(n), n) for n in names}
+    width, pitch = tile.vectors * tile.lanes, _pitch(tile)
+    copy, put = _copy_function(tile), store_rows_function(tile.lanes)
+    multiply = {v: _multiply_function(tile, v) for v in range(1, tile.vectors + 1)}
+    if takes_odd:
+        multiply[tile.vectors + 1] = _multiply_function(tile, tile.vectors, odd=True)
+    has_bias = f.compare("ne", bias, Value(f, PTR, "null"))
+    parked = panel + a["sums_from"]
+    vectors = (pixels + (tile.lanes - 1)) // tile.lanes
+    # Ragged runs, and pixels that do not follow each other in the output, pass through scratch.
+    straight = (vectors * tile.lanes).equals(pixels) & a["out_x"].equals(1)
+    whole = f.select(straight, rows // tile.rows, 0, "whole")
+    with f.loop("c", 0, a["channels"], a["block"]) as c:
+        channels = f.minimum(a["block"], a["channels"] - c.index)
+        block = source + c.index * a["in_c"]
+        done = c.index + channels >= a["channels"]
+        following = f.select(done, source + f.arg("further"), block + channels * a["in_c"], "following")
+        f.call(copy, panel, block, channels, pixels, a["in_c"], a["in_x"])
+        with f.when(more.equals(1), "odd"), f.loop("o", 0, channels) as o:
+            f.store(f.load(block + o.index * a["in_c"] + width, F32), panel + o.index * pitch + width)
+        mode = f.select(c.index > 0, ADD, 0) + f.select(done & has_bias, BIAS, 0)
+        weights = f.arg("weights") + c.index * tile.rows
+        for v, function in multiply.items():
+            with f.when((vectors + more).equals(v), f"vectors{v}"):
                 f.call(
-                    put,
-                    out + r.index * a["out_c"],
-                    parked + r.index * pitch,
-                    bias_at,
-                    1,
-                    0,
-                    0,
-                    pixels + more,
-                    a["out_x"],
-                )
+                    function, weights, panel, out, parked, bias, following,
+                    channels, f.arg("tiles"), whole, a["channels"], a["out_c"], a["in_c"], mode,
+                )  # fmt: skip
+    with f.loop("row", whole * tile.rows, rows) as r:
+        bias_at = f.select(has_bias, bias + r.index, bias, "bias_at")
+        to, at = out + r.index * a["out_c"], parked + r.index * pitch
+        f.call(put, to, at, bias_at, 1, 0, 0, pixels + more, a["out_x"])
     f.ret()
     return f
 

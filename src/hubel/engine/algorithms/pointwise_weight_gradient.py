@@ -29,10 +29,10 @@ from math import prod
 
 from hubel.engine.algorithms import weight_gradient
 from hubel.engine.algorithms.bias_gradient import bias_function, bias_job, bias_name
-from hubel.engine.algorithms.channel_lanes import ASKED
+from hubel.engine.algorithms.channel_lanes import ASKED, WIDTH, even_share, odd_lines, register_tile
 from hubel.engine.algorithms.geometry import flat_strides, flattened
 from hubel.engine.algorithms.pointwise_weight_kernels import add_parts_function, kernel_function
-from hubel.engine.algorithms.tiling import error_bound, rows_that_fit, step_cycles
+from hubel.engine.algorithms.tiling import error_bound, step_cycles
 from hubel.engine.ir import module_text
 from hubel.engine.machine import MIB, Machine
 from hubel.engine.plan import Bound, Estimate, Plan, PlannedJob, Refusal, Tile
@@ -42,7 +42,6 @@ NAME = "pointwise_weight_gradient"
 # Channels of a share at most, with an L2 cache of 1 MiB; pixels of a piece at least, where there are so many, and at
 # most; the share of the L2 cache that pieces fill between these; work items there should be at least.
 SHARE, LEAST, MOST, HELD, ITEMS = 256, 112, 208, 0.15, 8
-WIDTH = 2
 # Cycles: a vector of 16 pixels copied; a pixel of a channel that is copied alone. The register tile within its loops,
 # against its count of cycles.
 VALUE, SINGLE, LOOPS = 10.0, 3.0, 1.2
@@ -114,35 +113,19 @@ def plan_products(problem: Problem, machine: Machine, policy: Policy) -> Plan:
 def shares(spec: ConvSpec, machine: Machine) -> Shares:
     """The layer's work items. The register tile and the channels of a share depend on the channels alone."""
     most = SHARE if machine.l2 >= MIB else SHARE // 2
-    rows, channels = (_even(n, most, machine.lanes) for n in (spec.out_channels, spec.in_channels))
+    rows, channels = (even_share(n, most, machine.lanes) for n in (spec.out_channels, spec.in_channels))
     pixels = prod(spec.output_size)
     # Images that are cut are cut into whole cache lines.
     fit = int(HELD * machine.l2 / (4 * (rows + channels))) // 16 * 16
     piece = min(max(fit, LEAST), MOST)
-    piece_pixels = pixels if pixels <= piece else _even(pixels, piece, 16)
+    piece_pixels = pixels if pixels <= piece else even_share(pixels, piece, 16)
     pieces_x = -(-pixels // piece_pixels)
     pieces, block = spec.batch * pieces_x, max(1, LEAST // piece_pixels) if pieces_x == 1 else 1
     row_shares, channel_shares = -(-spec.out_channels // rows), -(-spec.in_channels // channels)
     parts = max(1, min(-(-ITEMS // (row_shares * channel_shares)), -(-pieces // block)))
-    tile = _register_tile(machine, min(rows, spec.out_channels))
+    tile = register_tile(machine, min(rows, spec.out_channels))
     cut = pixels, piece_pixels, pieces_x, pieces, block
     return Shares(tile, rows, channels, row_shares, channel_shares, *cut, parts)
-
-
-def _even(count: int, most: int, unit: int) -> int:
-    """The size of about equal shares of at most so many, in whole units."""
-    each = -(-count // -(-count // most))
-    return -(-each // unit) * unit
-
-
-def _register_tile(machine: Machine, rows: int) -> Tile:
-    """Two vectors wide; of the tiles that need the fewest cycles, that with the most rows."""
-    fit = range(1, rows_that_fit(machine, WIDTH) + 1)
-
-    def cycles(r: int) -> float:
-        return -(-rows // r) * (step_cycles(machine, r, WIDTH, 1) + 1)
-
-    return Tile(min(fit, key=lambda r: (round(cycles(r), 6), -r)), WIDTH, machine.lanes)
 
 
 def _cycles(spec: ConvSpec, machine: Machine) -> float:
@@ -179,7 +162,7 @@ def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...])
     x, y = flat_strides(plan.problem.spec, x, y)
     tile, lanes = how.tile, how.tile.lanes
     width = tile.vectors * lanes
-    dy_pitch, row_tiles = _odd_lines(how.rows), -(-how.rows // tile.rows)
+    dy_pitch, row_tiles = odd_lines(how.rows), -(-how.rows // tile.rows)
     item_sums, items = row_tiles * tile.rows * how.channels, how.parts * how.row_shares * how.channel_shares
     panels = how.block * how.piece_pixels * (-(-how.channels // width) * width + dy_pitch) + tile.rows
     at_sums = -(-panels // 16) * 16
@@ -195,9 +178,3 @@ def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...])
         jobs.append(bias_job(plan, spec, y))
     shared = item_sums * items if how.parts > 1 else 0
     return Bound(tuple(jobs), (), 0, (), at_sums + (0 if shared else item_sums), shared, ())
-
-
-def _odd_lines(numbers: int) -> int:
-    """At least so many numbers, in an odd number of cache lines: places that far apart fall into different sets."""
-    lines = -(-numbers // 16)
-    return 16 * (lines + 1 - lines % 2)

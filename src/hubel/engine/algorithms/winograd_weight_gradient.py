@@ -30,8 +30,8 @@ from dataclasses import dataclass
 
 from hubel.engine.algorithms import weight_gradient
 from hubel.engine.algorithms.bias_gradient import bias_function, bias_job, bias_name
-from hubel.engine.algorithms.channel_lanes import QUAD
-from hubel.engine.algorithms.tiling import rows_that_fit, step_cycles
+from hubel.engine.algorithms.channel_lanes import QUAD, WIDTH, even_share, odd_lines, register_tile
+from hubel.engine.algorithms.tiling import step_cycles
 from hubel.engine.algorithms.winograd_transforms import TAPS, transforms
 from hubel.engine.algorithms.winograd_weight_kernels import add_parts_function, kernel_function
 from hubel.engine.ir import module_text
@@ -45,7 +45,6 @@ OUTPUTS = 4
 SHARE, BLOCK, ITEMS = 96, 32, 8
 # Bound on the error in units of u: measured 2.3 for up to 2304 terms and less for more, and nearly doubled.
 ERROR = 4.0
-WIDTH = 2
 # Cycles: a transformed vector of 16 lanes, copying included; an input that is copied alone; a partial sum of a vector
 # added at the end, and the rest of the end. The register tile within its loops, against its count of cycles.
 VALUE, SINGLE, PARTIAL, END, LOOPS = 17.0, 3.0, 8.0, 250.0, 1.4
@@ -128,7 +127,7 @@ def plan_tiles(problem: Problem, machine: Machine, policy: Policy) -> Plan:
 def shares(spec: ConvSpec, machine: Machine) -> Shares:
     """The layer's work items. The register tile and the channels of a share depend on the channels alone."""
     most = SHARE if machine.l2 >= MIB else SHARE // 2
-    rows, channels = (_even(n, most, machine.lanes) for n in (spec.out_channels, spec.in_channels))
+    rows, channels = (even_share(n, most, machine.lanes) for n in (spec.out_channels, spec.in_channels))
     tiles_y, tiles_x = (-(-size // OUTPUTS) for size in spec.output_size)
     pieces_x = -(-tiles_x // BLOCK)
     piece_tiles = -(-tiles_x // pieces_x)
@@ -136,25 +135,9 @@ def shares(spec: ConvSpec, machine: Machine) -> Shares:
     block = max(1, BLOCK // piece_tiles)
     row_shares, channel_shares = -(-spec.out_channels // rows), -(-spec.in_channels // channels)
     parts = max(1, min(-(-ITEMS // (row_shares * channel_shares)), -(-pieces // block)))
-    tile = _register_tile(machine, min(rows, spec.out_channels))
+    tile = register_tile(machine, min(rows, spec.out_channels))
     cut = piece_tiles, pieces_x, tiles_y, pieces, block
     return Shares(tile, rows, channels, row_shares, channel_shares, *cut, parts)
-
-
-def _even(count: int, most: int, unit: int) -> int:
-    """The size of about equal shares of at most so many, in whole units."""
-    each = -(-count // -(-count // most))
-    return -(-each // unit) * unit
-
-
-def _register_tile(machine: Machine, rows: int) -> Tile:
-    """Two vectors wide; of the tiles that need the fewest cycles, that with the most rows."""
-    fit = range(1, rows_that_fit(machine, WIDTH) + 1)
-
-    def cycles(r: int) -> float:
-        return -(-rows // r) * (step_cycles(machine, r, WIDTH, 1) + 1)
-
-    return Tile(min(fit, key=lambda r: (round(cycles(r), 6), -r)), WIDTH, machine.lanes)
 
 
 def _cycles(spec: ConvSpec, machine: Machine) -> float:
@@ -198,9 +181,9 @@ def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...])
     how = shares(spec, plan.machine)
     tile, points, lanes = how.tile, t.size**2, how.tile.lanes
     width = how.rows + how.channels
-    step = _odd_lines(how.block * how.piece_tiles * width + tile.rows)
+    step = odd_lines(how.block * how.piece_tiles * width + tile.rows)
     row_tiles = -(-how.rows // tile.rows)
-    sums_step = _odd_lines(row_tiles * tile.rows * how.channels)
+    sums_step = odd_lines(row_tiles * tile.rows * how.channels)
     item_sums, items = points * sums_step, how.parts * how.row_shares * how.channel_shares
     pitch = (how.piece_tiles * OUTPUTS + t.size - OUTPUTS) * lanes
     lines = min(how.block, how.tiles_y) * OUTPUTS + t.size - OUTPUTS
@@ -221,9 +204,3 @@ def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...])
     if plan.problem.bias:
         jobs.append(bias_job(plan, spec, y))
     return Bound(tuple(jobs), (), 0, (), places[-1], item_sums * items if how.parts > 1 else 0, ())
-
-
-def _odd_lines(numbers: int) -> int:
-    """At least so many numbers, in an odd number of cache lines: places that far apart fall into different sets."""
-    lines = -(-numbers // 16)
-    return 16 * (lines + 1 - lines % 2)
