@@ -96,7 +96,9 @@ def test_an_image_has_the_same_result_alone_and_in_a_batch(text: str, direction:
 @pytest.mark.parametrize("direction", BOTH)
 def test_and_in_a_large_batch(direction: Direction) -> None:
     """So many images that boxes and shares of channels are cut otherwise than for one."""
-    for text in ("n50c20o30i12x12k3x3s1p1", "n60c32o32i8x8k1x1s1p0", "n40c16o16i9x9k3x3s1p1g16"):
+    for text in (
+        "n50c20o30i12x12k3x3s1p1", "n60c32o32i8x8k1x1s1p0", "n40c16o16i9x9k3x3s1p1g16", "n20c12o10i9x9k5x5s1p2",
+    ):  # fmt: skip
         the_batch_does_not_matter(Problem(ConvSpec.parse(text), direction), 2)
 
 
@@ -106,10 +108,9 @@ def test_strides_do_not_matter(text: str, direction: Direction) -> None:
     strides_do_not_matter(Problem(ConvSpec.parse(text), direction, direction is not Direction.INPUT_GRADIENT), 3)
 
 
-@pytest.mark.parametrize("direction", Direction)
-def test_on_any_problem(direction: Direction) -> None:
-    @settings(max_examples=15)
-    @given(specs(batches=[3], macs=30000), seeds())
+def on_any_problem(direction: Direction, examples: int, macs: int) -> None:
+    @settings(max_examples=examples)
+    @given(specs(batches=[3], macs=macs), seeds())
     def check(spec: ConvSpec, seed: int) -> None:
         problem = Problem(spec, direction, bias=direction is not Direction.INPUT_GRADIENT)
         threads_do_not_matter(problem, seed)
@@ -118,21 +119,17 @@ def test_on_any_problem(direction: Direction) -> None:
             the_batch_does_not_matter(problem, seed)
 
     check()
+
+
+@pytest.mark.parametrize("direction", Direction)
+def test_on_any_problem(direction: Direction) -> None:
+    on_any_problem(direction, examples=15, macs=30_000)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("direction", Direction)
 def test_on_any_problem_at_length(direction: Direction) -> None:
-    @settings(max_examples=400)
-    @given(specs(batches=[3], macs=1_000_000), seeds())
-    def check(spec: ConvSpec, seed: int) -> None:
-        problem = Problem(spec, direction, bias=direction is not Direction.INPUT_GRADIENT)
-        threads_do_not_matter(problem, seed)
-        strides_do_not_matter(problem, seed)
-        if direction is not Direction.WEIGHT_GRADIENT:
-            the_batch_does_not_matter(problem, seed)
-
-    check()
+    on_any_problem(direction, examples=400, macs=1_000_000)
 
 
 @pytest.mark.parametrize("direction", Direction)

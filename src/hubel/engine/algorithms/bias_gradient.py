@@ -5,13 +5,13 @@ from __future__ import annotations
 from math import prod
 
 from hubel.engine.algorithms.geometry import one_run, three
+from hubel.engine.algorithms.words import job_words
 from hubel.engine.ir import F32, I64, PTR, Function, vector_of
 from hubel.engine.ir.rows import gather_row
 from hubel.engine.ir.tile import horizontal_sums
 from hubel.engine.machine import Machine
 from hubel.engine.plan import Plan, PlannedJob
 from hubel.engine.spec import ConvSpec
-from hubel.engine.threads import RESERVED_WORDS
 
 
 def bias_name(machine: Machine) -> str:
@@ -37,7 +37,7 @@ def bias_function(lanes: int) -> Function:
     f = Function("kernel", [("args", PTR), ("begin", I64), ("end", I64), ("scratch", PTR)])
     args = f.arg("args")
     dy, target = f.word(args, 1, "dy", PTR), f.word(args, 2, "db", PTR)
-    a = {name: f.word(args, RESERVED_WORDS + i, name) for i, name in enumerate(BIAS_WORDS)}
+    a = job_words(f, BIAS_WORDS)
     vector, none = vector_of(lanes), f.constant(0.0, F32)
     contiguous = a["stride_x"].equals(1)
     whole = a["size_x"] // lanes * lanes

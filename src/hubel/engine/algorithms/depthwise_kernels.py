@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from hubel.engine.algorithms.words import Words, job_words
 from hubel.engine.ir import F32, I64, PTR, Function, Value
 from hubel.engine.ir.rows import gather_row, store_rows_function, zero_row
 from hubel.engine.ir.stencil import Masks, Stencil, load_masks, load_weight, outputs, sweep
-from hubel.engine.threads import RESERVED_WORDS
 
 # The words of a job after the base pointers, in this order.
 WORDS = (
@@ -21,17 +21,6 @@ WORDS = (
 )  # fmt: skip
 
 
-class Words:
-    """Some of the words of a job, by name. `order`: all words of such jobs."""
-
-    def __init__(self, f: Function, order: tuple[str, ...], *names: str) -> None:
-        places = {n: (RESERVED_WORDS + order.index(n), PTR if n == "masks" else I64) for n in names or order}
-        self._loaded = {n: f.word(f.arg("args"), place, n, type_) for n, (place, type_) in places.items()}
-
-    def __getitem__(self, name: str) -> Value:
-        return self._loaded[name]
-
-
 def depthwise_function(stencil: Stencil, plane: Function | None = None) -> Function:
     """The kernel: `kernel(args, begin, end, scratch)`, a band of rows of one channel of one image an item."""
     f = Function("kernel", [("args", PTR), ("begin", I64), ("end", I64), ("scratch", PTR)])
@@ -39,7 +28,7 @@ def depthwise_function(stencil: Stencil, plane: Function | None = None) -> Funct
     source, weights, bias, target = (
         f.word(args, i, n, PTR) for i, n in enumerate(("input", "weights", "bias", "output"))
     )
-    a = Words(
+    a = job_words(
         f,
         WORDS,
         "channels",
@@ -85,7 +74,7 @@ def _plane_function(stencil: Stencil) -> Function:
     """plane(args, scratch, source, target, weights, bias, first, last): tiles `first` to `last` of one channel."""
     pointers = [(n, PTR) for n in ("args", "scratch", "source", "target", "weights", "bias")]
     f = Function("plane", [*pointers, ("first", I64), ("last", I64)], private=True)
-    a = Words(f, WORDS)
+    a = job_words(f, WORDS)
     scratch, rows = f.arg("scratch"), stencil.rows
     zeros, dump = scratch + a["zeros_at"], scratch + a["dump_at"]
 

@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 
 from hubel.engine.algorithms.depthwise_kernels import (
     WORDS,
-    Words,
     own_rows,
     own_weights,
     put_rows,
     put_vectors,
 )
+from hubel.engine.algorithms.words import Words, job_words
 from hubel.engine.ir import F32, I64, PTR, Function, Value
 from hubel.engine.ir.rows import zero_row
 from hubel.engine.ir.stencil import Masks, Stencil, halves, load_masks, load_weight, outputs, sweep
@@ -66,7 +66,7 @@ def plane_function(stencil: Stencil, plane: Plane) -> Function:
     source, weights, bias, target = (
         f.word(args, i, n, PTR) for i, n in enumerate(("input", "weights", "bias", "output"))
     )
-    a = Words(f, WORDS)
+    a = job_words(f, WORDS)
     zeros = scratch + a["zeros_at"]
     zero_row(f, zeros, f.constant(stencil.lanes), stencil.lanes)
     has_bias = f.compare("ne", bias, Value(f, PTR, "null"))

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 
 from hubel.engine.algorithms.depthwise_kernels import (
     WORDS,
-    Words,
     own_rows,
     own_weights,
     put_rows,
     put_vectors,
     within,
 )
+from hubel.engine.algorithms.words import Words, job_words
 from hubel.engine.ir import F32, I64, PTR, Function, Value
 from hubel.engine.ir.stencil import Masks, Stencil, load_masks, load_weight, outputs, stream
 
@@ -49,7 +49,7 @@ def stream_function(stencil: Stencil) -> Function:
     """plane(args, scratch, source, target, weights, bias, first, last): these rows (in units) of one channel."""
     pointers = [(n, PTR) for n in ("args", "scratch", "source", "target", "weights", "bias")]
     f = Function("plane", [*pointers, ("first", I64), ("last", I64)], private=True)
-    a = Words(f, WORDS)
+    a = job_words(f, WORDS)
     scratch, first, last = f.arg("scratch"), f.arg("first"), f.arg("last")
     step, out_y = stencil.step, stencil.out[0]
     weights = own_weights(f, a, f.arg("weights"), scratch + a["weights_at"])

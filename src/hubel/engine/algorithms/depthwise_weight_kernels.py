@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from hubel.engine.algorithms.depthwise_kernels import Words, within
+from hubel.engine.algorithms.depthwise_kernels import within
+from hubel.engine.algorithms.words import Words, job_words
 from hubel.engine.ir import F32, I64, PTR, Function, Value, vector_of
 from hubel.engine.ir.rows import copy_row, gather_row, zero_row
 from hubel.engine.ir.stencil import Stencil, correlate, load_masks
 from hubel.engine.ir.tile import horizontal_sums
-from hubel.engine.threads import RESERVED_WORDS
 
 # The words of a job after the base pointers, in this order.
 WORDS = (
@@ -37,7 +37,7 @@ def items_function(stencil: Stencil, visit: Visit) -> Function:
     """
     f = Function("kernel", [("args", PTR), ("begin", I64), ("end", I64), ("scratch", PTR)])
     args, scratch, size = f.arg("args"), f.arg("scratch"), stencil.weights * stencil.lanes
-    a = Words(f, WORDS)
+    a = job_words(f, WORDS)
     zero_row(f, scratch + a["zeros_at"], f.maximum(a["width"], a["dy_width"]), stencil.lanes)
     target = f.select(a["partial"].equals(1), f.word(args, 4, "shared", PTR), f.word(args, 3, "dw", PTR), "target")
     sets = (a["channels"] + (stencil.planes - 1)) // stencil.planes
@@ -93,7 +93,7 @@ def _band_function(stencil: Stencil, passes: Passes) -> Function:
     """band(args, scratch, x, dy, sums, count, first, last): adds what these tiles of `count` images give to `sums`."""
     pointers = [(n, PTR) for n in ("args", "scratch", "x", "dy", "sums")]
     f = Function("band", [*pointers, ("count", I64), ("first", I64), ("last", I64)], private=True)
-    a = Words(f, WORDS)
+    a = job_words(f, WORDS)
     scratch, rows, lanes = f.arg("scratch"), stencil.rows, stencil.lanes
     low, high = f.arg("first") * rows, f.minimum(f.arg("last") * rows, a["dy_height"])
     x_low = f.maximum(low * stencil.step[0] + a["lead_y"], 0)
@@ -238,7 +238,7 @@ def reduce_function() -> Function:
     f = Function("kernel", [("args", PTR), ("begin", I64), ("end", I64), ("scratch", PTR)])
     args = f.arg("args")
     target, shared = f.word(args, 3, "dw", PTR), f.word(args, 4, "shared", PTR)
-    numbers, shares = (f.word(args, RESERVED_WORDS + i, name) for i, name in enumerate(REDUCE_WORDS))
+    numbers, shares = job_words(f, REDUCE_WORDS).values()
     with f.loop("i", f.arg("begin"), f.arg("end")) as i:
         with f.loop("share", 1, shares, carry=[f.load(shared + i.index, F32)]) as share:
             share.carry(share.carried[0] + f.load(shared + (share.index * numbers + i.index), F32))

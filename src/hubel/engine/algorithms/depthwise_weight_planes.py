@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from hubel.engine.algorithms.depthwise_kernels import Words
 from hubel.engine.algorithms.depthwise_planes import Plane, Side
 from hubel.engine.algorithms.depthwise_weight_kernels import Passes, items_function, side_by_side
+from hubel.engine.algorithms.words import Words
 from hubel.engine.ir import PTR, Function, Value, vector_of
 from hubel.engine.ir.stencil import Masks, Stencil, correlate, load_masks
 

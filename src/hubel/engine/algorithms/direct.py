@@ -26,6 +26,7 @@ from math import prod
 
 from hubel.engine.algorithms.geometry import Sum, flattened, sums, three
 from hubel.engine.algorithms.tiling import Cut, cut, error_bound
+from hubel.engine.algorithms.words import job_words
 from hubel.engine.ir import F32, I64, PTR, Function, Value, module_text
 from hubel.engine.ir.rows import store_rows_function
 from hubel.engine.ir.tile import ADD, BIAS, outer_product_tile
@@ -144,10 +145,7 @@ def convolution_function(tile: Tile) -> Function:
     source, weights, bias, target = (
         f.word(args, i, n, PTR) for i, n in enumerate(("input", "weights", "bias", "output"))
     )
-    a = {
-        name: f.word(args, RESERVED_WORDS + i, name, PTR if "offsets" in name else I64)
-        for i, name in enumerate(WORDS[:-1])
-    }
+    a = job_words(f, WORDS, *WORDS[:-1])
     window_block = f.offset(args, RESERVED_WORDS + WORDS.index("window"), I64, "window")
     window = WindowWords(f, window_block)
     window.load("stride_c", "pitch_z", "pitch_y")
@@ -203,7 +201,7 @@ def _compute_function(tile: Tile) -> Function:
     f = Function("compute", [*pointers, *numbers], private=True)
     args, width = f.arg("args"), tile.vectors * tile.lanes
     names = ("offsets", "channels", "taps", "out_c", "out_z", "sums_row", "sums_z", "in_place")
-    a = {n: f.word(args, RESERVED_WORDS + WORDS.index(n), n, PTR if n == "offsets" else I64) for n in names}
+    a = job_words(f, WORDS, *names)
     window = WindowWords(f, f.offset(args, RESERVED_WORDS + WORDS.index("window"), I64, "window_words"))
     window.load("pitch_z")
     inner = outer_product_tile(tile.rows, tile.vectors, tile.lanes)
@@ -238,7 +236,7 @@ def _store_function(tile: Tile) -> Function:
     numbers = [(n, I64) for n in ("z", "y", "x", "rows", "flat")]
     f = Function("store", [("args", PTR), ("sums", PTR), ("out", PTR), ("bias", PTR), *numbers], private=True)
     names = ("out_c", "out_z", "out_y", "out_x", "sums_row", "sums_z", "in_place")
-    a = {n: f.word(f.arg("args"), RESERVED_WORDS + WORDS.index(n), n) for n in names}
+    a = job_words(f, WORDS, *names)
     window = WindowWords(f, f.offset(f.arg("args"), RESERVED_WORDS + WORDS.index("window"), I64, "window_words"))
     window.load("pitch_y")
     width = tile.vectors * tile.lanes
@@ -269,7 +267,7 @@ def pack_function(rows: int) -> Function:
     f = Function("kernel", [("args", PTR), ("begin", I64), ("end", I64), ("scratch", PTR)])
     args = f.arg("args")
     source, packed = f.word(args, 0, "weights", PTR), f.word(args, 1, "packed", PTR)
-    a = {n: f.word(args, RESERVED_WORDS + i, n, PTR if n == "taps_at" else I64) for i, n in enumerate(PACK_WORDS)}
+    a = job_words(f, PACK_WORDS)
     terms = a["channels"] * a["taps"]
     with f.loop("item", f.arg("begin"), f.arg("end")) as item:
         group, tile = item.index // a["tiles"], item.index % a["tiles"]

@@ -25,13 +25,13 @@ from hubel.engine.algorithms.channel_lanes import fill_function, region_function
 from hubel.engine.algorithms.direct import channel_block, pack_function, pack_name, packing_job, packing_key
 from hubel.engine.algorithms.geometry import Sum, flattened, one_run, sums
 from hubel.engine.algorithms.tiling import ITEM, SUM, TILE, error_bound, rows_that_fit, step_cycles
+from hubel.engine.algorithms.words import job_words
 from hubel.engine.ir import F32, I64, PTR, Function, Value, module_text
 from hubel.engine.ir.tile import ADD, BIAS, outer_product_tile
 from hubel.engine.machine import Machine
 from hubel.engine.plan import Bound, Estimate, Plan, PlannedJob, Refusal, Tile
 from hubel.engine.spec import Direction, Policy, Problem
 from hubel.engine.tables import Tables
-from hubel.engine.threads import RESERVED_WORDS
 
 NAME = "images"
 # Cycles to turn a vector, to or from the lanes.
@@ -172,7 +172,7 @@ def convolution_function(tile: Tile) -> Function:
     source, weights, bias, target = (
         f.word(args, i, n, PTR) for i, n in enumerate(("input", "weights", "bias", "output"))
     )
-    a = {n: f.word(args, RESERVED_WORDS + i, n, PTR if n == "offsets" else I64) for i, n in enumerate(WORDS)}
+    a = job_words(f, WORDS)
     fill = fill_function(lanes)
     region, compute, turn_back = (
         region_function(lanes, fill),
@@ -235,7 +235,7 @@ def _compute_function(tile: Tile) -> Function:
     numbers = [(n, I64) for n in ("terms", "tile_step", "tiles", "mode")]
     f = Function("compute", [*pointers, *numbers], private=True)
     names = ("offsets", "outputs_y", "outputs_x", "step_y", "step_x", "window_x")
-    a = {n: f.word(f.arg("args"), RESERVED_WORDS + WORDS.index(n), n, PTR if n == "offsets" else I64) for n in names}
+    a = job_words(f, WORDS, *names)
     lanes = tile.lanes
     pitch = a["outputs_y"] * a["outputs_x"] * lanes
     apart = a["step_x"] * lanes

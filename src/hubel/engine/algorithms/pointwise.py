@@ -29,6 +29,7 @@ from math import prod
 from hubel.engine.algorithms.direct import MOST_TERMS, TINY_FLOPS, pack_function, pack_name, packing_job, packing_key
 from hubel.engine.algorithms.geometry import Sum, flat_strides, flattened, sums
 from hubel.engine.algorithms.tiling import ITEM, TILE, UNEVEN, error_bound, step_cycles, tile_of_width
+from hubel.engine.algorithms.words import job_words
 from hubel.engine.ir import F32, I64, PTR, Function, Value, module_text
 from hubel.engine.ir.function import vector_of
 from hubel.engine.ir.rows import gather_row, store_rows_function
@@ -37,7 +38,6 @@ from hubel.engine.machine import Machine
 from hubel.engine.plan import Bound, Estimate, Plan, PlannedJob, Refusal, Tile
 from hubel.engine.spec import Direction, Policy, Problem
 from hubel.engine.tables import Tables
-from hubel.engine.threads import RESERVED_WORDS
 
 NAME = "pointwise"
 # Cycles to copy a vector of pixels, asked for before.
@@ -156,7 +156,7 @@ def product_function(tile: Tile, takes_odd: bool) -> Function:
     source, weights, bias, target = (
         f.word(args, i, n, PTR) for i, n in enumerate(("input", "weights", "bias", "output"))
     )
-    a = {name: f.word(args, RESERVED_WORDS + i, name) for i, name in enumerate(WORDS)}
+    a = job_words(f, WORDS)
     width, run = tile.vectors * tile.lanes, _run_function(tile, takes_odd)
     nowhere = Value(f, PTR, "null")
     has_bias = f.compare("ne", bias, nowhere)
@@ -199,7 +199,7 @@ def _run_function(tile: Tile, takes_odd: bool) -> Function:
     panel, out, bias, source = (f.arg(n) for n in ("panel", "out", "bias", "source"))
     pixels, more, rows = f.arg("pixels"), f.arg("more"), f.arg("rows")
     names = ("channels", "block", "in_c", "in_x", "out_c", "out_x", "sums_from")
-    a = {n: f.word(f.arg("args"), RESERVED_WORDS + WORDS.index(n), n) for n in names}
+    a = job_words(f, WORDS, *names)
     width, pitch = tile.vectors * tile.lanes, _pitch(tile)
     copy, put = _copy_function(tile), store_rows_function(tile.lanes)
     multiply = {v: _multiply_function(tile, v) for v in range(1, tile.vectors + 1)}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from hubel.engine.algorithms.channel_lanes import ASKED, fill_function, product_function, whole_vectors
-from hubel.engine.ir import I64, PTR, Function, Value, vector_of
+from hubel.engine.algorithms.words import job_words
+from hubel.engine.ir import I64, PTR, Function, vector_of
 from hubel.engine.plan import Tile
-from hubel.engine.threads import RESERVED_WORDS
 
 # Pixels that a register tile adds up at a time: what it reads of both operands then stays in the L1 cache.
 TERMS = 56
@@ -19,16 +19,6 @@ WORDS = (
 )  # fmt: skip
 
 
-class Words:
-    """The words of a job in a function that has `args`, loaded once, all at its beginning."""
-
-    def __init__(self, f: Function, *names: str) -> None:
-        self._words = {n: f.word(f.arg("args"), RESERVED_WORDS + WORDS.index(n), n) for n in names}
-
-    def __getitem__(self, name: str) -> Value:
-        return self._words[name]
-
-
 def kernel_function(tile: Tile) -> Function:
     """The kernel: the sums of one share of the channels over one part of the pixels; where there is one part only, they
     go to dw.
@@ -36,7 +26,7 @@ def kernel_function(tile: Tile) -> Function:
     f = Function("kernel", [("args", PTR), ("begin", I64), ("end", I64), ("scratch", PTR)])
     args, scratch, lanes = f.arg("args"), f.arg("scratch"), tile.lanes
     x, dy, common = (f.word(args, i, n, PTR) for i, n in ((0, "x"), (1, "dy"), (4, "shared")))
-    a = Words(f, *WORDS)
+    a = job_words(f, WORDS)
     fill = fill_function(lanes)
     fills = {kind: _panels_function(kind, fill, tile) for kind in ("x", "dy")}
     multiply, finish = _multiply_function(tile), _finish_function(tile)
@@ -79,7 +69,7 @@ def _panels_function(kind: str, fill: Function, tile: Tile) -> Function:
     """
     numbers = [(n, I64) for n in ("channels", "image", "images", "first", "pixels")]
     f = Function(f"panels_{kind}", [("args", PTR), ("source", PTR), ("target", PTR), *numbers], private=True)
-    a, lanes = Words(f, *(f"{kind}_{n}" for n in ("n", "c", "x")), "dy_pitch"), tile.lanes
+    a, lanes = job_words(f, WORDS, *(f"{kind}_{n}" for n in ("n", "c", "x")), "dy_pitch"), tile.lanes
     from_n, from_c, from_x = (a[f"{kind}_{n}"] for n in ("n", "c", "x"))
     images, pixels = f.arg("images"), f.arg("pixels")
     source = f.arg("source") + f.arg("image") * from_n + f.arg("first") * from_x
@@ -106,7 +96,7 @@ def _multiply_function(tile: Tile) -> Function:
     pointers = [(n, PTR) for n in ("args", "inputs", "gradients", "sums", "later_x", "later_dy")]
     f = Function("multiply", [*pointers, *((n, I64) for n in ("rows", "channels", "terms", "add"))], private=True)
     a, lanes, width = (
-        Words(f, "share_channels", "dy_pitch", "x_c", "dy_c", "asked"),
+        job_words(f, WORDS, "share_channels", "dy_pitch", "x_c", "dy_c", "asked"),
         tile.lanes,
         tile.vectors * tile.lanes,
     )
@@ -151,7 +141,7 @@ def _finish_function(tile: Tile) -> Function:
     """
     names = ("part_pitch", "first_m", "rows", "first_c", "channels", "begin", "end")
     f = Function("finish", [("args", PTR), ("sums", PTR), *((n, I64) for n in names)], private=True)
-    a, lanes, vector = Words(f, "parts", "share_channels", "channels"), tile.lanes, vector_of(tile.lanes)
+    a, lanes, vector = job_words(f, WORDS, "parts", "share_channels", "channels"), tile.lanes, vector_of(tile.lanes)
     dw = f.word(f.arg("args"), 3, "dw", PTR)
     vectors, room = whole_vectors(f, f.arg("channels"), lanes), whole_vectors(f, a["share_channels"], lanes)
     rest = f.lanes_below(f.arg("channels") - (vectors - 1) * lanes, lanes)
@@ -177,7 +167,7 @@ def add_parts_function(tile: Tile) -> Function:
     f = Function("kernel", [("args", PTR), ("begin", I64), ("end", I64), ("scratch", PTR)])
     args, common = f.arg("args"), f.word(f.arg("args"), 4, "shared", PTR)
     names = ("rows", "share_rows", "row_shares", "channels", "share_channels", "channel_shares")
-    a = Words(f, *names, "item_sums", "row_tiles")
+    a = job_words(f, WORDS, *names, "item_sums", "row_tiles")
     finish = _finish_function(tile)
     pitch = a["row_shares"] * a["channel_shares"] * a["item_sums"]
     with f.loop("item", f.arg("begin"), f.arg("end")) as item:

@@ -27,6 +27,7 @@ from math import prod
 from hubel.engine.algorithms.bias_gradient import bias_function, bias_job, bias_name
 from hubel.engine.algorithms.geometry import Sum, flat_strides, flattened, sums, three
 from hubel.engine.algorithms.tiling import error_bound
+from hubel.engine.algorithms.words import job_words
 from hubel.engine.ir import F32, I64, PTR, Function, module_text
 from hubel.engine.ir.rows import zero_row
 from hubel.engine.ir.tile import dot_product_tile
@@ -183,7 +184,7 @@ def dots_function(tile: Tile) -> Function:
     f = Function("kernel", [("args", PTR), ("begin", I64), ("end", I64), ("scratch", PTR)])
     args, scratch = f.arg("args"), f.arg("scratch")
     x, dy, shared = f.word(args, 0, "x", PTR), f.word(args, 1, "dy", PTR), f.word(args, 4, "shared", PTR)
-    a = {n: f.word(args, RESERVED_WORDS + i, n, PTR if n == "offsets" else I64) for i, n in enumerate(WORDS)}
+    a = job_words(f, WORDS)
     x_block, dy_block = f.offset(args, X_WINDOW, I64, "x_window"), f.offset(args, DY_WINDOW, I64, "dy_window")
     x_window, dy_window = WindowWords(f, x_block), WindowWords(f, dy_block)
     x_window.load("stride_c")
@@ -247,7 +248,7 @@ def _multiply_function(tile: Tile) -> Function:
     pointers = [(n, PTR) for n in ("args", "dy", "x", "sums")]
     f = Function("multiply", [*pointers, ("rows", I64), ("channels", I64), ("images", I64)], private=True)
     names = ("offsets", "taps", "pair_tiles", "length", "pitch_image")
-    a = {n: f.word(f.arg("args"), RESERVED_WORDS + WORDS.index(n), n, PTR if n == "offsets" else I64) for n in names}
+    a = job_words(f, WORDS, *names)
     pitch = f.word(f.arg("args"), DY_WINDOW + WINDOW_WORDS.index("pitch_c"), "pitch_dy")
     dots = dot_product_tile(tile.rows, tile.vectors, tile.lanes)
     pairs = f.arg("channels") * a["taps"]
@@ -273,7 +274,7 @@ def reduce_function(tile: Tile) -> Function:
     f = Function("kernel", [("args", PTR), ("begin", I64), ("end", I64), ("scratch", PTR)])
     args = f.arg("args")
     target, shared = f.word(args, 3, "dw", PTR), f.word(args, 4, "shared", PTR)
-    a = {name: f.word(args, RESERVED_WORDS + i, name) for i, name in enumerate(REDUCE_WORDS)}
+    a = job_words(f, REDUCE_WORDS)
     size = sums_length(tile)
     share_pitch = a["groups"] * a["row_shares"] * a["channel_shares"] * a["item_sums"]
     with f.loop("row", f.arg("begin"), f.arg("end")) as row:

@@ -13,6 +13,7 @@ from hubel.engine.algorithms.winograd_steps import (
     transform_function,
 )
 from hubel.engine.algorithms.winograd_transforms import Transforms
+from hubel.engine.algorithms.words import job_words
 from hubel.engine.ir import F32, I64, PTR, Function, Value
 from hubel.engine.plan import Tile
 from hubel.engine.threads import RESERVED_WORDS
@@ -36,23 +37,13 @@ ZERO = RESERVED_WORDS + len(WORDS)
 PIECE = ("input", "x", "y", "at", "output", "out_rows", "out_cols", "unused")
 
 
-class Words:
-    """The words of a job in a function that has `args`, loaded once, all at its beginning."""
-
-    def __init__(self, f: Function, *names: str) -> None:
-        self._words = {n: f.word(f.arg("args"), RESERVED_WORDS + WORDS.index(n), n) for n in names}
-
-    def __getitem__(self, name: str) -> Value:
-        return self._words[name]
-
-
 def kernel_function(t: Transforms, tile: Tile) -> Function:
     """The kernel: `kernel(args, begin, end, scratch)`."""
     f = Function("kernel", [("args", PTR), ("begin", I64), ("end", I64), ("scratch", PTR)])
     args, scratch = f.arg("args"), f.arg("scratch")
     pointers = ("input", "weights", "bias", "output", "common")
     source, weights, bias, target, common = (f.word(args, i, n, PTR) for i, n in enumerate(pointers))
-    a = Words(f, *WORDS)
+    a = job_words(f, WORDS)
     find, prepare = _pieces_function(t, tile.lanes), _prepare_function(t, tile.lanes)
     multiply, finish = _multiply_function(t, tile), _finish_function(t, tile)
     has_bias, zero = f.compare("ne", bias, Value(f, PTR, "null")), f.word(args, ZERO, "zero", PTR)
@@ -96,7 +87,7 @@ def _pieces_function(t: Transforms, lanes: int) -> Function:
     """
     f = Function("pieces", [("args", PTR), ("table", PTR), ("begin", I64), ("end", I64)], private=True)
     names = ("tiles_y", "tiles_x", "pad_y", "pad_x", "out_size_y", "out_size_x")
-    a = Words(f, *names, "in_n", "in_y", "in_x", "out_n", "out_y", "out_x")
+    a = job_words(f, WORDS, *names, "in_n", "in_y", "in_x", "out_n", "out_y", "out_x")
     begin, end, m = f.arg("begin"), f.arg("end"), t.outputs
     rows = begin // a["tiles_x"], (end - 1) // a["tiles_x"] + 1
     with f.loop("row", *rows, carry=[f.constant(0)]) as row:
@@ -137,7 +128,7 @@ def _prepare_function(t: Transforms, lanes: int) -> Function:
     pointers = [(n, PTR) for n in ("args", "source", "scratch", "transformed", "pieces")]
     f = Function("prepare", [*pointers, *((n, I64) for n in ("vectors", "begin", "end"))], private=True)
     names = ("in_c", "in_y", "in_x", "size_y", "size_x", "at_values", "at_line", "pitch", "transformed_step")
-    a = Words(f, *names)
+    a = job_words(f, WORDS, *names)
     pitch = MOST_TILES + lanes
     gather, transform = gather_function(t, lanes, pitch), transform_function(t, lanes, pitch)
     values, line = f.arg("scratch") + a["at_values"], f.arg("scratch") + a["at_line"]
@@ -161,7 +152,7 @@ def _multiply_function(t: Transforms, tile: Tile) -> Function:
     """multiply(args, panels, transformed, sums, vectors, first, tiles): the n² products of a few tiles of rows."""
     pointers = [(n, PTR) for n in ("args", "panels", "transformed", "sums")]
     f = Function("multiply", [*pointers, *((n, I64) for n in ("vectors", "first", "tiles"))], private=True)
-    a = Words(f, "channels", "block", "tiles", "weights_step", "transformed_step", "sums_step", "pitch")
+    a = job_words(f, WORDS, "channels", "block", "tiles", "weights_step", "transformed_step", "sums_step", "pitch")
     products = {v: product_function(tile.rows, v, tile.lanes) for v in (tile.vectors, 1)}
     vectors, lanes = f.arg("vectors"), tile.lanes
     whole = vectors // tile.vectors * tile.vectors
@@ -195,7 +186,7 @@ def _finish_function(t: Transforms, tile: Tile) -> Function:
     """finish_rows(args, sums, stage, out, bias, pieces, vectors, rows): the outputs of some output channels."""
     pointers = [(n, PTR) for n in ("args", "sums", "stage", "out", "bias", "pieces")]
     f = Function("finish_rows", [*pointers, *((n, I64) for n in ("bias_step", "vectors", "rows"))], private=True)
-    a = Words(f, "sums_step", "pitch", "out_c", "out_y", "out_x")
+    a = job_words(f, WORDS, "sums_step", "pitch", "out_c", "out_y", "out_x")
     finish, put = finish_function(t, tile.lanes), put_function(tile.lanes)
     stage, stage_pitch = f.arg("stage"), a["pitch"] * t.outputs
     count, piece_at = _each_piece(f, f.arg("pieces"))
@@ -230,7 +221,7 @@ def pack_function(t: Transforms, rows: int) -> Function:
     f = Function("kernel", [("args", PTR), ("begin", I64), ("end", I64), ("scratch", PTR)])
     args, points = f.arg("args"), t.size * t.size
     source, packed = f.word(args, 0, "weights", PTR), f.word(args, 1, "packed", PTR)
-    a = {n: f.word(args, RESERVED_WORDS + i, n, PTR if n == "taps_at" else I64) for i, n in enumerate(PACK_WORDS)}
+    a = job_words(f, PACK_WORDS)
     at_once = {row: min(AT_ONCE, rows - row) for row in range(0, rows, AT_ONCE)}
     filters = {width: filters_function(t, width) for width in sorted(set(at_once.values()))}
     step = a["weights_step"]

@@ -14,10 +14,10 @@ from __future__ import annotations
 from hubel.engine.algorithms.channel_lanes import product_function, region_function, whole_vectors
 from hubel.engine.algorithms.winograd_steps import interleave
 from hubel.engine.algorithms.winograd_transforms import Matrix, Transforms
+from hubel.engine.algorithms.words import job_words
 from hubel.engine.ir import F32, I64, PTR, Function, Value, vector_of
 from hubel.engine.ir.linear import multiply, multiply_columns
 from hubel.engine.plan import Tile
-from hubel.engine.threads import RESERVED_WORDS
 
 # The words of a job after the base pointers, in this order.
 WORDS = (
@@ -28,16 +28,6 @@ WORDS = (
     "region_pitch", "step", "sums_step", "item_sums", "row_tiles",
     "at_region", "at_transformed", "at_sums", "at_stage",
 )  # fmt: skip
-
-
-class Words:
-    """The words of a job in a function that has `args`, loaded once, all at its beginning."""
-
-    def __init__(self, f: Function, *names: str) -> None:
-        self._words = {n: f.word(f.arg("args"), RESERVED_WORDS + WORDS.index(n), n) for n in names}
-
-    def __getitem__(self, name: str) -> Value:
-        return self._words[name]
 
 
 # --- steps ---
@@ -118,7 +108,7 @@ def kernel_function(t: Transforms, tile: Tile) -> Function:
         "rows", "share_rows", "row_shares", "channels", "share_channels", "channel_shares",
         "x_c", "dy_c", "at_region", "at_transformed", "at_sums",
     )  # fmt: skip
-    a = Words(f, *names)
+    a = job_words(f, WORDS, *names)
     fill = region_function(lanes)
     sources = {kind: prepare_function(kind, fill, t, lanes) for kind in ("x", "dy")}
     multiply_tiles, finish = multiply_function(t, tile), finish_function(t, tile)
@@ -159,7 +149,7 @@ def prepare_function(kind: str, fill: Function, t: Transforms, lanes: int) -> Fu
     pointers = [(n, PTR) for n in ("args", "source", "target", "region")]
     f = Function(f"prepare_{kind}", [*pointers, *numbers], private=True)
     names = [f"{kind}_{n}" for n in ("size_y", "size_x", "n", "c", "y", "x")]
-    a = Words(f, "piece_tiles", "tiles_y", "pieces_x", "region_pitch", "step", "pad_y", "pad_x", *names)
+    a = job_words(f, WORDS, "piece_tiles", "tiles_y", "pieces_x", "region_pitch", "step", "pad_y", "pad_x", *names)
     size_y, size_x, from_n, from_c, from_y, from_x = (a[n] for n in names)
     m, halo = t.outputs, t.size - t.outputs if kind == "x" else 0
     matrix = t.inputs if kind == "x" else tuple(zip(*t.results, strict=True))
@@ -199,7 +189,7 @@ def multiply_function(t: Transforms, tile: Tile) -> Function:
     """multiply(args, inputs, gradients, sums, rows, channels, tiles, add): the n² products of one block of tiles."""
     pointers = [(n, PTR) for n in ("args", "inputs", "gradients", "sums")]
     f = Function("multiply", [*pointers, *((n, I64) for n in ("rows", "channels", "tiles", "add"))], private=True)
-    a, lanes = Words(f, "step", "sums_step", "share_channels"), tile.lanes
+    a, lanes = job_words(f, WORDS, "step", "sums_step", "share_channels"), tile.lanes
     products = {width: product_function(tile.rows, width, lanes) for width in sorted({tile.vectors, 1}, reverse=True)}
     room = whole_vectors(f, a["share_channels"], lanes) * (tile.rows * lanes)
     vectors = whole_vectors(f, f.arg("channels"), lanes)
@@ -234,7 +224,11 @@ def finish_function(t: Transforms, tile: Tile) -> Function:
     pointers = [(n, PTR) for n in ("args", "scratch", "sums")]
     names = ("part_pitch", "first_m", "rows", "first_c", "channels", "begin", "end")
     f = Function("finish_rows", [*pointers, *((n, I64) for n in names)], private=True)
-    a, lanes, taps = Words(f, "parts", "sums_step", "share_channels", "channels", "at_stage"), tile.lanes, t.taps**2
+    a, lanes, taps = (
+        job_words(f, WORDS, "parts", "sums_step", "share_channels", "channels", "at_stage"),
+        tile.lanes,
+        t.taps**2,
+    )
     dw = f.word(f.arg("args"), 3, "dw", PTR)
     one = filter_function(t, lanes)
     stage = f.arg("scratch") + a["at_stage"]
@@ -262,7 +256,7 @@ def add_parts_function(t: Transforms, tile: Tile) -> Function:
     args = f.arg("args")
     common = f.word(args, 4, "shared", PTR)
     names = ("rows", "share_rows", "row_shares", "channels", "share_channels", "channel_shares")
-    a = Words(f, *names, "item_sums", "row_tiles")
+    a = job_words(f, WORDS, *names, "item_sums", "row_tiles")
     finish = finish_function(t, tile)
     shares = a["row_shares"] * a["channel_shares"]
     with f.loop("item", f.arg("begin"), f.arg("end")) as item:
