@@ -1,15 +1,16 @@
 """Functions, values and loops: the words in which kernels are written.
 
 A kernel is LLVM IR, and this file writes its text. It knows three types of number (`I64` for sizes, `F32`, vectors of
-F32) and untyped pointers, and keeps everything in SSA form, so that no IR pass has to run before code generation:
+F32) and pointers, and keeps everything in SSA form, so that no IR pass has to run before code generation:
 
     f = Function("scale", [("x", PTR), ("n", I64)])
     with f.loop("i", 0, f.arg("n")) as i:
         f.store(f.load(f.arg("x") + i.index, F32) * 2.0, f.arg("x") + i.index)
     f.ret()
 
-Adding an integer to a pointer counts in float32 elements, as C's `float *` does. Python numbers are constants and are
-folded, so `x + 0` emits nothing. Every value has a name, so that a disassembly explains itself.
+Adding an integer to a pointer counts in numbers, as C's `float *` does. What is loaded and stored is float32; a
+pointer of another type (`pointer_to("bfloat16")`) converts on the way. Python numbers are constants and are folded, so
+`x + 0` emits nothing. Every value has a name, so that a disassembly explains itself.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-I64, F32, PTR, I1 = "i64", "float", "ptr", "i1"
+from hubel.engine.ir.storage import PTR, Pointer, check_same_storage, converts, narrowed, of_shape, stored_as, widened
+
+I64, F32, I1 = "i64", "float", "i1"
 
 
 def vector_of(lanes: int) -> str:
@@ -192,8 +195,10 @@ class Function:
         return self._emit(I1, f"icmp {predicate} {a.type} {a.text}, {b.text}", "is")
 
     def select(self, condition: Value, yes: Value | int, no: Value | int, name: str = "pick") -> Value:
-        type_ = yes.type if isinstance(yes, Value) else no.type if isinstance(no, Value) else I64
+        typed = [v for v in (yes, no) if isinstance(v, Value) and v.text != "null"]
+        type_ = typed[0].type if typed else I64
         yes, no = self.constant(yes, type_), self.constant(no, type_)
+        check_same_storage(yes, no.type, f"{name} in {self.name}")
         return self._emit(type_, f"select i1 {condition.text}, {type_} {yes.text}, {type_} {no.text}", name)
 
     def negate(self, condition: Value) -> Value:
@@ -239,14 +244,21 @@ class Function:
 
     # --- memory ---
 
-    def offset(self, pointer: Value, elements: Value | int, unit: str = F32, name: str = "p") -> Value:
-        """The pointer moved by `elements` numbers of type `unit`."""
+    def offset(self, pointer: Value, elements: Value | int, unit: str = "", name: str = "p") -> Value:
+        """The pointer moved by `elements` numbers of type `unit`, or of what it points to."""
         elements = self.constant(elements)
         if elements.number == 0:
             return pointer
-        return self._emit(PTR, f"getelementptr inbounds {unit}, ptr {pointer.text}, i64 {elements.text}", name)
+        unit = unit or stored_as(pointer).number
+        text = f"getelementptr inbounds {unit}, ptr {pointer.text}, i64 {elements.text}"
+        return self._emit(stored_as(pointer), text, name)
 
     def load(self, pointer: Value, type_: str, name: str = "x") -> Value:
+        """A number or vector at `pointer`; float32 from whatever is stored there."""
+        if converts(pointer, type_):
+            stored = of_shape(stored_as(pointer).number, type_)
+            short = self._emit(stored, f"load {stored}, ptr {pointer.text}, align 2", name)
+            return widened(self, short, stored_as(pointer), type_)
         align = 8 if type_ in (I64, PTR) else 4
         return self._emit(type_, f"load {type_}, ptr {pointer.text}, align {align}", name)
 
@@ -262,24 +274,34 @@ class Function:
 
     def load_masked(self, pointer: Value, mask: Value, lanes: int, name: str = "x") -> Value:
         """The lanes of `mask` from memory, zeros in the others; memory under those is not touched."""
-        type_, masks = vector_of(lanes), f"<{lanes} x i1>"
-        callee = f"@llvm.masked.load.v{lanes}f32.p0"
+        wide, masks, kind = vector_of(lanes), f"<{lanes} x i1>", stored_as(pointer)
+        type_ = of_shape(kind.number, wide)
+        callee = f"@llvm.masked.load.v{lanes}{kind.short}.p0"
         self.declarations.add(f"declare {type_} {callee}(ptr, {masks}, {type_})")
-        args = f"ptr align 4 {pointer.text}, {masks} {mask.text}, {type_} zeroinitializer"
-        return self._emit(type_, f"call {type_} {callee}({args})", name)
+        args = f"ptr align {kind.bytes} {pointer.text}, {masks} {mask.text}, {type_} zeroinitializer"
+        stored = self._emit(type_, f"call {type_} {callee}({args})", name)
+        return widened(self, stored, kind, wide) if converts(pointer, wide) else stored
 
     def store_masked(self, value: Value, pointer: Value, mask: Value) -> None:
         """Store the lanes of `mask`; memory under the others is not touched."""
-        callee = f"@llvm.masked.store.{value.type.replace('<', 'v').replace(' x float>', 'f32')}.p0"
+        kind = stored_as(pointer)
+        if converts(pointer, value.type):
+            value = narrowed(self, value, kind)
+        callee = f"@llvm.masked.store.v{value.type[1:].split()[0]}{kind.short}.p0"
         self.declarations.add(f"declare void {callee}({value.type}, ptr, {mask.type})")
-        args = f"{value.type} {value.text}, ptr align 4 {pointer.text}, {mask.type} {mask.text}"
+        args = f"{value.type} {value.text}, ptr align {kind.bytes} {pointer.text}, {mask.type} {mask.text}"
         self.lines.append(f"  call void {callee}({args})")
 
-    def room(self, type_: str, name: str) -> Value:
-        """Memory on the stack for one number of this type."""
-        return self._emit(PTR, f"alloca {type_}, align 8", name)
+    def room(self, pointer: Pointer, name: str) -> Value:
+        """Memory on the stack for one number, and a pointer of this type to it."""
+        return self._emit(pointer, f"alloca {pointer.number}, align 8", name)
 
     def store(self, value: Value, pointer: Value) -> None:
+        """Write a number or vector; float32 is rounded to whatever is stored there."""
+        if converts(pointer, value.type):
+            short = narrowed(self, value, stored_as(pointer))
+            self.lines.append(f"  store {short.type} {short.text}, ptr {pointer.text}, align 2")
+            return
         align = 8 if value.type in (I64, PTR) else 4
         self.lines.append(f"  store {value.type} {value.text}, ptr {pointer.text}, align {align}")
 
@@ -350,6 +372,8 @@ class Function:
         if callee not in self.callees:
             self.callees.append(callee)
         typed = [self.constant(a, t) for a, (_, t) in zip(arguments, callee.parameters, strict=True)]
+        for value, (name, type_) in zip(typed, callee.parameters, strict=True):
+            check_same_storage(value, type_, f"{name} of {callee.name}")
         args = ", ".join(f"{v.type} {v.text}" for v in typed)
         self.lines.append(f"  call void @{callee.name}({args})")
 

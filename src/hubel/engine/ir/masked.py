@@ -7,6 +7,7 @@ from __future__ import annotations
 import struct
 
 from hubel.engine.ir.function import Function, Value, vector_of
+from hubel.engine.ir.storage import PTR, stored_as
 
 
 class WideFunction(Function):
@@ -64,6 +65,8 @@ class WideFunction(Function):
     def load_masked(self, pointer: Value, mask: Value) -> Value:
         """The numbers at `pointer` in the lanes of `mask`, zeros in the others, whose memory is not touched."""
         lanes = _count(mask.type)
+        if stored_as(pointer) is not PTR:
+            return super().load_masked(pointer, mask, lanes)
         type_ = vector_of(lanes)
         intrinsic = f"@llvm.masked.load.v{lanes}f32.p0"
         self.declarations.add(f"declare {type_} {intrinsic}(ptr, i32 immarg, {mask.type}, {type_})")

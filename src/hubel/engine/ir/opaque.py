@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hubel.engine.ir.function import PTR, Function, Value
+from hubel.engine.ir.function import Function, Value
 
 
 class OpaqueFunction(Function):
@@ -14,4 +14,4 @@ class OpaqueFunction(Function):
         From one that it can tell so, LLVM carries each of the many pointers derived from it from turn to turn, and runs
         out of registers.
         """
-        return self._emit(PTR, f'call ptr asm "", "=r,0"(ptr {pointer.text})', "opaque")
+        return self._emit(pointer.type, f'call ptr asm "", "=r,0"(ptr {pointer.text})', "opaque")

@@ -66,7 +66,7 @@ def store_rows_function(lanes: int) -> Function:
     f = Function("store_rows", [("target", PTR), ("source", PTR), ("bias", PTR), *numbers], private=True)
     count, stride = f.arg("count"), f.arg("stride")
     # Adding −0 changes no number, not even −0.
-    f.store(f.constant(-0.0, F32), nothing := f.room(F32, "nothing"))
+    f.store(f.constant(-0.0, F32), nothing := f.room(PTR, "nothing"))
     given = f.compare("ne", f.arg("bias"), Value(f, PTR, "null"))
     bias = f.load(f.select(given, f.arg("bias"), nothing, "addend"), F32, "bias")
     widths = [width for width in (1, 4, 8, 16) if width <= lanes]
