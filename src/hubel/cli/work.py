@@ -77,16 +77,22 @@ def bench(
     rounds: Annotated[int | None, typer.Option(min=1, help="Undisturbed rounds a layer needs.")] = None,
     step: Annotated[bool, typer.Option("--step", help="Whole training steps of a network, batch 64.")] = False,
     overhead: Annotated[bool, typer.Option("--overhead", help="What enable() adds to a tiny call.")] = False,
+    isa: Annotated[str | None, typer.Option(help="Hold every engine to an older instruction set: avx2.")] = None,
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Keep the run in this folder, too.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the Document.")] = False,
 ) -> int:
     """Time Hubel's convolutions against other engines, interleaved in one process, after checking every answer."""
     from hubel.lab import bench as layers
+    from hubel.lab import held
     from hubel.lab import overhead as calls
     from hubel.lab import step_time as steps
     from hubel.lab.bench_text import render_text
 
+    if isa is not None:
+        if not held.is_prepared(isa):
+            return held.run_again(isa)
+        held.hold(isa)
     common: dict[str, Any] = {"threads": threads, "seed": seed} | ({} if rounds is None else {"rounds": rounds})
     words = targets or []
     if step:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import functools
 import os
 import platform
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import llvmlite.binding as llvm
 
-from hubel.errors import unknown
+from hubel.errors import UnsupportedError, unknown
 
 KIB = 2**10
 MIB = 2**20
@@ -53,8 +54,8 @@ class Machine:
 
     @staticmethod
     def detect() -> Machine:
-        """This machine, as far as the operating system lets the process use it; looked at once."""
-        return _detected()
+        """This machine, as far as the operating system (and `hold_to`) lets the process use it; looked at once."""
+        return _held or _detected()
 
     @staticmethod
     def named(name: str) -> Machine:
@@ -128,6 +129,33 @@ MACHINES: dict[str, Machine] = {
     "cortex-a76": _arm("cortex-a76", 64 * KIB, 512 * KIB, 2 * MIB, 4),
     "apple-m1": _arm("apple-m1", 128 * KIB, 3 * MIB, 8 * MIB, 4, MACOS_ARM),
 }
+
+
+# Instruction sets that a process can be held to, and the oldest machine of the table that has each.
+HELD_TO = {"avx2": "haswell", "avx512": "skylake-avx512"}
+_held: Machine | None = None
+
+
+def hold_to(isa: str | None) -> Machine:
+    """Have this process generate code for an older instruction set than the machine's; returns what `detect` now says.
+
+    Instructions, registers and LLVM's name of the processor are those of the oldest machine that has `isa`; caches and
+    cores stay this machine's. None lifts it. For measurements: call it before anything is planned.
+    Raises UnknownNameError for an unknown name, UnsupportedError if this machine does not have it.
+    """
+    global _held
+    if isa is None:
+        _held = None
+        return _detected()
+    if isa not in HELD_TO:
+        raise unknown("instruction set", isa, HELD_TO)
+    here, old = _detected(), MACHINES[HELD_TO[isa]]
+    if here.triple != old.triple or not _instructions(old.features) <= _instructions(here.features):
+        raise UnsupportedError(f"a machine can be held to instructions that it has. Received: {isa} on {here.name}.")
+    _held = dataclasses.replace(
+        old, name=f"{here.name}, held to {isa}", l1=here.l1, l2=here.l2, l3=here.l3, cores=here.cores
+    )
+    return _held
 
 
 @functools.cache

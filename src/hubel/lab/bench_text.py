@@ -93,6 +93,7 @@ def _heading(document: Document) -> str:
         f"{machine.get('name', 'unknown machine')}, {machine.get('cores', '?')} cores, {machine.get('cpu', '?')} "
         f"({machine.get('lanes', '?')} lanes); {', '.join(quiet)}",
         f"threads {settings['threads']}, float32, accuracy {settings['accuracy']}, seed {settings['seed']}",
+        *([machine["held"]] if machine.get("held") else []),
         versions,
     ]
     return "\n".join(lines)

@@ -16,6 +16,7 @@ from hubel.engine.machine import Machine
 from hubel.engine.spec import Accuracy, Direction, Policy
 from hubel.engine.threads import Block, Job, launch
 from hubel.errors import CacheError, UnsupportedError
+from hubel.lab import held
 from hubel.lab.shapes import Case
 
 
@@ -74,6 +75,7 @@ class Watch:
             "threads": threads,
             "load": [round(load, 2) for load in os.getloadavg()],
             "stolen": _stolen(self.before, _cpu_ticks()),
+            "held": str(held.current) if held.current else None,
         }
 
 
