@@ -118,6 +118,27 @@ def fill_function(lanes: int) -> Function:
     return f
 
 
+def turn_back_function(lanes: int, fill: Function) -> Function:
+    """turn_back(target, sums, pixels, count, stride, stride_x): target[i·stride + pixel·stride_x] =
+    sums[pixel·lanes + i], for i < count: images, or channels.
+
+    Whole vectors of pixels, the last overlapping the one before. Fewer pixels than lanes, or pixels that lie apart, go
+    one by one.
+    """
+    parameters = [("target", PTR), ("sums", PTR), *((n, I64) for n in ("pixels", "count", "stride", "stride_x"))]
+    f = Function("turn_back", parameters, private=True)
+    target, sums_at, pixels, count, stride, stride_x = (f.arg(n) for n, _ in parameters)
+    last = pixels - lanes
+    vectors = (last >= 0) & stride_x.equals(1)
+    with f.when(vectors, "vectors"), f.loop("q", 0, pixels, lanes) as q:
+        at = f.minimum(q.index, last)
+        f.call(fill, target + at, sums_at + at * lanes, lanes, 1, count, lanes, 0, 1, 0, stride, 0)
+    with f.when(f.negate(vectors), "single"), f.loop("i", 0, count) as i, f.loop("p", 0, pixels) as p:
+        f.store(f.load(sums_at + p.index * lanes + i.index, F32), target + i.index * stride + p.index * stride_x)
+    f.ret()
+    return f
+
+
 def turn_function(lanes: int) -> Function:
     """turn(target, source, rows, cols, stride_c, stride_y, pitch, apart, ahead): target[row·pitch + col·apart + c] =
     source[c·stride_c + row·stride_y + col], at least a row and four columns.

@@ -21,7 +21,7 @@ from dataclasses import replace
 from math import prod
 
 from hubel.engine.algorithms import direct
-from hubel.engine.algorithms.channel_lanes import fill_function, region_function
+from hubel.engine.algorithms.channel_lanes import fill_function, region_function, turn_back_function
 from hubel.engine.algorithms.direct import channel_block, pack_function, pack_name, packing_job, packing_key
 from hubel.engine.algorithms.geometry import Sum, flattened, one_run, sums
 from hubel.engine.algorithms.tiling import ITEM, SUM, TILE, error_bound, rows_that_fit, step_cycles
@@ -177,7 +177,7 @@ def convolution_function(tile: Tile) -> Function:
     region, compute, turn_back = (
         region_function(lanes, fill),
         _compute_function(tile),
-        _turn_back_function(lanes, fill),
+        turn_back_function(lanes, fill),
     )
     collect = _bias_function()
     sums_at, bias_at = maps + a["sums_from"], maps + a["bias_from"]
@@ -253,27 +253,6 @@ def _compute_function(tile: Tile) -> Function:
                     sums_at + row * pitch, f.arg("bias") + row, pixels, a["offsets"],
                     f.arg("terms"), pitch, f.arg("mode"), apart,
                 )  # fmt: skip
-    f.ret()
-    return f
-
-
-def _turn_back_function(lanes: int, fill: Function) -> Function:
-    """turn_back(target, sums, pixels, images, out_n, out_x): target[image·out_n + pixel·out_x] =
-    sums[pixel·lanes + image].
-
-    Whole vectors of pixels, the last overlapping the one before. Fewer pixels than lanes, or pixels that lie apart, go
-    one by one.
-    """
-    parameters = [("target", PTR), ("sums", PTR), *((n, I64) for n in ("pixels", "images", "out_n", "out_x"))]
-    f = Function("turn_back", parameters, private=True)
-    target, sums_at, pixels, images, out_n, out_x = (f.arg(n) for n, _ in parameters)
-    last = pixels - lanes
-    vectors = (last >= 0) & out_x.equals(1)
-    with f.when(vectors, "vectors"), f.loop("q", 0, pixels, lanes) as q:
-        at = f.minimum(q.index, last)
-        f.call(fill, target + at, sums_at + at * lanes, lanes, 1, images, lanes, 0, 1, 0, out_n, 0)
-    with f.when(f.negate(vectors), "single"), f.loop("n", 0, images) as n, f.loop("p", 0, pixels) as p:
-        f.store(f.load(sums_at + p.index * lanes + n.index, F32), target + n.index * out_n + p.index * out_x)
     f.ret()
     return f
 
