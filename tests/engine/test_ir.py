@@ -203,13 +203,13 @@ def test_rows_of_every_length(lanes: int) -> None:
         f = Function(name, arguments)
         target, source, count, stride = (f.arg(n) for n, _ in arguments)
         if name in ("copy", "twice"):
-            copy_row(f, target, source, count, lanes, None if name == "copy" else lambda v: v + v)
+            copy_row(f, target, source, count, lanes, None if name == "copy" else lambda v, _: v + v)
         elif name == "zero":
             zero_row(f, target, count, lanes)
         elif name == "gather":
             gather_row(f, target, source, count, stride)
         else:
-            scatter_row(f, target, source, count, stride, lambda v: v + v)
+            scatter_row(f, target, source, count, stride, lambda v, _: v + v)
         f.ret()
         made[name] = native(f, lanes)
     for count in range(4 * lanes + 3):

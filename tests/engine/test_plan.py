@@ -93,10 +93,9 @@ def test_an_algorithm_that_cannot_refuses_with_a_reason() -> None:
     assert isinstance(ALGORITHMS["pointwise"].propose(LAYER, HASWELL, Policy()), Refusal)
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
-def test_other_dtypes_are_handed_back(dtype: str) -> None:
-    problem = dataclasses.replace(LAYER, dtype=dtype)
-    with pytest.raises(UnsupportedError, match=f"kernels are float32. Received: dtype={dtype}. torch's own kernel"):
+def test_other_dtypes_are_handed_back() -> None:
+    problem = dataclasses.replace(LAYER, dtype="float64")
+    with pytest.raises(UnsupportedError, match="kernels store float32, .* Received: dtype=float64. torch's own kernel"):
         choose(problem, HASWELL, Policy())
     spec = problem.spec
     shapes = spec.input_shape, spec.weight_shape, spec.output_shape

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hubel.engine.epilogue import ACTIVATIONS, Epilogue
 from hubel.engine.spec import DTYPES, ConvSpec, Direction, Policy, Problem
 from hubel.errors import HubelError, SpecError, UnknownNameError, UnsupportedError
 from tests.strategies import problems, specs
@@ -149,9 +150,18 @@ def test_spec_round_trip(spec: ConvSpec) -> None:
     assert ConvSpec.parse(str(spec)) == spec
 
 
-@given(problems(), st.sampled_from(DTYPES))
-def test_problem_round_trip(problem: Problem, dtype: str) -> None:
-    problem = dataclasses.replace(problem, dtype=dtype)
+EPILOGUES = st.builds(
+    Epilogue, st.booleans(), st.booleans(), st.sampled_from(ACTIVATIONS), st.sampled_from([0.01, 0.2, 1e-5, -1.0])
+)
+
+
+@given(problems(), st.sampled_from(list(DTYPES)), st.none() | EPILOGUES)
+def test_problem_round_trip(problem: Problem, dtype: str, epilogue: Epilogue | None) -> None:
+    if problem.direction is Direction.WEIGHT_GRADIENT:
+        epilogue = None
+    elif epilogue and epilogue.activation != "leaky_relu":
+        epilogue = dataclasses.replace(epilogue, slope=0.01)
+    problem = dataclasses.replace(problem, dtype=dtype, epilogue=epilogue)
     assert Problem.parse(str(problem)) == problem
 
 
@@ -160,6 +170,8 @@ def test_problem_text() -> None:
     assert str(Problem(RESNET, Direction.INPUT_GRADIENT)) == f"{RESNET}/input_gradient"
     assert str(Problem(RESNET, Direction.WEIGHT_GRADIENT, bias=True)) == f"{RESNET}/weight_gradient/bias"
     assert str(Problem(RESNET, dtype="bfloat16")) == f"{RESNET}/bfloat16"
+    epilogue = Epilogue(scale=True, residual=True, activation="leaky_relu", slope=0.1)
+    assert str(Problem(RESNET, bias=True, epilogue=epilogue)) == f"{RESNET}/bias/scale+residual+leaky_relu0.1"
 
 
 # --- what cannot be
@@ -233,6 +245,17 @@ def test_bad_problems() -> None:
         Problem(RESNET, dtype="float33")
     with pytest.raises(UnknownNameError, match='unknown direction "backward"'):
         Problem(RESNET, "backward")  # type: ignore[arg-type]
+
+
+def test_bad_epilogues() -> None:
+    with pytest.raises(UnknownNameError, match='unknown activation "gelus"'):
+        Epilogue(activation="gelus")
+    with pytest.raises(SpecError, match="an epilogue does something"):
+        Epilogue()
+    with pytest.raises(SpecError, match=r'in this order\. Received: "relu\+residual"'):
+        Problem.parse("c1o1i5k3/relu+residual")
+    with pytest.raises(SpecError, match="weight gradients have no epilogue"):
+        Problem.parse("c1o1i5k3/weight_gradient/relu")
 
 
 def test_bad_policies() -> None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
+from types import ModuleType
 
 from hubel.engine.algorithms import ALGORITHMS
+from hubel.engine.ir.storage import POINTERS
 from hubel.engine.machine import Machine
 from hubel.engine.plan import Plan, Refusal
-from hubel.engine.spec import Policy, Problem
+from hubel.engine.spec import Direction, Policy, Problem
 from hubel.errors import UnsupportedError
+
+# Half a unit in the last place of what is stored: the relative error of rounding sums once.
+STORED_ERRORS = {"float32": 0.0, "bfloat16": 2.0**-8, "float16": 2.0**-11}
 
 
 @lru_cache(maxsize=4096)
@@ -17,9 +23,15 @@ def choose(problem: Problem, machine: Machine, policy: Policy) -> Plan:
 
     Raises UnsupportedError if every algorithm declines (another dtype than float32), with all their reasons.
     """
-    if problem.dtype != "float32":
-        raise UnsupportedError(f"kernels are float32. Received: dtype={problem.dtype}. torch's own kernel does it.")
-    answers = [algorithm.propose(problem, machine, policy) for algorithm in ALGORITHMS.values()]
+    if problem.dtype not in POINTERS:
+        raise UnsupportedError(
+            f"kernels store {', '.join(POINTERS)}. Received: dtype={problem.dtype}. torch's own kernel does it."
+        )
+    if problem.dtype == "float16" and machine.isa == "sse":
+        raise UnsupportedError(
+            "float16 needs the conversions of F16C, which this machine lacks. torch's kernel does it."
+        )
+    answers = [_asked(algorithm, problem, machine, policy) for algorithm in ALGORITHMS.values()]
     refusals = tuple(answer for answer in answers if isinstance(answer, Refusal))
     plans = [answer for answer in answers if isinstance(answer, Plan)]
     if not plans:
@@ -32,3 +44,12 @@ def choose(problem: Problem, machine: Machine, policy: Policy) -> Plan:
         if plan is not best
     )
     return best.with_refusals(refusals + declined)
+
+
+def _asked(algorithm: ModuleType, problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusal:
+    """The algorithm's answer, the error of rounding what is stored added to its bound."""
+    if (problem.dtype != "float32" or problem.epilogue) and not getattr(algorithm, "ANY_EDGES", False):
+        return Refusal(algorithm.NAME, "reads and writes float32, without an epilogue")
+    answer = algorithm.propose(problem, machine, policy)
+    rounding = STORED_ERRORS[problem.dtype] if problem.direction is not Direction.WEIGHT_GRADIENT else 0.0
+    return replace(answer, error_bound=answer.error_bound + rounding) if isinstance(answer, Plan) else answer

@@ -1,7 +1,7 @@
 """What is computed, before anyone asks how: the sizes of one convolution, and the one string that names it.
 
     ConvSpec   the sizes; alone computes output sizes, multiplications and bytes
-    Problem    ConvSpec + direction + bias + dtype: what an algorithm is asked to do
+    Problem    ConvSpec + direction + bias + dtype + epilogue: what an algorithm is asked to do
     Policy     how it may be done: accuracy, determinism, threads
 
 The grammar of a spec's text, letters in any order, each at most once:
@@ -16,26 +16,30 @@ The grammar of a spec's text, letters in any order, each at most once:
 
 For k, s, p and d one number stands for all dimensions. `str` always writes n c o i k s p, and d and g where they
 are not 1, so equal specs have equal texts. A problem's text is its spec's, then `/input_gradient` or
-`/weight_gradient`, `/bias`, the dtype and the layout, each only where it is not the default.
+`/weight_gradient`, `/bias`, the dtype, the layout and the epilogue, each only where it is not the default:
+
+    n1c64o64i56x56k3x3s1p1/bias/bfloat16/residual+relu
 """
 
 from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from math import prod
 from typing import Any, Literal, TypeAlias, get_args
 
+from hubel.engine.epilogue import ACTIVATIONS, Epilogue
 from hubel.errors import HubelError, SpecError, UnsupportedError, unknown
 
 # One number for every dimension, or one a dimension.
 Sizes: TypeAlias = int | Sequence[int]
 
 LAYOUTS = ("planes", "strided")
-DTYPES = ("float32", "float64", "bfloat16", "float16")
+# Bytes of a number in memory. Sums are float32, whatever is stored.
+DTYPES = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True, init=False)
@@ -273,8 +277,9 @@ class Problem:
     """A convolution to be done: the sizes, the direction, whether a bias takes part, and the dtype of the data.
 
     bias: forward adds it; the weight gradient's kernel also writes the bias gradient; the input gradient has none.
-    layout: "planes" if the pixels of a channel follow each other at one distance, in input and output; "strided" if
-    they do not.
+    dtype: what input, weights, bias and output are stored as; weight and bias gradients are always float32, so that
+    whoever needs them otherwise rounds them once. layout: "planes" if the pixels of a channel follow each other at one
+    distance, in input and output; "strided" if they do not. epilogue: what is done to the outputs.
     """
 
     spec: ConvSpec
@@ -282,6 +287,7 @@ class Problem:
     bias: bool = False
     dtype: str = "float32"
     layout: str = "planes"
+    epilogue: Epilogue | None = None
 
     def __post_init__(self) -> None:
         if self.direction not in set(Direction):
@@ -291,6 +297,8 @@ class Problem:
         if self.layout not in LAYOUTS:
             raise unknown("layout", self.layout, LAYOUTS)
         object.__setattr__(self, "direction", Direction(self.direction))
+        if self.epilogue and self.direction is Direction.WEIGHT_GRADIENT:
+            raise SpecError(f"weight gradients have no epilogue. Received: {self.epilogue}. Use None.")
 
     def __str__(self) -> str:
         text = str(self.spec)
@@ -302,7 +310,15 @@ class Problem:
             text += f"/{self.dtype}"
         if self.layout != "planes":
             text += f"/{self.layout}"
+        if self.epilogue:
+            text += f"/{self.epilogue}"
         return text
+
+    def bytes(self) -> int:
+        """The least memory traffic of what is stored: input, weights, output, and the residual."""
+        size = DTYPES[self.dtype]
+        residual = prod(self.spec.output_shape) if self.epilogue and self.epilogue.residual else 0
+        return self.spec.bytes(size) + size * residual
 
     @classmethod
     def parse(cls, text: str) -> Problem:
@@ -313,13 +329,18 @@ class Problem:
         meanings |= {layout: ("layout", layout) for layout in LAYOUTS}
         given: dict[str, Any] = {}
         for part in parts:
-            if part not in meanings:
-                raise unknown("part of a problem", part, meanings)
-            name, value = meanings[part]
+            name, value = meanings.get(part) or _epilogue(part, meanings)
             if name in given:
                 raise SpecError(f'a problem has one {name}. Received: "{text}". Name it once.')
             given[name] = value
         return cls(ConvSpec.parse(spec), **given)
+
+
+def _epilogue(part: str, others: Iterable[str]) -> tuple[str, Epilogue]:
+    """The part of a problem's text that is its epilogue."""
+    if not re.match("|".join(("scale", "residual", *ACTIVATIONS)), part):
+        raise unknown("part of a problem", part, others)
+    return "epilogue", Epilogue.parse(part)
 
 
 Accuracy: TypeAlias = Literal["strict", "default", "fast"]

@@ -24,10 +24,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from math import prod
 
+from hubel.engine.algorithms.edges import ending_of, number
 from hubel.engine.algorithms.geometry import Sum, flattened, sums, three
 from hubel.engine.algorithms.tiling import Cut, cut, error_bound
 from hubel.engine.algorithms.words import job_words
-from hubel.engine.ir import F32, I64, PTR, Function, Value, module_text
+from hubel.engine.ir import F32, I64, PTR, Function, Pointer, Value, module_text
+from hubel.engine.ir.epilogue import PLAIN, Ending
 from hubel.engine.ir.rows import store_rows_function
 from hubel.engine.ir.tile import ADD, BIAS, outer_product_tile
 from hubel.engine.ir.window import WindowWords, fill_window_function
@@ -39,6 +41,7 @@ from hubel.engine.threads import RESERVED_WORDS
 from hubel.engine.window import Window
 
 NAME = "direct"
+ANY_EDGES = True
 MOST_TERMS = 768
 TINY_FLOPS = 1_000_000
 # Numbers of scratch memory behind the last window or tile, for loads and stores that run over the end.
@@ -65,9 +68,9 @@ def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusa
     useful = sum(each.tap_count * prod(each.outputs) for each in parts) / max(1, part.tap_count * prod(part.outputs))
     return Plan(
         problem, machine, policy, NAME, best.tile,
-        kernels=(kernel_name(best.tile, machine_used), pack_name(best.tile, machine_used)),
+        kernels=(kernel_name(problem, best.tile, machine_used), pack_name(problem, best.tile, machine_used)),
         channel_block=channel_block(part, machine), box=best.box, row_tiles=best.row_tiles,
-        estimate=Estimate(spec.flops, int(2 * best.computed * useful), spec.bytes()),
+        estimate=Estimate(spec.flops, int(2 * best.computed * useful), problem.bytes()),
         error_bound=error_bound(problem), reason="any shape: windows in scratch, pixels in lanes",
     )  # fmt: skip
 
@@ -120,38 +123,37 @@ def channel_block(part: Sum, machine: Machine) -> int:
     return -(-part.channels // -(-part.channels // most))
 
 
-def kernel_name(tile: Tile, machine: Machine) -> str:
-    return f"conv_f32_direct_{tile}_{machine.isa}"
+def kernel_name(problem: Problem, tile: Tile, machine: Machine) -> str:
+    return f"conv_{number(problem)}_direct_{tile}_{machine.isa}{ending_of(problem).name}"
 
 
-def pack_name(tile: Tile, machine: Machine) -> str:
-    return f"pack_f32_rows{tile.rows}_{machine.isa}"
+def pack_name(problem: Problem, tile: Tile, machine: Machine) -> str:
+    return f"pack_{number(problem)}_rows{tile.rows}_{machine.isa}"
 
 
 def emit(plan: Plan) -> dict[str, Callable[[], str]]:
     """The IR of each kernel of the plan, by name."""
     main, pack = plan.kernels
-    lanes = plan.tile.lanes
+    lanes, ending = plan.tile.lanes, ending_of(plan.problem)
     return {
-        main: lambda: module_text(convolution_function(plan.tile), lanes),
-        pack: lambda: module_text(pack_function(plan.tile.rows), lanes),
+        main: lambda: module_text(convolution_function(plan.tile, ending), lanes),
+        pack: lambda: module_text(pack_function(plan.tile.rows, ending.stored), lanes),
     }
 
 
-def convolution_function(tile: Tile) -> Function:
+def convolution_function(tile: Tile, ending: Ending = PLAIN) -> Function:
     """The kernel: `kernel(args, begin, end, scratch)`."""
     f = Function("kernel", [("args", PTR), ("begin", I64), ("end", I64), ("scratch", PTR)])
     args, scratch = f.arg("args"), f.arg("scratch")
-    source, weights, bias, target = (
-        f.word(args, i, n, PTR) for i, n in enumerate(("input", "weights", "bias", "output"))
-    )
+    source, weights = f.word(args, 0, "input", ending.stored), f.word(args, 1, "weights", PTR)
+    channels, target = ending.of_call(f, args), f.word(args, 3, "output", ending.stored)
     a = job_words(f, WORDS, *WORDS[:-1])
     window_block = f.offset(args, RESERVED_WORDS + WORDS.index("window"), I64, "window")
     window = WindowWords(f, window_block)
     window.load("stride_c", "pitch_z", "pitch_y")
-    fill = fill_window_function(tile.lanes)
-    compute = _compute_function(tile)
-    store = _store_function(tile)
+    fill = fill_window_function(tile.lanes, ending.stored)
+    compute = _compute_function(tile, ending)
+    store = _store_function(tile, ending)
     with f.loop("item", f.arg("begin"), f.arg("end")) as item:
         rest, chunk = item.index // a["chunks"], item.index % a["chunks"]
         origin: dict[str, Value] = {}
@@ -171,32 +173,34 @@ def convolution_function(tile: Tile) -> Function:
         rows = f.minimum(a["rows"] - first * tile.rows, tiles * tile.rows)
         terms = a["channels"] * a["taps"]
         panel = weights + a["weights_from"] + (group * a["tiles"] + first) * terms * tile.rows
-        has_bias = f.compare("ne", bias, Value(f, PTR, "null"))
-        row_bias = f.select(has_bias, bias + row, bias, "row_bias")
+        of_row = channels.further(row)
         sums_at = scratch + a["sums_from"]
         with f.loop("c", 0, a["channels"], a["block"]) as c:
             block = f.minimum(a["block"], a["channels"] - c.index)
             from_c = source_g + c.index * window["stride_c"]
             f.call(fill, scratch, from_c, window_block, block, origin["z"], origin["y"], origin["x"])
             last = c.index + a["block"] >= a["channels"]
-            mode = f.select(c.index > 0, ADD, 0) + f.select(last & has_bias, BIAS, 0)
+            mode = f.select(c.index > 0, ADD, 0)
+            if ending.plain:
+                mode = mode + f.select(last & of_row.given, BIAS, 0)
             f.call(
                 compute, args, panel + c.index * a["taps"] * tile.rows, scratch, sums_at, out,
-                row_bias, block * a["taps"], size["z"], flat, tiles, rows, mode,
+                of_row.arguments[0], block * a["taps"], size["z"], flat, tiles, rows, mode,
             )  # fmt: skip
-        f.call(store, args, sums_at, out, row_bias, size["z"], size["y"], size["x"], rows, flat)
+        f.call(store, args, sums_at, out, *of_row.arguments, size["z"], size["y"], size["x"], rows, flat)
     f.ret()
     return f
 
 
-def _compute_function(tile: Tile) -> Function:
+def _compute_function(tile: Tile, ending: Ending) -> Function:
     """compute(args, panel, window, sums, out, bias, terms, planes, flat, tiles, rows, mode): a block of channels of
     one item.
 
-    Whole tiles go straight to the output where it lies as the tile does (`in_place`), all others into scratch. The
-    last tiles of output channels ask for the pixels that come next, a line each.
+    Whole tiles go straight to the output where it lies as the tile does (`in_place`) and takes sums as they are, all
+    others into scratch. The last tiles of output channels ask for the pixels that come next, a line each.
     """
-    pointers = [(n, PTR) for n in ("args", "panel", "window", "sums", "out", "bias")]
+    pointers = [(n, PTR) for n in ("args", "panel", "window", "sums")]
+    pointers += [("out", ending.stored), ending.parameters[0]]
     numbers = [(n, I64) for n in ("terms", "planes", "flat", "tiles", "rows", "mode")]
     f = Function("compute", [*pointers, *numbers], private=True)
     args, width = f.arg("args"), tile.vectors * tile.lanes
@@ -220,21 +224,24 @@ def _compute_function(tile: Tile) -> Function:
             ahead = pixels + f.select(line < lines, line * 16 + width, 0)
             pitch = f.select(straight, a["out_c"], a["sums_row"], "pitch")
             mode = f.select(straight, f.arg("mode"), f.arg("mode") % BIAS, "tile_mode")
+            into, bias = (
+                (f.select(straight, out, parked, "into"), f.arg("bias") + row)
+                if ending.plain
+                else (parked, Value(f, PTR, "null"))
+            )
             f.call(
-                inner, f.arg("panel") + t.index * panel_tile, pixels, a["offsets"],
-                f.select(straight, out, parked, "into"), f.arg("bias") + row, ahead, a["offsets"],
+                inner, f.arg("panel") + t.index * panel_tile, pixels, a["offsets"], into, bias, ahead, a["offsets"],
                 f.arg("terms"), pitch, mode,
             )  # fmt: skip
     f.ret()
     return f
 
 
-def _store_function(tile: Tile) -> Function:
-    """store(args, sums, out, bias, z, y, x, rows, flat): what went into scratch leaves it, row by row, the bias
-    added.
-    """
+def _store_function(tile: Tile, ending: Ending) -> Function:
+    """store(args, sums, out, operands, z, y, x, rows, flat): what went into scratch leaves it, row by row, finished."""
     numbers = [(n, I64) for n in ("z", "y", "x", "rows", "flat")]
-    f = Function("store", [("args", PTR), ("sums", PTR), ("out", PTR), ("bias", PTR), *numbers], private=True)
+    pointers = [("args", PTR), ("sums", PTR), ("out", ending.stored)]
+    f = Function("store", [*pointers, *ending.parameters, *numbers], private=True)
     names = ("out_c", "out_z", "out_y", "out_x", "sums_row", "sums_z", "in_place")
     a = job_words(f, WORDS, *names)
     window = WindowWords(f, f.offset(f.arg("args"), RESERVED_WORDS + WORDS.index("window"), I64, "window_words"))
@@ -242,16 +249,17 @@ def _store_function(tile: Tile) -> Function:
     width = tile.vectors * tile.lanes
     whole_pixels = f.arg("flat") // width * width
     whole_rows = f.arg("rows") // tile.rows * tile.rows
-    put = store_rows_function(tile.lanes)
-    has_bias = f.compare("ne", f.arg("bias"), Value(f, PTR, "null"))
+    put, channels = store_rows_function(tile.lanes, ending), ending.given(f)
     in_place = a["in_place"].equals(1)
     with f.loop("row", 0, f.arg("rows")) as row:
         done = f.select(in_place & (row.index < whole_rows), whole_pixels, 0, "done")
-        bias = f.select(has_bias, f.arg("bias") + row.index, f.arg("bias"), "bias_row")
+        of_row = channels.further(row.index)
         with f.when(done < f.arg("x"), "left_over"), f.loop("z", 0, f.arg("z")) as z:
             to = f.arg("out") + row.index * a["out_c"] + z.index * a["out_z"] + done * a["out_x"]
             at = f.arg("sums") + row.index * a["sums_row"] + z.index * a["sums_z"] + done
-            f.call(put, to, at, bias, f.arg("y"), a["out_y"], window["pitch_y"], f.arg("x") - done, a["out_x"])
+            f.call(
+                put, to, at, *of_row.arguments, f.arg("y"), a["out_y"], window["pitch_y"], f.arg("x") - done, a["out_x"]
+            )
     f.ret()
     return f
 
@@ -259,14 +267,14 @@ def _store_function(tile: Tile) -> Function:
 PACK_WORDS = ("taps_at", "packed_from", "rows", "channels", "taps", "tiles", "from_g", "from_m", "from_c")
 
 
-def pack_function(rows: int) -> Function:
+def pack_function(rows: int, stored: Pointer = PTR) -> Function:
     """The weights of a tile of output channels, in the order in which the register tile reads them: [c][tap][row].
 
     One work item a tile; rows beyond the last output channel are zeros.
     """
     f = Function("kernel", [("args", PTR), ("begin", I64), ("end", I64), ("scratch", PTR)])
     args = f.arg("args")
-    source, packed = f.word(args, 0, "weights", PTR), f.word(args, 1, "packed", PTR)
+    source, packed = f.word(args, 0, "weights", stored), f.word(args, 1, "packed", PTR)
     a = job_words(f, PACK_WORDS)
     terms = a["channels"] * a["taps"]
     with f.loop("item", f.arg("begin"), f.arg("end")) as item:
@@ -336,7 +344,7 @@ def _job_words(
     strides, out = three(tuple(space), 0), three(tuple(out_space), 0)
     out_from = sum(r * s for r, s in zip(part.out_start, out, strict=True))
     out = tuple(o * s for o, s in zip(part.out_step, out, strict=True))
-    in_place = int(box[0] == box[1] == 1 and out[2] == 1)
+    in_place = int(box[0] == box[1] == 1 and out[2] == 1 and ending_of(plan.problem).plain)
     words = (
         tables.add(offsets), packed, groups, channels, part.rows, len(taps), block,
         plan.row_tiles, chunks, tiles,

@@ -77,7 +77,7 @@ def plan_images(problem: Problem, machine: Machine, policy: Policy) -> Plan | Re
     computed = 2 * vectors * tile.lanes * spec.groups * tiles * tile.rows * part.channels * part.tap_count
     whole = Plan(
         problem, machine, policy, NAME, tile,
-        kernels=(f"conv_f32_images_{tile}_{machine.isa}", pack_name(tile, machine)),
+        kernels=(f"conv_f32_images_{tile}_{machine.isa}", pack_name(problem, tile, machine)),
         channel_block=channel_block(part, machine), box=part.outputs, row_tiles=tiles, images=tile.lanes,
         estimate=Estimate(spec.flops, computed * prod(part.outputs), spec.bytes()),
         error_bound=error_bound(problem), reason="small maps of many images: images in lanes",

@@ -27,10 +27,12 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from hubel.engine.algorithms.direct import MOST_TERMS, TINY_FLOPS, pack_function, pack_name, packing_job, packing_key
+from hubel.engine.algorithms.edges import ending_of, number
 from hubel.engine.algorithms.geometry import Sum, flat_strides, flattened, sums
 from hubel.engine.algorithms.tiling import ITEM, TILE, UNEVEN, error_bound, step_cycles, tile_of_width
 from hubel.engine.algorithms.words import job_words
-from hubel.engine.ir import F32, I64, PTR, Function, Value, module_text
+from hubel.engine.ir import F32, I64, PTR, Function, Pointer, Value, module_text
+from hubel.engine.ir.epilogue import PLAIN, Ending
 from hubel.engine.ir.function import vector_of
 from hubel.engine.ir.rows import gather_row, store_rows_function
 from hubel.engine.ir.tile import ADD, BIAS, panel_tile
@@ -40,6 +42,7 @@ from hubel.engine.spec import Direction, Policy, Problem
 from hubel.engine.tables import Tables
 
 NAME = "pointwise"
+ANY_EDGES = True
 # Cycles to copy a vector of pixels, asked for before.
 COPY = 3.5
 
@@ -71,9 +74,12 @@ def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusa
     computed = spec.batch * spec.groups * part.channels * -(-part.rows // tile.rows) * tile.rows * vectors * tile.lanes
     return Plan(
         problem, machine, policy, NAME, tile,
-        kernels=(f"conv_f32_pointwise_{tile}_{used.isa}", pack_name(tile, used)),
+        kernels=(
+            f"conv_{number(problem)}_pointwise_{tile}_{used.isa}{ending_of(problem).name}",
+            pack_name(problem, tile, used),
+        ),
         channel_block=block, box=(1, 1, best.piece), row_tiles=best.row_tiles,
-        estimate=Estimate(problem.spec.flops, 2 * computed, problem.spec.bytes()),
+        estimate=Estimate(problem.spec.flops, 2 * computed, problem.bytes()),
         error_bound=error_bound(problem), reason="1×1: a matrix product over one long row of pixels",
     )  # fmt: skip
 
@@ -142,24 +148,21 @@ def _cut(tile: Tile, part: Sum, block: int, pixels: int, copies: int, machine: M
 def emit(plan: Plan) -> dict[str, Callable[[], str]]:
     """The IR of each kernel of the plan, by name."""
     main, pack = plan.kernels
-    lanes, odd = plan.tile.lanes, _takes_odd(plan.tile, plan.machine)
+    lanes, odd, ending = plan.tile.lanes, _takes_odd(plan.tile, plan.machine), ending_of(plan.problem)
     return {
-        main: lambda: module_text(product_function(plan.tile, odd), lanes),
-        pack: lambda: module_text(pack_function(plan.tile.rows), lanes),
+        main: lambda: module_text(product_function(plan.tile, odd, ending), lanes),
+        pack: lambda: module_text(pack_function(plan.tile.rows, ending.stored), lanes),
     }
 
 
-def product_function(tile: Tile, takes_odd: bool) -> Function:
+def product_function(tile: Tile, takes_odd: bool, ending: Ending = PLAIN) -> Function:
     """The kernel: `kernel(args, begin, end, scratch)`. takes_odd: whether it has a tile for a pixel left over."""
     f = Function("kernel", [("args", PTR), ("begin", I64), ("end", I64), ("scratch", PTR)])
     args = f.arg("args")
-    source, weights, bias, target = (
-        f.word(args, i, n, PTR) for i, n in enumerate(("input", "weights", "bias", "output"))
-    )
+    source, weights = f.word(args, 0, "input", ending.stored), f.word(args, 1, "weights", PTR)
+    channels, target = ending.of_call(f, args), f.word(args, 3, "output", ending.stored)
     a = job_words(f, WORDS)
-    width, run = tile.vectors * tile.lanes, _run_function(tile, takes_odd)
-    nowhere = Value(f, PTR, "null")
-    has_bias = f.compare("ne", bias, nowhere)
+    width, run = tile.vectors * tile.lanes, _run_function(tile, takes_odd, ending)
     with f.loop("item", f.arg("begin"), f.arg("end")) as item:
         rest, chunk = item.index // a["chunks"], item.index % a["chunks"]
         rest, piece = rest // a["pieces"], rest % a["pieces"]
@@ -172,7 +175,7 @@ def product_function(tile: Tile, takes_odd: bool) -> Function:
         from_row = first_tile * tile.rows
         rows = f.minimum(a["rows"] - from_row, tiles * tile.rows)
         row = group * a["rows"] + from_row
-        row_bias = f.select(has_bias, bias + row, nowhere, "row_bias")
+        of_row = channels.further(row)
         from_image = source + image * a["in_n"] + group * a["in_g"]
         to_row = target + image * a["out_n"] + row * a["out_c"]
         panels = weights + (group * a["tiles"] + first_tile) * a["channels"] * tile.rows
@@ -181,36 +184,36 @@ def product_function(tile: Tile, takes_odd: bool) -> Function:
             further = f.select(q.index + width < last, width * a["in_x"], 0, "further")
             f.call(
                 run, args, f.arg("scratch"), panels, from_image + q.index * a["in_x"], to_row + q.index * a["out_x"],
-                row_bias, pixels, more, further, tiles, rows,
+                *of_row.arguments, pixels, more, further, tiles, rows,
             )  # fmt: skip
     f.ret()
     return f
 
 
-def _run_function(tile: Tile, takes_odd: bool) -> Function:
-    """run(args, panel, weights, source, out, bias, pixels, more, further, tiles, rows): one run of pixels of one item.
+def _run_function(tile: Tile, takes_odd: bool, ending: Ending) -> Function:
+    """run(args, panel, weights, source, out, operands, pixels, more, further, tiles, rows): one run of pixels of one
+    item.
 
-    more: 1 where the odd pixel follows the run. further: how far it is to the next run, 0 behind the last. bias may be
-    null.
+    more: 1 where the odd pixel follows the run. further: how far it is to the next run, 0 behind the last.
     """
-    pointers = [(n, PTR) for n in ("args", "panel", "weights", "source", "out", "bias")]
+    pointers = [("args", PTR), ("panel", PTR), ("weights", PTR), ("source", ending.stored), ("out", ending.stored)]
+    pointers += ending.parameters
     numbers = [(n, I64) for n in ("pixels", "more", "further", "tiles", "rows")]
     f = Function("run", [*pointers, *numbers], private=True)
-    panel, out, bias, source = (f.arg(n) for n in ("panel", "out", "bias", "source"))
+    panel, out, source, operands = f.arg("panel"), f.arg("out"), f.arg("source"), ending.given(f)
     pixels, more, rows = f.arg("pixels"), f.arg("more"), f.arg("rows")
     names = ("channels", "block", "in_c", "in_x", "out_c", "out_x", "sums_from")
     a = job_words(f, WORDS, *names)
     width, pitch = tile.vectors * tile.lanes, _pitch(tile)
-    copy, put = _copy_function(tile), store_rows_function(tile.lanes)
-    multiply = {v: _multiply_function(tile, v) for v in range(1, tile.vectors + 1)}
+    copy, put = _copy_function(tile, ending.stored), store_rows_function(tile.lanes, ending)
+    multiply = {v: _multiply_function(tile, v, ending) for v in range(1, tile.vectors + 1)}
     if takes_odd:
-        multiply[tile.vectors + 1] = _multiply_function(tile, tile.vectors, odd=True)
-    has_bias = f.compare("ne", bias, Value(f, PTR, "null"))
+        multiply[tile.vectors + 1] = _multiply_function(tile, tile.vectors, ending, odd=True)
     parked = panel + a["sums_from"]
     vectors = (pixels + (tile.lanes - 1)) // tile.lanes
-    # Ragged runs, and pixels that do not follow each other in the output, pass through scratch.
+    # Ragged runs, and outputs that are no row of sums, pass through scratch.
     straight = (vectors * tile.lanes).equals(pixels) & a["out_x"].equals(1)
-    whole = f.select(straight, rows // tile.rows, 0, "whole")
+    whole = f.select(straight, rows // tile.rows, 0, "whole") if ending.plain else f.constant(0)
     with f.loop("c", 0, a["channels"], a["block"]) as c:
         channels = f.minimum(a["block"], a["channels"] - c.index)
         block = source + c.index * a["in_c"]
@@ -219,29 +222,30 @@ def _run_function(tile: Tile, takes_odd: bool) -> Function:
         f.call(copy, panel, block, channels, pixels, a["in_c"], a["in_x"])
         with f.when(more.equals(1), "odd"), f.loop("o", 0, channels) as o:
             f.store(f.load(block + o.index * a["in_c"] + width, F32), panel + o.index * pitch + width)
-        mode = f.select(c.index > 0, ADD, 0) + f.select(done & has_bias, BIAS, 0)
+        mode = f.select(c.index > 0, ADD, 0)
+        if ending.plain:
+            mode = mode + f.select(done & operands.given, BIAS, 0)
         weights = f.arg("weights") + c.index * tile.rows
         for v, function in multiply.items():
             with f.when((vectors + more).equals(v), f"vectors{v}"):
                 f.call(
-                    function, weights, panel, out, parked, bias, following,
+                    function, weights, panel, out, parked, operands.arguments[0], following,
                     channels, f.arg("tiles"), whole, a["channels"], a["out_c"], a["in_c"], mode,
                 )  # fmt: skip
     with f.loop("row", whole * tile.rows, rows) as r:
-        bias_at = f.select(has_bias, bias + r.index, bias, "bias_at")
         to, at = out + r.index * a["out_c"], parked + r.index * pitch
-        f.call(put, to, at, bias_at, 1, 0, 0, pixels + more, a["out_x"])
+        f.call(put, to, at, *operands.further(r.index).arguments, 1, 0, 0, pixels + more, a["out_x"])
     f.ret()
     return f
 
 
-def _copy_function(tile: Tile) -> Function:
+def _copy_function(tile: Tile, stored: Pointer) -> Function:
     """copy(panel, source, channels, pixels, in_c, in_x): panel[c][pixel], rows as wide as the tile.
 
     Lanes beyond the last pixel get zeros up to a whole vector; vectors beyond those are not read.
     """
     numbers = [(n, I64) for n in ("channels", "pixels", "in_c", "in_x")]
-    f = Function("copy", [("panel", PTR), ("source", PTR), *numbers], private=True)
+    f = Function("copy", [("panel", PTR), ("source", stored), *numbers], private=True)
     lanes, width = tile.lanes, tile.vectors * tile.lanes
     pixels, vector = f.arg("pixels"), vector_of(tile.lanes)
     side_by_side = f.arg("in_x").equals(1)
@@ -280,31 +284,36 @@ def _pitch(tile: Tile) -> int:
     return (tile.vectors + 1) * tile.lanes
 
 
-def _multiply_function(tile: Tile, vectors: int, odd: bool = False) -> Function:
+def _multiply_function(tile: Tile, vectors: int, ending: Ending, odd: bool = False) -> Function:
     """multiply(weights, panel, out, parked, bias, following, terms, tiles, whole, channels, out_c, in_c, mode): the
     tiles of output channels of one run and block of channels.
 
     The first `whole` tiles go to the output, the others to parked[row][pixel]. The last tiles ask for the lines of the
     pixels at `following`, the others for the weights of the tile behind them.
     """
-    pointers = [(n, PTR) for n in ("weights", "panel", "out", "parked", "bias", "following")]
+    pointers = [("weights", PTR), ("panel", PTR), ("out", ending.stored), ("parked", PTR), ending.parameters[0]]
+    pointers += [("following", ending.stored)]
     numbers = [(n, I64) for n in ("terms", "tiles", "whole", "channels", "out_c", "in_c", "mode")]
     f = Function(f"multiply_{'odd' if odd else vectors}", [*pointers, *numbers], private=True)
-    inner, row_pitch = panel_tile(tile.rows, vectors, tile.lanes, odd), _pitch(tile)
+    inner, row_pitch = panel_tile(tile.rows, vectors, tile.lanes, odd, ending.stored), _pitch(tile)
     lines = max(1, tile.vectors * tile.lanes // 16) + 1
     step = f.arg("channels") * tile.rows
     with f.loop("t", 0, f.arg("tiles")) as t:
         row = t.index * tile.rows
-        straight = t.index < f.arg("whole")
+        parked = f.arg("parked") + row * row_pitch
         weights = f.arg("weights") + t.index * step
         left = f.arg("tiles") - 1 - t.index
-        to = f.select(straight, f.arg("out") + row * f.arg("out_c"), f.arg("parked") + row * row_pitch, "to")
-        pitch = f.select(straight, f.arg("out_c"), row_pitch, "pitch")
-        ahead = f.select(left < lines, f.arg("following") + left * 16, weights + step, "ahead")
-        ahead_pitch = f.select(left < lines, f.arg("in_c"), tile.rows, "ahead_pitch")
-        mode = f.select(straight, f.arg("mode"), f.arg("mode") % BIAS, "tile_mode")
+        to, pitch, mode, bias = parked, f.constant(row_pitch), f.arg("mode"), Value(f, PTR, "null")
+        if ending.plain:
+            straight, bias = t.index < f.arg("whole"), f.arg("bias") + row
+            to = f.select(straight, f.arg("out") + row * f.arg("out_c"), parked, "to")
+            pitch = f.select(straight, f.arg("out_c"), row_pitch, "pitch")
+            mode = f.select(straight, mode, mode % BIAS, "tile_mode")
+        stored = ending.stored
+        ahead = f.select(left < lines, f.arg("following") + left * 16, (weights + step).seen_as(stored), "ahead")
+        ahead_pitch = f.select(left < lines, f.arg("in_c"), tile.rows * PTR.bytes // stored.bytes, "ahead_pitch")
         f.call(
-            inner, weights, f.arg("panel"), to, f.arg("bias") + row, ahead,
+            inner, weights, f.arg("panel"), to, bias, ahead,
             f.arg("terms"), row_pitch, pitch, ahead_pitch, mode,
         )  # fmt: skip
     f.ret()

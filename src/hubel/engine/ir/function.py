@@ -89,6 +89,10 @@ class Value:
     def equals(self, other: Value | int) -> Value:
         return self.function.compare("eq", self, other)
 
+    def seen_as(self, pointer: Pointer) -> Value:
+        """The same address, as a pointer of another type."""
+        return Value(self.function, pointer, self.text)
+
     @property
     def number(self) -> int | None:
         """The value as a Python integer where it is an integer constant."""

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from hubel.engine.ir.epilogue import PLAIN, Ending
 from hubel.engine.ir.function import F32, I64, PTR, Function, Value, vector_of
 
-Change = Callable[[Value], Value]
+# (value, where it goes) → the value that is stored there
+Change = Callable[[Value, Value], Value]
 
 
 def copy_row(f: Function, target: Value, source: Value, count: Value, lanes: int, change: Change | None = None) -> None:
     """target[i] = change(source[i]) for i < count; both contiguous, and not overlapping."""
-    change = change or (lambda value: value)
+    change = change or (lambda value, place: value)
 
     def move(at: Value | int, width: int) -> None:
         type_ = vector_of(width) if width > 1 else F32
-        f.store(change(f.load(source + at, type_)), target + at)
+        value = f.load(source + at, type_)
+        f.store(change(value, place := target + at), place)
 
     with f.when(count >= lanes, "whole"):
         last = count - lanes
@@ -54,42 +57,38 @@ def gather_row(f: Function, target: Value, source: Value, count: Value, stride: 
 def scatter_row(f: Function, target: Value, source: Value, count: Value, stride: Value, change: Change) -> None:
     """target[i·stride] = change(source[i]) for i < count."""
     with f.loop("place", 0, count) as col:
-        f.store(change(f.load(source + col.index, F32)), target + col.index * stride)
+        value = f.load(source + col.index, F32)
+        f.store(change(value, place := target + col.index * stride), place)
 
 
-def store_rows_function(lanes: int) -> Function:
-    """store_rows(target, source, bias*, rows, target_pitch, source_pitch, count, stride): rows of output leave scratch.
+def store_rows_function(lanes: int, ending: Ending = PLAIN) -> Function:
+    """store_rows(target, source, operands, rows, target_pitch, source_pitch, count, stride): rows of one channel of the
+    output leave scratch.
 
-    `count` numbers of each row go to places `stride` apart, the number at `bias`, null or not, added on their way.
+    `count` numbers of each row go to places `stride` apart, finished on their way (operands: those of `ending`).
     """
     numbers = [(n, I64) for n in ("rows", "target_pitch", "source_pitch", "count", "stride")]
-    f = Function("store_rows", [("target", PTR), ("source", PTR), ("bias", PTR), *numbers], private=True)
+    parameters = [("target", ending.stored), ("source", PTR), *ending.parameters, *numbers]
+    f = Function("store_rows", parameters, private=True)
     count, stride = f.arg("count"), f.arg("stride")
-    # Adding −0 changes no number, not even −0.
-    f.store(f.constant(-0.0, F32), nothing := f.room(PTR, "nothing"))
-    given = f.compare("ne", f.arg("bias"), Value(f, PTR, "null"))
-    bias = f.load(f.select(given, f.arg("bias"), nothing, "addend"), F32, "bias")
-    widths = [width for width in (1, 4, 8, 16) if width <= lanes]
-    biases = {width: bias if width == 1 else f.splat(bias, width, f"bias_{width}") for width in widths}
-
-    def change(value: Value) -> Value:
-        return value + biases[1 if value.type == F32 else int(value.type[1:].split()[0])]
-
+    finish = ending.given(f).load([width for width in (1, 4, 8, 16) if width <= lanes])
     whole = count // lanes * lanes
     mask = f.lanes_below(count - whole, lanes) if lanes == 16 else None
     with f.when(stride.equals(1), "contiguous"), f.loop("row", 0, f.arg("rows")) as row:
         target = f.arg("target") + row.index * f.arg("target_pitch")
         source = f.arg("source") + row.index * f.arg("source_pitch")
         if mask is None:
-            copy_row(f, target, source, count, lanes, change)
+            copy_row(f, target, source, count, lanes, finish)
         else:
             # AVX-512 stores under a mask at full speed; elsewhere the last vectors overlap.
             with f.loop("col", 0, whole, lanes) as col:
-                f.store(change(f.load(source + col.index, vector_of(lanes))), target + col.index)
+                value = f.load(source + col.index, vector_of(lanes))
+                f.store(finish(value, place := target + col.index), place)
             with f.when(whole < count, "rest"):
-                f.store_masked(change(f.load(source + whole, vector_of(lanes))), target + whole, mask)
+                value = f.load(source + whole, vector_of(lanes))
+                f.store_masked(finish(value, place := target + whole, mask), place, mask)
     with f.when(f.compare("ne", stride, 1), "strided"), f.loop("row", 0, f.arg("rows")) as row:
         target = f.arg("target") + row.index * f.arg("target_pitch")
-        scatter_row(f, target, f.arg("source") + row.index * f.arg("source_pitch"), count, stride, change)
+        scatter_row(f, target, f.arg("source") + row.index * f.arg("source_pitch"), count, stride, finish)
     f.ret()
     return f

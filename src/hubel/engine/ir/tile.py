@@ -19,6 +19,7 @@ kernel size, stride, dilation and number of dimensions.
 from __future__ import annotations
 
 from hubel.engine.ir.function import F32, I64, PTR, Function, Value, vector_of
+from hubel.engine.ir.storage import Pointer
 
 # What outer_product_tile does with its sums: flags of `mode`.
 ADD, BIAS = 1, 2
@@ -51,13 +52,14 @@ def outer_product_tile(rows: int, vectors: int, lanes: int, spaced: bool = False
     return f
 
 
-def panel_tile(rows: int, vectors: int, lanes: int, odd: bool = False) -> Function:
+def panel_tile(rows: int, vectors: int, lanes: int, odd: bool = False, stored: Pointer = PTR) -> Function:
     """panel_<vectors>(w, x, c, bias, ahead, terms, x_pitch, pitch, ahead_pitch, mode): as outer_product_tile, with
     the pixels of term k at x[k·x_pitch] and the line asked for at ahead[k·ahead_pitch].
 
     `odd`: odd_<vectors> does one pixel more, behind the vectors: all its rows are the lanes of one accumulator.
+    `stored`: what lies there.
     """
-    pointers = [(n, PTR) for n in ("w", "x", "c", "bias", "ahead")]
+    pointers = [*((n, PTR) for n in ("w", "x", "c", "bias")), ("ahead", stored)]
     numbers = [(n, I64) for n in ("terms", "x_pitch", "pitch", "ahead_pitch", "mode")]
     f = Function(f"{'odd' if odd else 'panel'}_{vectors}", [*pointers, *numbers], private=True)
     _ask_for_sums(f, rows, vectors, lanes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hubel.engine.ir.function import I64, PTR, Function, Value, vector_of
 from hubel.engine.ir.rows import gather_row, zero_row
+from hubel.engine.ir.storage import Pointer
 from hubel.engine.window import WORDS
 
 
@@ -26,15 +27,15 @@ class WindowWords:
             _ = self[name]
 
 
-def fill_window_function(lanes: int) -> Function:
+def fill_window_function(lanes: int, stored: Pointer = PTR) -> Function:
     """fill_window(target, source, window, channels, z, y, x): the box whose first output is (z, y, x), of one image.
 
-    `source` is the image's first channel, `target` its place in scratch.
+    `source` is the image's first channel, stored as `stored` says, `target` its place in scratch.
     """
-    rows = _fill_rows_function(lanes)
+    rows = _fill_rows_function(lanes, stored)
     f = Function(
         "fill_window",
-        [("target", PTR), ("source", PTR), ("window", PTR), ("channels", I64), ("z", I64), ("y", I64), ("x", I64)],
+        [("target", PTR), ("source", stored), ("window", PTR), ("channels", I64), ("z", I64), ("y", I64), ("x", I64)],
         private=True,
     )
     words = WindowWords(f, f.arg("window"))
@@ -58,13 +59,13 @@ def _within(at: Value, size: Value) -> Value:
     return (at >= 0) & (at < size)
 
 
-def _fill_rows_function(lanes: int) -> Function:
+def _fill_rows_function(lanes: int, stored: Pointer) -> Function:
     """fill_rows(target, source, window, channels, phase_z, phase_y, phase_x, z, y, x): every row of one phase.
 
     A row is zeros up to `left`, data up to `right`, zeros to its end. A row outside the input is zeros alone.
     """
     numbers = [(n, I64) for n in ("channels", "phase_z", "phase_y", "phase_x", "z", "y", "x")]
-    f = Function("fill_rows", [("target", PTR), ("source", PTR), ("window", PTR), *numbers], private=True)
+    f = Function("fill_rows", [("target", PTR), ("source", stored), ("window", PTR), *numbers], private=True)
     words = WindowWords(f, f.arg("window"))
     words.load(*WORDS)
     start_z = f.load(f.offset(words["table_z"], f.arg("phase_z") * 3, I64), I64, "start_z")

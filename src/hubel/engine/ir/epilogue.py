@@ -1,0 +1,134 @@
+"""The end of a kernel: what is done to float32 sums on their way into the output.
+
+Every kernel ends in the same way, whatever the output is stored as and whatever follows the convolution: an `Ending`
+says which, `Channels` are its operands from some output channel on, and a `Finish` does it to values:
+
+    ending = Ending(pointer_to("bfloat16"), epilogue)
+    channels = ending.of_call(f, args)                          in the kernel
+    f.call(g, ..., *channels.further(row).arguments)            to a function with `ending.parameters`
+    finish = ending.given(g).load([lanes])                      there, before any loop over pixels
+    g.store(finish(sums, place), place)
+
+An ending without an epilogue adds the bias, and its operands are the bias alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hubel.engine.epilogue import Epilogue
+from hubel.engine.ir.activation import activated
+from hubel.engine.ir.function import F32, I64, Function, Value
+from hubel.engine.ir.storage import PTR, Pointer, stored_as
+
+
+@dataclass(frozen=True)
+class Ending:
+    """stored: how the output and the bias are stored. epilogue: what is done to the sums."""
+
+    stored: Pointer = PTR
+    epilogue: Epilogue | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether sums are stored as they are, a bias added: partial sums may then lie in the output."""
+        return self.stored is PTR and self.epilogue is None
+
+    @property
+    def name(self) -> str:
+        """What it adds to the names of kernels."""
+        return f"_{self.epilogue}" if self.epilogue else ""
+
+    @property
+    def parameters(self) -> list[tuple[str, str]]:
+        """Of functions that are handed the operands."""
+        return [("bias", self.stored)] if self.epilogue is None else [("operands", PTR), ("channel", I64)]
+
+    def of_call(self, f: Function, args: Value) -> Channels:
+        """The operands of a kernel's call, from the first output channel on."""
+        if self.epilogue is None:
+            return Channels(f, self, (f.word(args, 2, "bias", self.stored),))
+        return Channels(f, self, (f.word(args, 2, "operands", PTR), f.constant(0)))
+
+    def given(self, f: Function) -> Channels:
+        """The operands that a function with these `parameters` was handed."""
+        return Channels(f, self, tuple(f.arg(name) for name, _ in self.parameters))
+
+
+PLAIN = Ending()
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Operands from one output channel on: (bias or null), or (operand words, number of the channel)."""
+
+    f: Function
+    ending: Ending
+    arguments: tuple[Value, ...]
+
+    def further(self, rows: Value | int) -> Channels:
+        """Those so many channels further."""
+        f, (first, *channel) = self.f, self.arguments
+        if channel:
+            return Channels(f, self.ending, (first, channel[0] + rows))
+        return Channels(f, self.ending, (f.select(self.given, first + rows, first, "bias_at"),))
+
+    @property
+    def given(self) -> Value:
+        """Whether there is a bias, where it is all there may be."""
+        return _given(self.f, self.arguments[0])
+
+    def load(self, widths: Sequence[int]) -> Finish:
+        """What is done to values of the first of these channels, that have one of these widths."""
+        f, epilogue, (bias, *channel) = self.f, self.ending.epilogue, self.arguments
+        block = bias
+        # Adding −0 changes no number, not even −0.
+        f.store(f.constant(-0.0, F32), nothing := f.room(self.ending.stored, "nothing"))
+        if epilogue:
+            bias = f.word(block, 0, "bias", self.ending.stored)
+            (at,) = channel
+        given = _given(f, bias)
+        scalars = [f.load(f.select(given, bias + at if epilogue else bias, nothing, "addend"), F32, "bias")]
+        if epilogue and epilogue.scale:
+            scalars += [f.load(f.word(block, i, n, PTR) + at, F32, n) for i, n in ((1, "scale"), (2, "shift"))]
+        splats = {
+            w: [s if w == 1 else f.splat(s, w, f"{s.text[1:].split('.')[0]}_{w}") for s in scalars] for w in widths
+        }
+        residual = f.word(block, 3, "residual") if epilogue and epilogue.residual else None
+        return Finish(f, epilogue, splats, residual)
+
+
+@dataclass(frozen=True)
+class Finish:
+    """splats: by the width of values, bias, scale and shift in all lanes. residual: how many bytes it lies behind the
+    output.
+    """
+
+    f: Function
+    epilogue: Epilogue | None
+    splats: dict[int, list[Value]]
+    residual: Value | None
+
+    def __call__(self, value: Value, place: Value, mask: Value | None = None) -> Value:
+        """The float32 numbers to be stored at `place`; with a mask, nothing is read outside of it."""
+        f, epilogue = self.f, self.epilogue
+        bias, *affine = self.splats[1 if value.type == F32 else int(value.type[1:].split()[0])]
+        value = value + bias
+        if affine:
+            value = f.fma(value, affine[0], affine[1], "scaled")
+        if self.residual:
+            # Another tensor: nothing is known of where it lies but the distance.
+            text = f"getelementptr i8, ptr {place.text}, i64 {self.residual.text}"
+            beside = f._emit(stored_as(place), text, "beside")
+            if mask is None:
+                value = value + f.load(beside, value.type, "residual")
+            else:
+                value = value + f.load_masked(beside, mask, int(value.type[1:].split()[0]), "residual")
+        if epilogue and epilogue.activation:
+            value = activated(f, epilogue.activation, epilogue.slope, value)
+        return value
+
+
+def _given(f: Function, pointer: Value) -> Value:
+    return f.compare("ne", pointer, Value(f, PTR, "null"))
