@@ -37,7 +37,7 @@ PROBLEMS = [
 
 def planned(problem: Problem, threads: int = 1) -> Plan:
     """The plan, whether it pays or not."""
-    plan = images.plan_images(problem, HERE, Policy(threads=threads))
+    plan = images.propose(problem, HERE, Policy(threads=threads))
     assert isinstance(plan, Plan), plan
     return plan
 

@@ -8,9 +8,11 @@ import pickle
 
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 from hubel.engine import Invocation, Policy, Refusal, choose, kernel_text, prepare
 from hubel.engine.algorithms import ALGORITHMS
+from hubel.engine.algorithms.geometry import one_image
 from hubel.engine.invoke import laid_out
 from hubel.engine.machine import MACHINES, Machine
 from hubel.engine.plan import Estimate, Plan, Tile, error_unit, terms_of
@@ -148,13 +150,18 @@ def test_estimates_count_the_work(text: str, direction: Direction) -> None:
     assert estimate.bytes == spec.bytes()
     assert estimate.computed > 0
     assert estimate.computed >= 0.99 * estimate.flops
-    assert estimate.ms(1000.0, 1000.0) > 0
+    # No core does more than two vectors of multiply-adds a cycle.
+    assert estimate.cycles >= estimate.flops / (4 * HASWELL.lanes)
 
 
 def test_milliseconds_are_those_of_the_slower() -> None:
-    estimate = Estimate(flops=8_000_000, computed=10_000_000, bytes=4_000_000)
-    assert estimate.ms(gflops=100.0, gb_per_s=1e9) == pytest.approx(0.1)
-    assert estimate.ms(gflops=1e9, gb_per_s=10.0) == pytest.approx(0.4)
+    """Of 10⁶ cycles at 3.2 GHz, that is, 102.4 GFLOP/s of 8 lanes, and of bytes that no cache holds."""
+    plan = choose(LAYER, HASWELL, Policy())
+    small = dataclasses.replace(plan, estimate=Estimate(flops=1, computed=1, bytes=HASWELL.l3 // 2, cycles=1e6))
+    assert small.predicted_ms(gflops=102.4, gb_per_s=1e-9) == pytest.approx(0.3125)
+    large = dataclasses.replace(plan, estimate=Estimate(flops=1, computed=1, bytes=HASWELL.l3, cycles=1e6))
+    assert large.predicted_ms(gflops=102.4, gb_per_s=1e9) == pytest.approx(0.3125)
+    assert large.predicted_ms(gflops=102.4, gb_per_s=10.0) == pytest.approx(HASWELL.l3 / 1e7)
 
 
 def test_the_unit_of_error() -> None:
@@ -242,3 +249,15 @@ def test_kernels_as_text() -> None:
         assert text.startswith(f"; {plan.kernel_key}\n")
     with pytest.raises(UnknownNameError, match="asn"):
         kernel_text(plan, "asn")
+
+
+@given(problems(), st.sampled_from(["strict", "default"]), st.sampled_from(["haswell", "skylake-avx512"]))
+def test_the_order_of_summation_is_that_of_one_image_on_one_thread(problem: Problem, accuracy: str, name: str) -> None:
+    """So that an image has the same bits in every batch, on any number of threads."""
+    if problem.direction is Direction.WEIGHT_GRADIENT:
+        return
+    machine = Machine.named(name)
+    alone = choose(one_image(problem), machine, Policy(accuracy)).order  # type: ignore[arg-type]
+    for batch, threads in ((2, 1), (16, 2), (64, 8)):
+        batched = dataclasses.replace(problem, spec=dataclasses.replace(problem.spec, batch=batch))
+        assert choose(batched, machine, Policy(accuracy, threads=threads)).order == alone  # type: ignore[arg-type]

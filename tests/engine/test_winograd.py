@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from hubel.engine import Invocation, Policy
+from hubel.engine import Invocation, Policy, choose
 from hubel.engine.algorithms import winograd, winograd_tiling
+from hubel.engine.algorithms.geometry import one_image
 from hubel.engine.algorithms.winograd_transforms import Matrix, cook_toom, transforms
 from hubel.engine.machine import Machine
 from hubel.engine.plan import Plan, Refusal, error_unit, terms_of
@@ -170,7 +171,7 @@ def test_neither_threads_nor_batch_nor_layout_matter(outputs: int, text: str, di
     one = run(asked, first, w, bias)
     for threads in (2, 5, 16):
         assert same_bits(one, run(asked, first, w, bias, policy=Policy(threads=threads), team=2)), f"{threads} threads"
-    alone = replace(asked, spec=winograd_tiling.one_image(asked).spec)
+    alone = one_image(asked)
     for n in range(asked.spec.batch):
         assert same_bits(one[n : n + 1], run(alone, first[n : n + 1], w, bias)), f"image {n}"
     flipped = np.ascontiguousarray(first.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
@@ -203,13 +204,14 @@ def test_it_declines_with_a_reason() -> None:
         "stride 1 and dilation 1": (problem("n1c64o64i56x56k3x3s2p1"), Policy()),
         "in two dimensions": (problem("n1c64o64i56k3s1p1"), Policy()),
         "3×3 kernels": (problem("n1c64o64i56x56k5x5s1p2"), Policy()),
-        "times the cycles of direct convolution": (problem("n1c64o64i1x1k3x3s1p1"), Policy()),
+        "no outputs": (problem("n0c64o64i8x8k3x3s1p1"), Policy()),
     }
     for reason, (asked, policy) in cases.items():
         answer = winograd.propose(asked, machine, policy)
         assert isinstance(answer, Refusal) and reason in answer.reason
     dilated = winograd.propose(problem("n1c64o64i56x56k3x3s1p2d2"), machine, Policy())
     assert isinstance(dilated, Refusal)
+    assert choose(problem("n1c64o64i1x1k3x3s1p1"), machine, Policy()).algorithm == "direct", "one pixel: too small"
 
 
 @pytest.mark.parametrize("name", ["haswell", "skylake-avx512", "neoverse-n1"])

@@ -1,4 +1,9 @@
-"""Which algorithm does a problem: every one is asked, the cheapest Plan is kept, and every Refusal with it."""
+"""Which algorithm does a problem: every one is asked, the cheapest Plan is kept, and every Refusal with it.
+
+An image must get the same bits whatever else is in its batch and however many threads work on it. So the order of
+summation is decided first, for one image on one thread; then, among the plans that sum in this order, the one that is
+cheapest for the batch and the threads there are.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,7 @@ from functools import lru_cache
 from types import ModuleType
 
 from hubel.engine.algorithms import ALGORITHMS
+from hubel.engine.algorithms.geometry import one_image
 from hubel.engine.ir.storage import POINTERS
 from hubel.engine.machine import Machine
 from hubel.engine.plan import Plan, Refusal
@@ -19,9 +25,20 @@ STORED_ERRORS = {"float32": 0.0, "bfloat16": 2.0**-8, "float16": 2.0**-11}
 
 @lru_cache(maxsize=4096)
 def choose(problem: Problem, machine: Machine, policy: Policy) -> Plan:
-    """The plan with the least work for this problem on this machine.
+    """The plan that takes the fewest cycles for this problem on this machine, by estimate.
 
     Raises UnsupportedError if every algorithm declines (another dtype than float32), with all their reasons.
+    """
+    plans, refusals = candidates(problem, machine, policy)
+    best = plans[0]
+    others = tuple(Refusal(plan.algorithm, _why_not(plan, best)) for plan in plans[1:])
+    return best.with_refusals(refusals + others)
+
+
+def candidates(problem: Problem, machine: Machine, policy: Policy) -> tuple[list[Plan], tuple[Refusal, ...]]:
+    """All plans, the chosen one first, then those with its order of summation, cheapest first; and all refusals.
+
+    Raises UnsupportedError as `choose`.
     """
     if problem.dtype not in POINTERS:
         raise UnsupportedError(
@@ -37,13 +54,23 @@ def choose(problem: Problem, machine: Machine, policy: Policy) -> Plan:
     if not plans:
         reasons = "; ".join(f"{refusal.algorithm}: {refusal.reason}" for refusal in refusals)
         raise UnsupportedError(f"no algorithm does {problem}. {reasons}. torch's own kernel does it.")
-    best = min(plans, key=lambda plan: plan.cost)
-    declined = tuple(
-        Refusal(plan.algorithm, f"{plan.cost / best.cost:.2f} times the cost of {best.algorithm}")
-        for plan in plans
-        if plan is not best
-    )
-    return best.with_refusals(refusals + declined)
+    order = _order(problem, machine, policy)
+    return sorted(plans, key=lambda plan: (plan.order != order, plan.cost)), refusals
+
+
+def _order(problem: Problem, machine: Machine, policy: Policy) -> str:
+    """The order of summation. A weight gradient is a sum over the images, too: there the batch belongs to it."""
+    if problem.direction is not Direction.WEIGHT_GRADIENT:
+        problem = one_image(problem)
+    alone = replace(policy, threads=1)
+    answers = [_asked(algorithm, problem, machine, alone) for algorithm in ALGORITHMS.values()]
+    return min((answer for answer in answers if isinstance(answer, Plan)), key=lambda plan: plan.cost).order
+
+
+def _why_not(plan: Plan, best: Plan) -> str:
+    if plan.order == best.order:
+        return f"{plan.cost / best.cost:.2f} times the cost of {best.algorithm}"
+    return f"{best.algorithm} costs less for one image on one thread, and a batch has the same bits"
 
 
 def _asked(algorithm: ModuleType, problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusal:

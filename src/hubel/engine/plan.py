@@ -27,15 +27,14 @@ class Tile:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Work counted from the plan: `flops` that are useful, `computed` with the tiles' waste, `bytes` moved at least."""
+    """Work counted from the plan: `flops` that are useful, `computed` with the tiles' waste, `bytes` moved at least;
+    `cycles` until all threads of the policy are done, of a core that does two multiply-adds of a vector in each.
+    """
 
     flops: int
     computed: int
     bytes: int
-
-    def ms(self, gflops: float, gb_per_s: float) -> float:
-        """Predicted milliseconds on a machine with this FMA peak and this memory bandwidth: the slower of the two."""
-        return 1e3 * max(self.computed / (gflops * 1e9), self.bytes / (gb_per_s * 1e9))
+    cycles: float
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,8 @@ class Plan:
     partial sum is added to memory; with it the order of summation is fixed. box: outputs (z, y, x) a work item
     covers; row_tiles: tiles of output channels a work item covers. images: images that a work item of a weight
     gradient reads at a time; partial_sums: how many are added at its end. error_bound: ‖out − ref‖ ∕ ‖ref‖ on N(0,1)
-    data.
+    data. least_gain: how many times faster than another's its estimate must be before it is chosen. sums_like: the
+    algorithm whose order of summation it has, if another's: the two give the same bits.
     """
 
     problem: Problem
@@ -71,17 +71,31 @@ class Plan:
     reason: str
     images: int = 1
     partial_sums: int = 1
+    least_gain: float = 1.0
+    sums_like: str = ""
     refusals: tuple[Refusal, ...] = field(default=())
 
     def with_refusals(self, refusals: tuple[Refusal, ...]) -> Plan:
         return replace(self, refusals=refusals)
 
     @property
+    def order(self) -> str:
+        """The order of summation: plans of one problem that agree in it give the same bits."""
+        return self.sums_like or self.algorithm
+
+    @property
     def cost(self) -> float:
-        """What `choose` compares: floating-point operations with the tiles' waste, and memory traffic at 8 operations
-        a byte.
+        """What `choose` compares: cycles, and what the plan must gain."""
+        return self.estimate.cycles * self.least_gain
+
+    def predicted_ms(self, gflops: float, gb_per_s: float) -> float:
+        """Milliseconds on cores with this FMA peak each, beside a memory with this bandwidth: the slower of the two.
+
+        What fits into half of the last cache is taken to be there already.
         """
-        return self.estimate.computed + 8 * self.estimate.bytes
+        hertz = gflops * 1e9 / (4 * self.machine.lanes)
+        moved = self.estimate.bytes if self.estimate.bytes > self.machine.l3 / 2 else 0
+        return 1e3 * max(self.estimate.cycles / hertz, moved / (gb_per_s * 1e9))
 
     @property
     def kernel_key(self) -> str:

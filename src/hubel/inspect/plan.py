@@ -194,7 +194,7 @@ def _row(address: str, problem: Problem, machine: Machine, policy: Policy, speed
     if speed is None:
         return Row(address, problem, chosen, chosen.reason)
     gflops = speed.fma_gflops_1 if policy.threads == 1 else speed.fma_gflops_all
-    ms = chosen.estimate.ms(gflops, speed.dram_gb_s)
+    ms = chosen.predicted_ms(gflops / min(policy.threads, speed.threads), speed.dram_gb_s)
     limit = 1e3 * max(problem.spec.flops / (gflops * 1e9), problem.spec.bytes() / (speed.dram_gb_s * 1e9))
     return Row(address, problem, chosen, chosen.reason, ms, limit)
 

@@ -42,7 +42,7 @@ from hubel.engine.ir import module_text
 from hubel.engine.ir.stencil import Stencil, Tap, mask_words
 from hubel.engine.machine import Machine
 from hubel.engine.plan import Bound, Estimate, Plan, PlannedJob, Refusal, Tile
-from hubel.engine.spec import Direction, Policy, Problem
+from hubel.engine.spec import ConvSpec, Direction, Policy, Problem
 from hubel.engine.tables import Tables
 
 NAME = "depthwise"
@@ -55,6 +55,8 @@ PLANES = (7, 14)
 # Vectors side by side through which rows stream, where planes are so wide: wider ones are swept in tiles, along rows.
 STREAMS = 2
 CHUNKS = 16
+# For estimates: the share of the FMA peak that sweeping reaches, and cycles to begin a plane.
+REACHED, PLANE = 0.4, 60.0
 
 
 def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusal:
@@ -72,9 +74,15 @@ def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusa
         kernels=(kernel_name(problem, stencil, plane, machine),),
         channel_block=1, box=(1, -(-tiles // bands) * stencil.rows, x), row_tiles=1,
         # Lanes beyond the end of a row are not counted: others waste fewer of them, but load for every multiply-add.
-        estimate=Estimate(spec.flops, spec.flops, spec.bytes()),
+        estimate=Estimate(spec.flops, spec.flops, spec.bytes(), cycles(spec, machine) / policy.threads),
         error_bound=error_bound(problem), reason="one channel a group: planes are swept where they lie",
     )  # fmt: skip
+
+
+def cycles(spec: ConvSpec, machine: Machine) -> float:
+    """Cycles on one thread, about."""
+    planes = spec.batch * spec.in_channels
+    return spec.flops / (4 * machine.lanes * REACHED) + planes * PLANE
 
 
 def _declined(problem: Problem) -> str:

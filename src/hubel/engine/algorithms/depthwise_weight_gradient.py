@@ -29,6 +29,7 @@ from math import prod
 from hubel.engine.algorithms.depthwise import (
     PLANES,
     clear_rows,
+    cycles,
     inner_columns,
     mask_table,
     places_of,
@@ -93,7 +94,7 @@ def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusa
         ),
         channel_block=1, box=(1, min(tiles, held) * stencil.rows, width), row_tiles=1,
         images=images, partial_sums=shares,
-        estimate=Estimate(spec.flops, spec.flops, spec.bytes()),
+        estimate=Estimate(spec.flops, spec.flops, spec.bytes(), cycles(spec, machine) / policy.threads),
         error_bound=error_bound(problem),
         reason="one channel a group: all taps' sums in registers, planes swept where they lie",
     )  # fmt: skip

@@ -70,14 +70,9 @@ def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusa
         problem, machine, policy, NAME, best.tile,
         kernels=(kernel_name(problem, best.tile, machine_used), pack_name(problem, best.tile, machine_used)),
         channel_block=channel_block(part, machine), box=best.box, row_tiles=best.row_tiles,
-        estimate=Estimate(spec.flops, int(2 * best.computed * useful), problem.bytes()),
+        estimate=Estimate(spec.flops, int(2 * best.computed * useful), problem.bytes(), best.cycles * useful),
         error_bound=error_bound(problem), reason="any shape: windows in scratch, pixels in lanes",
     )  # fmt: skip
-
-
-def cycles(problem: Problem, machine: Machine, policy: Policy) -> float:
-    """Estimated cycles until a problem is done."""
-    return _cut(problem, machine, policy)[2].cycles
 
 
 def _cut(problem: Problem, machine: Machine, policy: Policy) -> tuple[Sum, Machine, Cut]:

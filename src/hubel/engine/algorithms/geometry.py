@@ -10,7 +10,7 @@ channels change places.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
 
@@ -40,6 +40,11 @@ class Sum:
     @property
     def tap_count(self) -> int:
         return prod(len(t) for t in self.taps)
+
+
+def one_image(problem: Problem) -> Problem:
+    """The problem without its batch."""
+    return replace(problem, spec=replace(problem.spec, batch=1))
 
 
 def three(sizes: tuple[int, ...], fill: int) -> tuple[int, int, int]:

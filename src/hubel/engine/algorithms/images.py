@@ -49,25 +49,7 @@ WORDS = (
 
 
 def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusal:
-    """A plan for maps so small that it takes fewer cycles than windows of pixels do."""
-    mine = plan_images(problem, machine, policy)
-    if isinstance(mine, Refusal):
-        return mine
-    (part,) = sums(problem)
-    cycles, others = _cycles(mine, part), direct.cycles(problem, machine, policy)
-    if cycles * LEAST_GAIN > others:
-        return Refusal(NAME, f"takes {cycles / others:.2f} times the cycles of direct convolution")
-    other = direct.propose(problem, machine, policy)
-    assert isinstance(other, Plan)
-    if mine.cost > other.cost:
-        return Refusal(NAME, f"has {mine.cost / other.cost:.2f} times the cost of direct convolution")
-    return mine
-
-
-def plan_images(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusal:
-    """The plan of a problem that has one, whether it pays or not: the cheapest whose maps and sums fit into the L2
-    cache.
-    """
+    """A plan for batches that fill a vector: the cheapest whose maps and sums fit into the L2 cache."""
     reason = _declined(problem, machine, policy)
     if reason:
         return Refusal(NAME, reason)
@@ -79,15 +61,16 @@ def plan_images(problem: Problem, machine: Machine, policy: Policy) -> Plan | Re
         problem, machine, policy, NAME, tile,
         kernels=(f"conv_f32_images_{tile}_{machine.isa}", pack_name(problem, tile, machine)),
         channel_block=channel_block(part, machine), box=part.outputs, row_tiles=tiles, images=tile.lanes,
-        estimate=Estimate(spec.flops, computed * prod(part.outputs), spec.bytes()),
-        error_bound=error_bound(problem), reason="small maps of many images: images in lanes",
+        estimate=Estimate(spec.flops, computed * prod(part.outputs), spec.bytes(), 0.0), least_gain=LEAST_GAIN,
+        error_bound=error_bound(problem), reason="small maps of many images: images in lanes", sums_like=direct.NAME,
     )  # fmt: skip
     # More shares of the output channels turn the maps more often.
     shared = [replace(whole, row_tiles=n) for n in sorted({-(-tiles // n) for n in (1, 2, 3, 4, 6, 8, 12, 16)})]
     fitting = [plan for plan in shared if 4 * sum(_layout(plan, part)[1:]) <= machine.l2]
     if not fitting:
         return Refusal(NAME, "its maps and sums do not fit into the L2 cache")
-    return min(fitting, key=lambda plan: _cycles(plan, part))
+    counted = [replace(p, estimate=replace(p.estimate, cycles=_cycles(p, part))) for p in fitting]
+    return min(counted, key=lambda plan: plan.cost)
 
 
 def _declined(problem: Problem, machine: Machine, policy: Policy) -> str:

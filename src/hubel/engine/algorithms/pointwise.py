@@ -79,7 +79,7 @@ def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusa
             pack_name(problem, tile, used),
         ),
         channel_block=block, box=(1, 1, best.piece), row_tiles=best.row_tiles,
-        estimate=Estimate(problem.spec.flops, 2 * computed, problem.bytes()),
+        estimate=Estimate(problem.spec.flops, 2 * computed, problem.bytes(), best.cycles),
         error_bound=error_bound(problem), reason="1×1: a matrix product over one long row of pixels",
     )  # fmt: skip
 

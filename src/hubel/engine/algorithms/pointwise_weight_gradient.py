@@ -27,7 +27,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 
-from hubel.engine.algorithms import weight_gradient
 from hubel.engine.algorithms.bias_gradient import bias_function, bias_job, bias_name
 from hubel.engine.algorithms.channel_lanes import ASKED, WIDTH, even_share, odd_lines, register_tile
 from hubel.engine.algorithms.geometry import flat_strides, flattened
@@ -68,17 +67,11 @@ class Shares:
 
 
 def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusal:
-    """A plan for 1×1 kernels with stride 1 and no padding, where it takes fewer cycles than dot products."""
+    """A plan for 1×1 kernels with stride 1 and no padding."""
     reason = _declined(problem)
     if reason:
         return Refusal(NAME, reason)
-    direct, mine = weight_gradient.plan_dots(problem, machine, policy), plan_products(problem, machine, policy)
-    gain = weight_gradient.cycles(direct) / _cycles(problem.spec, machine)
-    if gain < LEAST_GAIN:
-        return Refusal(NAME, f"takes {1 / gain:.2f} times the cycles of dot products")
-    if mine.cost > direct.cost:
-        return Refusal(NAME, f"has {mine.cost / direct.cost:.2f} times the cost of dot products")
-    return mine
+    return plan_products(problem, machine, policy)
 
 
 def _declined(problem: Problem) -> str:
@@ -95,7 +88,7 @@ def _declined(problem: Problem) -> str:
 
 
 def plan_products(problem: Problem, machine: Machine, policy: Policy) -> Plan:
-    """The plan of a problem that has one, whether it pays or not."""
+    """The plan of a problem that is not declined."""
     spec, how = problem.spec, shares(problem.spec, machine)
     lanes, tile, pixels = how.tile.lanes, how.tile, spec.batch * how.pixels
     rows, channels = -(-spec.out_channels // tile.rows) * tile.rows, -(-spec.in_channels // lanes) * lanes
@@ -105,7 +98,10 @@ def plan_products(problem: Problem, machine: Machine, policy: Policy) -> Plan:
         kernels=(name.format(""), name.format("add_parts_"), bias_name(machine)),
         channel_block=how.channels, box=(1, how.block, how.piece_pixels),
         row_tiles=-(-how.rows // tile.rows), partial_sums=how.parts,
-        estimate=Estimate(spec.flops, 2 * pixels * rows * channels, spec.bytes()),
+        estimate=Estimate(
+            spec.flops, 2 * pixels * rows * channels, spec.bytes(), _cycles(spec, machine) / policy.threads
+        ),
+        least_gain=LEAST_GAIN,
         error_bound=error_bound(problem), reason="outer products pixel by pixel, with channels as lanes",
     )  # fmt: skip
 

@@ -21,6 +21,7 @@ ten rows in L1. Channels are shared out so that dy and x of an item stay within 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from math import prod
 
@@ -78,18 +79,19 @@ def plan_dots(problem: Problem, machine: Machine, policy: Policy) -> Plan:
     places = spec.batch * prod(-(-o // b) for o, b in zip(part.outputs, box, strict=True)) * _length_of(window)
     waste *= places / max(1, spec.batch * prod(part.outputs))
     computed = int(problem.spec.flops * waste / max(1, channels * part.tap_count))
-    return Plan(
+    plan = Plan(
         problem, machine, policy, NAME, tile,
         kernels=(_name("dots", tile, machine), _name("reduce", tile, machine), bias_name(machine)),
         channel_block=channels, box=box, row_tiles=-(-rows // tile.rows), images=images, partial_sums=shares,
-        estimate=Estimate(problem.spec.flops, computed, problem.spec.bytes()),
+        estimate=Estimate(problem.spec.flops, computed, problem.spec.bytes(), 0.0),
         error_bound=error_bound(problem),
         reason="sums over pixels, lane by lane; shares of the images are added in a fixed order",
     )  # fmt: skip
+    return replace(plan, estimate=replace(plan.estimate, cycles=_cycles(plan)))
 
 
-def cycles(plan: Plan) -> float:
-    """Cycles on one thread, about."""
+def _cycles(plan: Plan) -> float:
+    """Cycles until all is done, about."""
     spec, tile = flattened(plan.problem), plan.tile
     part = sums(Problem(spec))[0]
     share = -(-spec.batch // plan.partial_sums)
@@ -98,7 +100,7 @@ def cycles(plan: Plan) -> float:
     tiles = spec.groups * -(-part.rows // tile.rows) * -(-part.channels * part.tap_count // tile.vectors)
     copied = part.channels * spec.groups * prod(spec.input_size) + spec.out_channels * prod(spec.output_size)
     products = plan.estimate.computed / (4 * tile.lanes * REACHED)
-    return products + runs * tiles * CALL + spec.batch * copied / tile.lanes * COPIED
+    return (products + runs * tiles * CALL + spec.batch * copied / tile.lanes * COPIED) / plan.policy.threads
 
 
 def _name(kind: str, tile: Tile, machine: Machine) -> str:

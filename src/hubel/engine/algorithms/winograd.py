@@ -29,7 +29,7 @@ from collections.abc import Callable
 
 from hubel.engine.algorithms.geometry import Sum, sums
 from hubel.engine.algorithms.winograd_kernels import MOST_TILES, PIECE, kernel_function, pack_function
-from hubel.engine.algorithms.winograd_tiling import Cut, cut, one_image, without
+from hubel.engine.algorithms.winograd_tiling import Cut, cut
 from hubel.engine.algorithms.winograd_transforms import TAPS, transforms
 from hubel.engine.ir import module_text
 from hubel.engine.machine import Machine
@@ -45,27 +45,13 @@ ERRORS = {2: 1.5, 4: 5.0}
 
 
 def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusal:
-    """A plan for 3×3 kernels with stride and dilation 1, where it takes fewer cycles than direct convolution.
-
-    Whether it does is asked of one image on one thread, so that the answer does not depend on the batch or the threads.
-    """
+    """A plan for 3×3 kernels with stride and dilation 1."""
     reason = _declined(problem, policy)
-    if reason:
-        return Refusal(NAME, reason)
-    alone = one_image(problem)
-    cycles, cost = without(alone, machine)
-    mine = cut(alone, machine, 1).cycles
-    if mine * LEAST_GAIN > cycles:
-        return Refusal(NAME, f"takes {mine / cycles:.2f} times the cycles of direct convolution")
-    # What `choose` compares must agree, or a larger batch could turn the choice.
-    mine = plan_tiles(alone, machine, Policy()).cost
-    if mine * LEAST_GAIN > cost:
-        return Refusal(NAME, f"has {mine / cost:.2f} times the cost of direct convolution")
-    return plan_tiles(problem, machine, policy)
+    return Refusal(NAME, reason) if reason else plan_tiles(problem, machine, policy)
 
 
 def plan_tiles(problem: Problem, machine: Machine, policy: Policy) -> Plan:
-    """The plan of a problem that has one, whether it pays or not."""
+    """The plan of a problem that is not declined."""
     best = cut(problem, machine, policy.threads)
     spec, t = problem.spec, transforms(best.outputs)
     weights = spec.parameters * t.size**2 // TAPS**2
@@ -74,8 +60,8 @@ def plan_tiles(problem: Problem, machine: Machine, policy: Policy) -> Plan:
         problem, machine, policy, NAME, best.tile,
         kernels=(_name("conv", best, machine), _name("pack", best, machine)),
         channel_block=best.block, box=(1, best.outputs, best.outputs), row_tiles=best.part_tiles,
-        estimate=Estimate(spec.flops, best.computed, spec.bytes() + 4 * (weights - spec.parameters)),
-        error_bound=ERRORS[best.outputs] * error_unit(terms_of(problem)),
+        estimate=Estimate(spec.flops, best.computed, spec.bytes() + 4 * (weights - spec.parameters), best.cycles),
+        least_gain=LEAST_GAIN, error_bound=ERRORS[best.outputs] * error_unit(terms_of(problem)),
         reason=f"F({size}, 3×3): {best.outputs**2 * TAPS**2 / t.size**2:.3g} times fewer multiplications",
     )  # fmt: skip
 
@@ -89,6 +75,8 @@ def _declined(problem: Problem, policy: Policy) -> str:
         return "strict allows direct algorithms only"
     if spec.ndim != 2 or spec.kernel_size != (TAPS, TAPS) or set(spec.stride) | set(spec.dilation) != {1}:
         return "does 3×3 kernels in two dimensions with stride 1 and dilation 1"
+    if 0 in (*spec.input_shape, *spec.output_shape):
+        return "there are no outputs"
     return ""
 
 

@@ -13,17 +13,16 @@ thread. Everything is chosen by counting cycles; the constants were measured on 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
-from hubel.engine.algorithms import direct, tiling
-from hubel.engine.algorithms.geometry import Sum, sums
+from hubel.engine.algorithms.geometry import Sum, one_image, sums
 from hubel.engine.algorithms.tiling import rows_that_fit, step_cycles
 from hubel.engine.algorithms.winograd_kernels import MOST_TILES
 from hubel.engine.algorithms.winograd_transforms import TAPS, transforms
 from hubel.engine.machine import Machine
 from hubel.engine.plan import Tile
-from hubel.engine.spec import ConvSpec, Problem
+from hubel.engine.spec import Problem
 
 OUTPUTS = (4, 2)
 LEAST_TILES = 32
@@ -64,22 +63,6 @@ def cut(problem: Problem, machine: Machine, threads: int) -> Cut:
     alone = one_image(problem)
     outputs = min(OUTPUTS, key=lambda m: _Counting(m, alone, machine).best(1).cycles)
     return _Counting(outputs, problem, machine).best(threads)
-
-
-@lru_cache(maxsize=4096)
-def without(alone: Problem, machine: Machine) -> tuple[float, float]:
-    """(cycles, cost) of direct convolution of one image on one thread."""
-    (part,) = sums(Problem(alone.spec, alone.direction))
-    block = direct.channel_block(part, machine)
-    found = tiling.cut(part, block, alone.spec.groups, machine, 1, straight=True)
-    return found.cycles, 2 * found.computed + 8 * alone.spec.bytes()
-
-
-def one_image(problem: Problem) -> Problem:
-    """The problem without its batch."""
-    s = problem.spec
-    size = s.input_size, s.kernel_size, s.stride, s.padding, s.dilation, s.groups
-    return replace(problem, spec=ConvSpec(1, s.in_channels, s.out_channels, *size))
 
 
 class _Counting:

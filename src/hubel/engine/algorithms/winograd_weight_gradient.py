@@ -28,7 +28,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from hubel.engine.algorithms import weight_gradient
 from hubel.engine.algorithms.bias_gradient import bias_function, bias_job, bias_name
 from hubel.engine.algorithms.channel_lanes import QUAD, WIDTH, even_share, odd_lines, register_tile
 from hubel.engine.algorithms.tiling import step_cycles
@@ -72,17 +71,11 @@ class Shares:
 
 
 def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusal:
-    """A plan for 3×3 kernels with stride and dilation 1, where it takes fewer cycles than dot products."""
+    """A plan for 3×3 kernels with stride and dilation 1."""
     reason = _declined(problem, policy)
     if reason:
         return Refusal(NAME, reason)
-    direct, mine = weight_gradient.plan_dots(problem, machine, policy), plan_tiles(problem, machine, policy)
-    gain = weight_gradient.cycles(direct) / _cycles(problem.spec, machine)
-    if gain < LEAST_GAIN:
-        return Refusal(NAME, f"takes {1 / gain:.2f} times the cycles of dot products")
-    if mine.cost > direct.cost:
-        return Refusal(NAME, f"has {mine.cost / direct.cost:.2f} times the cost of dot products")
-    return mine
+    return plan_tiles(problem, machine, policy)
 
 
 def _declined(problem: Problem, policy: Policy) -> str:
@@ -102,7 +95,7 @@ def _declined(problem: Problem, policy: Policy) -> str:
 
 
 def plan_tiles(problem: Problem, machine: Machine, policy: Policy) -> Plan:
-    """The plan of a problem that has one, whether it pays or not."""
+    """The plan of a problem that is not declined."""
     spec, how, t = problem.spec, shares(problem.spec, machine), transforms(OUTPUTS)
     lanes, tile = how.tile.lanes, how.tile
     tiles, points = how.pieces * how.piece_tiles, t.size**2
@@ -118,7 +111,8 @@ def plan_tiles(problem: Problem, machine: Machine, policy: Policy) -> Plan:
         kernels=(name.format(""), name.format("add_parts_"), bias_name(machine)),
         channel_block=how.channels, box=(1, how.block * OUTPUTS, how.piece_tiles * OUTPUTS),
         row_tiles=-(-how.rows // tile.rows), partial_sums=how.parts,
-        estimate=Estimate(spec.flops, computed, spec.bytes()),
+        estimate=Estimate(spec.flops, computed, spec.bytes(), _cycles(spec, machine) / policy.threads),
+        least_gain=LEAST_GAIN,
         error_bound=ERROR * error_unit(terms_of(problem)),
         reason=f"F({OUTPUTS}×{OUTPUTS}, 3×3) transposed: {less:.3g} times fewer multiplications",
     )  # fmt: skip
