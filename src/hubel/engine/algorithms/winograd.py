@@ -27,6 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from hubel.engine.algorithms.edges import ending_of, number
 from hubel.engine.algorithms.geometry import Sum, sums
 from hubel.engine.algorithms.winograd_kernels import MOST_TILES, PIECE, kernel_function, pack_function
 from hubel.engine.algorithms.winograd_tiling import Cut, cut
@@ -38,6 +39,7 @@ from hubel.engine.spec import Direction, Policy, Problem
 from hubel.engine.tables import Tables
 
 NAME = "winograd"
+ANY_EDGES = True
 # Where it is nearer than this, the counts of cycles cannot tell which is faster.
 LEAST_GAIN = 1.2
 # Bounds on the error in units of u, measured (tests/engine/test_winograd.py), by number of outputs.
@@ -58,9 +60,11 @@ def plan_tiles(problem: Problem, machine: Machine, policy: Policy) -> Plan:
     size = f"{best.outputs}×{best.outputs}"
     return Plan(
         problem, machine, policy, NAME, best.tile,
-        kernels=(_name("conv", best, machine), _name("pack", best, machine)),
+        kernels=(_name("conv", problem, best, machine), _name("pack", problem, best, machine)),
         channel_block=best.block, box=(1, best.outputs, best.outputs), row_tiles=best.part_tiles,
-        estimate=Estimate(spec.flops, best.computed, spec.bytes() + 4 * (weights - spec.parameters), best.cycles),
+        estimate=Estimate(
+            spec.flops, best.computed, problem.bytes() + 4 * (weights - spec.parameters), best.cycles
+        ),
         least_gain=LEAST_GAIN, error_bound=ERRORS[best.outputs] * error_unit(terms_of(problem)),
         reason=f"F({size}, 3×3): {best.outputs**2 * TAPS**2 / t.size**2:.3g} times fewer multiplications",
     )  # fmt: skip
@@ -80,19 +84,19 @@ def _declined(problem: Problem, policy: Policy) -> str:
     return ""
 
 
-def _name(kind: str, how: Cut, machine: Machine) -> str:
+def _name(kind: str, problem: Problem, how: Cut, machine: Machine) -> str:
     size = f"{how.outputs}x{how.outputs}"
-    tile = str(how.tile) if kind == "conv" else f"rows{how.tile.rows}"
-    return f"{kind}_f32_winograd_f{size}_3x3_{tile}_{machine.isa}"
+    tile, ending = (str(how.tile), ending_of(problem).name) if kind == "conv" else (f"rows{how.tile.rows}", "")
+    return f"{kind}_{number(problem)}_winograd_f{size}_3x3_{tile}_{machine.isa}{ending}"
 
 
 def emit(plan: Plan) -> dict[str, Callable[[], str]]:
     """The IR of each kernel of the plan, by name."""
     main, pack = plan.kernels
-    t, lanes = transforms(plan.box[1]), plan.tile.lanes
+    t, lanes, ending = transforms(plan.box[1]), plan.tile.lanes, ending_of(plan.problem)
     return {
-        main: lambda: module_text(kernel_function(t, plan.tile), lanes),
-        pack: lambda: module_text(pack_function(t, plan.tile.rows), lanes),
+        main: lambda: module_text(kernel_function(t, plan.tile, ending), lanes),
+        pack: lambda: module_text(pack_function(t, plan.tile.rows, ending.stored), lanes),
     }
 
 
@@ -104,7 +108,7 @@ def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...])
     how = cut(problem, plan.machine, plan.policy.threads)
     tables = Tables()
     source, target = (x, y) if forward else (y, x)
-    jobs, scratch, shared = _jobs(plan, part, how, source, target, tables.add([0]))
+    jobs, scratch, shared = _jobs(plan, part, how, source, target)
     t, tiles = transforms(how.outputs), -(-part.rows // how.tile.rows)
     by_row, by_channel = (w[0], w[1]) if forward else (w[1], w[0])
     by_group = w[0] * (part.rows if forward else part.channels)
@@ -127,7 +131,7 @@ def _in_order(part: Sum, axis: int) -> list[int]:
 
 
 def _jobs(
-    plan: Plan, part: Sum, how: Cut, source: tuple[int, ...], target: tuple[int, ...], zero: int
+    plan: Plan, part: Sum, how: Cut, source: tuple[int, ...], target: tuple[int, ...]
 ) -> tuple[tuple[PlannedJob, ...], int, int]:
     """(jobs, numbers of scratch of a thread, numbers of shared scratch)"""
     spec, t, tile, m = plan.problem.spec, transforms(how.outputs), how.tile, how.outputs
@@ -155,7 +159,7 @@ def _jobs(
             how.vectors, spec.batch * tiles_y * tiles_x, tiles_y, tiles_x,
             axes[0].size, axes[1].size, *outputs, axes[0].pad, axes[1].pad, *source, *target,
             _weights_step(part, how), int(how.shared), points * step if how.shared else 0, step, sums_step, pitch,
-            *places[:-1], zero,
+            *places[:-1],
         )  # fmt: skip
         items = spec.groups * how.blocks * channel_parts * row_parts if how.vectors else 0
         return PlannedJob(plan.kernels[0], items, words)

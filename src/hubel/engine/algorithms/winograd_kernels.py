@@ -14,9 +14,9 @@ from hubel.engine.algorithms.winograd_steps import (
 )
 from hubel.engine.algorithms.winograd_transforms import Transforms
 from hubel.engine.algorithms.words import job_words
-from hubel.engine.ir import F32, I64, PTR, Function, Value
+from hubel.engine.ir import F32, I64, PTR, Function, Pointer, Value
+from hubel.engine.ir.epilogue import PLAIN, Ending
 from hubel.engine.plan import Tile
-from hubel.engine.threads import RESERVED_WORDS
 
 # Tiles of a block at most; with it the pitch of gathered values is compiled in.
 MOST_TILES = 64
@@ -30,23 +30,21 @@ WORDS = (
     "weights_step", "shared", "transformed_block", "transformed_step", "sums_step", "pitch",
     "at_transformed", "at_values", "at_sums", "at_stage", "at_line", "at_pieces",
 )  # fmt: skip
-# The word behind them is the address of a zero, the bias where there is none.
-ZERO = RESERVED_WORDS + len(WORDS)
 # What is known of a piece of a row of tiles, in 64-bit words: where its inputs and outputs start, (x, y) of the first
 # input, the first tile's place in the block, and the rows and columns of outputs that exist.
 PIECE = ("input", "x", "y", "at", "output", "out_rows", "out_cols", "unused")
 
 
-def kernel_function(t: Transforms, tile: Tile) -> Function:
+def kernel_function(t: Transforms, tile: Tile, ending: Ending = PLAIN) -> Function:
     """The kernel: `kernel(args, begin, end, scratch)`."""
     f = Function("kernel", [("args", PTR), ("begin", I64), ("end", I64), ("scratch", PTR)])
     args, scratch = f.arg("args"), f.arg("scratch")
-    pointers = ("input", "weights", "bias", "output", "common")
-    source, weights, bias, target, common = (f.word(args, i, n, PTR) for i, n in enumerate(pointers))
+    source, weights = f.word(args, 0, "input", ending.stored), f.word(args, 1, "weights", PTR)
+    operands, target = ending.of_call(f, args), f.word(args, 3, "output", ending.stored)
+    common = f.word(args, 4, "common", PTR)
     a = job_words(f, WORDS)
-    find, prepare = _pieces_function(t, tile.lanes), _prepare_function(t, tile.lanes)
-    multiply, finish = _multiply_function(t, tile), _finish_function(t, tile)
-    has_bias, zero = f.compare("ne", bias, Value(f, PTR, "null")), f.word(args, ZERO, "zero", PTR)
+    find, prepare = _pieces_function(t, tile.lanes), _prepare_function(t, tile.lanes, ending.stored)
+    multiply, finish = _multiply_function(t, tile), _finish_function(t, tile, ending)
     pieces, sums_at = scratch + a["at_pieces"], scratch + a["at_sums"]
     home = f.select(a["shared"].equals(1), common, scratch + a["at_transformed"], "home")
     with f.loop("item", f.arg("begin"), f.arg("end")) as item:
@@ -72,10 +70,8 @@ def kernel_function(t: Transforms, tile: Tile) -> Function:
                 first_row = sub.index * tile.rows
                 rows = f.minimum(tiles * tile.rows, a["rows"] - first_row)
                 row = group * a["rows"] + first_row
-                row_bias = f.select(has_bias, bias + row, zero, "row_bias")
-                out = target + row * a["out_c"]
-                bias_step = f.select(has_bias, 1, 0)
-                f.call(finish, args, sums_at, scratch + a["at_stage"], out, row_bias, pieces, bias_step, vectors, rows)
+                out, of_row = target + row * a["out_c"], operands.further(row).arguments
+                f.call(finish, args, sums_at, scratch + a["at_stage"], out, *of_row, pieces, vectors, rows)
     f.ret()
     return f
 
@@ -123,14 +119,14 @@ def _each_piece(f: Function, table: Value) -> tuple[Value, Callable[[Value], dic
     return f.load(table, I64, "pieces"), piece
 
 
-def _prepare_function(t: Transforms, lanes: int) -> Function:
+def _prepare_function(t: Transforms, lanes: int, stored: Pointer) -> Function:
     """prepare(args, source, scratch, transformed, pieces, vectors, begin, end): Bᵀ d B of channels begin ≤ c < end."""
-    pointers = [(n, PTR) for n in ("args", "source", "scratch", "transformed", "pieces")]
+    pointers = [("args", PTR), ("source", stored), *((n, PTR) for n in ("scratch", "transformed", "pieces"))]
     f = Function("prepare", [*pointers, *((n, I64) for n in ("vectors", "begin", "end"))], private=True)
     names = ("in_c", "in_y", "in_x", "size_y", "size_x", "at_values", "at_line", "pitch", "transformed_step")
     a = job_words(f, WORDS, *names)
     pitch = MOST_TILES + lanes
-    gather, transform = gather_function(t, lanes, pitch), transform_function(t, lanes, pitch)
+    gather, transform = gather_function(t, lanes, pitch, stored), transform_function(t, lanes, pitch)
     values, line = f.arg("scratch") + a["at_values"], f.arg("scratch") + a["at_line"]
     count, piece_at = _each_piece(f, f.arg("pieces"))
     with f.loop("c", f.arg("begin"), f.arg("end")) as c:
@@ -182,12 +178,13 @@ def _multiply_function(t: Transforms, tile: Tile) -> Function:
     return f
 
 
-def _finish_function(t: Transforms, tile: Tile) -> Function:
-    """finish_rows(args, sums, stage, out, bias, pieces, vectors, rows): the outputs of some output channels."""
-    pointers = [(n, PTR) for n in ("args", "sums", "stage", "out", "bias", "pieces")]
-    f = Function("finish_rows", [*pointers, *((n, I64) for n in ("bias_step", "vectors", "rows"))], private=True)
+def _finish_function(t: Transforms, tile: Tile, ending: Ending) -> Function:
+    """finish_rows(args, sums, stage, out, operands, pieces, vectors, rows): the outputs of some output channels."""
+    pointers = [("args", PTR), ("sums", PTR), ("stage", PTR), ("out", ending.stored), *ending.parameters]
+    numbers = [("vectors", I64), ("rows", I64)]
+    f = Function("finish_rows", [*pointers, ("pieces", PTR), *numbers], private=True)
     a = job_words(f, WORDS, "sums_step", "pitch", "out_c", "out_y", "out_x")
-    finish, put = finish_function(t, tile.lanes), put_function(tile.lanes)
+    finish, put, operands = finish_function(t, tile.lanes), put_function(tile.lanes, ending), ending.given(f)
     stage, stage_pitch = f.arg("stage"), a["pitch"] * t.outputs
     count, piece_at = _each_piece(f, f.arg("pieces"))
     with f.loop("row", 0, f.arg("rows")) as row:
@@ -195,13 +192,12 @@ def _finish_function(t: Transforms, tile: Tile) -> Function:
         with f.loop("v", 0, f.arg("vectors")) as v:
             at = v.index * tile.lanes
             f.call(finish, sums_at + at, a["sums_step"], stage + at * t.outputs, stage_pitch)
-        bias = f.load(f.arg("bias") + row.index * f.arg("bias_step"), F32, "bias")
-        out = f.arg("out") + row.index * a["out_c"]
+        out, of_row = f.arg("out") + row.index * a["out_c"], operands.further(row.index).arguments
         with f.loop("piece", 0, count) as p:
             piece = piece_at(p.index)
             f.call(
-                put, out + piece["output"], stage + piece["at"] * t.outputs, piece["out_rows"], piece["out_cols"],
-                a["out_y"], a["out_x"], stage_pitch, bias, a["out_c"],
+                put, out + piece["output"], stage + piece["at"] * t.outputs, *of_row,
+                piece["out_rows"], piece["out_cols"], a["out_y"], a["out_x"], stage_pitch, a["out_c"],
             )  # fmt: skip
     f.ret()
     return f
@@ -213,17 +209,17 @@ AT_ONCE = 8
 PACK_WORDS = ("taps_at", "rows", "channels", "tiles", "block", "blocks", "from_g", "from_m", "from_c", "weights_step")
 
 
-def pack_function(t: Transforms, rows: int) -> Function:
+def pack_function(t: Transforms, rows: int, stored: Pointer = PTR) -> Function:
     """Transformed weights as the register tile reads them: [group][ξ][block of channels][tile][c][row].
 
     One work item a tile and block of channels; rows beyond the last output channel are zeros.
     """
     f = Function("kernel", [("args", PTR), ("begin", I64), ("end", I64), ("scratch", PTR)])
     args, points = f.arg("args"), t.size * t.size
-    source, packed = f.word(args, 0, "weights", PTR), f.word(args, 1, "packed", PTR)
+    source, packed = f.word(args, 0, "weights", stored), f.word(args, 1, "packed", PTR)
     a = job_words(f, PACK_WORDS)
     at_once = {row: min(AT_ONCE, rows - row) for row in range(0, rows, AT_ONCE)}
-    filters = {width: filters_function(t, width) for width in sorted(set(at_once.values()))}
+    filters = {width: filters_function(t, width, stored) for width in sorted(set(at_once.values()))}
     step = a["weights_step"]
     with f.loop("item", f.arg("begin"), f.arg("end")) as item:
         number, rest = item.index % a["blocks"], item.index // a["blocks"]

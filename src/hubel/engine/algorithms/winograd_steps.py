@@ -15,25 +15,31 @@ from collections.abc import Callable
 from itertools import chain
 
 from hubel.engine.algorithms.winograd_transforms import Matrix, Transforms
+from hubel.engine.ir.epilogue import PLAIN, Ending
 from hubel.engine.ir.function import F32, I64, PTR, Function, Value, vector_of
 from hubel.engine.ir.linear import multiply, multiply_columns
 from hubel.engine.ir.masked import WideFunction
+from hubel.engine.ir.rows import copy_row
+from hubel.engine.ir.storage import Pointer
 
 
-def gather_function(t: Transforms, lanes: int, pitch: int) -> Function:
+def gather_function(t: Transforms, lanes: int, pitch: int, stored: Pointer = PTR) -> Function:
     """gather(values, source, x, y, sizes, strides, ahead, line): the inputs of up to lanes − 1 tiles of a row of tiles.
 
     `source` is where the first tile's first input lies or would lie, (x, y) its place in the image of the given size;
     what lies outside is zero. values[(i·n + j)·pitch + tile]; a vector is written for each (i, j), so later tiles
-    must be gathered later. `line`: scratch of m + 1 vectors, for rows that are not contiguous. What lies `ahead` of
-    each row is asked for.
+    must be gathered later. `line`: scratch of m + 1 vectors, for rows that are not contiguous, or whose numbers can be
+    loaded under no mask. What lies `ahead` of each row is asked for.
     """
     numbers = [(n, I64) for n in ("x", "y", "size_x", "size_y", "stride_x", "stride_y", "ahead")]
-    f = WideFunction("gather", [("values", PTR), ("source", PTR), *numbers, ("line", PTR)], private=True)
+    f = WideFunction("gather", [("values", PTR), ("source", stored), *numbers, ("line", PTR)], private=True)
     m, n = t.outputs, t.size
     masks = [f.within(f.arg("x") + k * lanes, f.arg("size_x"), lanes) for k in range(m)]
     next_tile = [*range(1, lanes), -1]
     strided = f.compare("ne", f.arg("stride_x"), 1)
+    # Only AVX-512 loads numbers of 16 bits under a mask: elsewhere they become float32 first.
+    widening = stored is not PTR and lanes < 16
+    line = f.arg("line") if widening else f.arg("line").seen_as(stored)
     with f.loop("i", 0, n) as i:
         y = f.arg("y") + i.index
         inside = (y >= 0) & (y < f.arg("size_y"))
@@ -42,11 +48,16 @@ def gather_function(t: Transforms, lanes: int, pitch: int) -> Function:
         with f.when(inside & strided, "strided"):
             first, last = f.maximum(0 - f.arg("x"), 0), f.minimum(f.arg("size_x") - f.arg("x"), m * lanes)
             with f.loop("col", first, last) as col:
-                f.store(f.load(row + col.index * f.arg("stride_x"), F32), f.arg("line") + col.index)
-        row = f.select(strided, f.arg("line"), row, "row")
+                f.copy(row + col.index * f.arg("stride_x"), line + col.index)
+        if widening:
+            with f.when(inside & f.negate(strided), "widened"):
+                first, last = f.maximum(0 - f.arg("x"), 0), f.minimum(f.arg("size_x") - f.arg("x"), m * lanes)
+                copy_row(f, line + first, row + first, last - first, lanes)
+        ahead = row + f.arg("ahead")
+        row = line if widening else f.select(strided, line, row, "row")
         with f.when(inside, "inside"):
             for k in range(m):
-                f.prefetch(row + f.arg("ahead") + k * lanes)
+                f.prefetch((ahead if widening else row + f.arg("ahead")) + k * lanes)
             phases = deinterleave(f, [f.load_masked(row + k * lanes, mask) for k, mask in enumerate(masks)])
             for j, phase in enumerate(phases):
                 f.store(phase, values + j * pitch)
@@ -174,17 +185,20 @@ def finish_function(t: Transforms, lanes: int) -> Function:
     return f
 
 
-def put_function(lanes: int) -> Function:
-    """put(target, source, rows, cols, strides, pitch, bias, ahead): outputs leave the stage, the bias added.
+def put_function(lanes: int, ending: Ending = PLAIN) -> Function:
+    """put(target, source, operands, rows, cols, strides, pitch, ahead): outputs of one channel leave the stage.
+
+    They are finished on their way: operands are those of `ending`.
 
     What lies `ahead` of each row is asked for, to be written later.
     """
-    numbers = [(n, I64) for n in ("rows", "cols", "stride_y", "stride_x", "pitch")]
-    f = Function("put", [("target", PTR), ("source", PTR), *numbers, ("bias", F32), ("ahead", I64)], private=True)
+    numbers = [(n, I64) for n in ("rows", "cols", "stride_y", "stride_x", "pitch", "ahead")]
+    parameters = [("target", ending.stored), ("source", PTR), *ending.parameters, *numbers]
+    f = Function("put", parameters, private=True)
     cols, plain = f.arg("cols"), f.arg("stride_x").equals(1)
+    finish = ending.given(f).load([width for width in (1, 4, 8, 16) if width <= lanes])
 
     def rows(condition: Value, name: str, width: int, write: Callable[[Callable[[Value | int], None]], None]) -> None:
-        bias = f.arg("bias") if width == 1 else f.splat(f.arg("bias"), width, "bias")
         type_ = F32 if width == 1 else vector_of(width)
         with f.when(condition, name), f.loop(f"{name}_row", 0, f.arg("rows"), at_least_once=True) as i:
             target = f.arg("target") + i.index * f.arg("stride_y")
@@ -193,7 +207,7 @@ def put_function(lanes: int) -> Function:
             def move(at: Value | int) -> None:
                 place = target + (at if width > 1 else at * f.arg("stride_x"))
                 f.prefetch(place + f.arg("ahead"), write=True)
-                f.store(f.load(source + at, type_) + bias, place)
+                f.store(finish(f.load(source + at, type_), place), place)
 
             write(move)
 
@@ -227,14 +241,14 @@ def put_function(lanes: int) -> Function:
 AHEAD = 128
 
 
-def filters_function(t: Transforms, width: int) -> Function:
+def filters_function(t: Transforms, width: int, stored: Pointer = PTR) -> Function:
     """filters(weights, taps, by_row, first, rows, target, step): G g Gᵀ of `width` filters, in float64, rounded once.
 
     Filter r is that of row first + r, at weights[row·by_row], or zero if there is no such row; `taps` points to the
     offsets of its elements. Element ξ of filter r goes to target[ξ·step + r].
     """
     numbers = [(n, I64) for n in ("by_row", "first", "rows")]
-    parameters = [("weights", PTR), ("taps", PTR), *numbers, ("target", PTR), ("step", I64)]
+    parameters = [("weights", stored), ("taps", PTR), *numbers, ("target", PTR), ("step", I64)]
     f = WideFunction(f"filters_{width}", parameters, private=True)
     zero = f.constant(0.0, F32)
     places = [f.arg("first") + r for r in range(width)]

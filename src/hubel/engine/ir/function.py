@@ -309,6 +309,15 @@ class Function:
         align = 8 if value.type in (I64, PTR) else 4
         self.lines.append(f"  store {value.type} {value.text}, ptr {pointer.text}, align {align}")
 
+    def copy(self, source: Value, target: Value) -> None:
+        """Copy one number, just as it is where both places store alike."""
+        kind = stored_as(source)
+        if kind is stored_as(target):
+            number = self._emit(kind.number, f"load {kind.number}, ptr {source.text}, align {kind.bytes}", "x")
+            self.lines.append(f"  store {kind.number} {number.text}, ptr {target.text}, align {kind.bytes}")
+        else:
+            self.store(self.load(source, F32), target)
+
     def word(self, block: Value, index: int, name: str, type_: str = I64) -> Value:
         """Word `index` of an argument block: sizes, strides and addresses, 8 bytes each."""
         return self.load(self.offset(block, index, I64, f"{name}.at"), type_, name)

@@ -51,7 +51,7 @@ def zero_row(f: Function, target: Value, count: Value, lanes: int) -> None:
 def gather_row(f: Function, target: Value, source: Value, count: Value, stride: Value) -> None:
     """target[i] = source[i·stride] for i < count."""
     with f.loop("pick", 0, count) as col:
-        f.store(f.load(source + col.index * stride, F32), target + col.index)
+        f.copy(source + col.index * stride, target + col.index)
 
 
 def scatter_row(f: Function, target: Value, source: Value, count: Value, stride: Value, change: Change) -> None:
