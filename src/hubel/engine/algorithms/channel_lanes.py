@@ -13,6 +13,7 @@ from hubel.engine.algorithms.tiling import rows_that_fit, step_cycles
 from hubel.engine.ir import F32, I64, PTR, Function, Value, vector_of
 from hubel.engine.ir.opaque import OpaqueFunction
 from hubel.engine.ir.rows import zero_row
+from hubel.engine.ir.storage import Pointer
 from hubel.engine.machine import Machine
 from hubel.engine.plan import Tile
 
@@ -49,15 +50,16 @@ def whole_vectors(f: Function, count: Value, lanes: int) -> Value:
     return (count + (lanes - 1)) // lanes
 
 
-def region_function(lanes: int, fill: Function | None = None) -> Function:
+def region_function(lanes: int, fill: Function | None = None, stored: Pointer = PTR) -> Function:
     """region(target, source, channels, y, x, rows, cols, sizes, strides, pitch, ahead): a part of an image, as `fill`
     does it with pixels `lanes` apart.
 
     `source` is the first channel's pixel (0, 0); (y, x) is the place in the image of the region's first pixel, which
-    may lie outside, where there are zeros. fill: the function of a module that calls it elsewhere, too.
+    may lie outside, where there are zeros. fill: the function of a module that calls it elsewhere, too. stored: what
+    lies at `source`.
     """
     numbers = ("channels", "y", "x", "rows", "cols", "size_y", "size_x", "stride_c", "stride_y", "stride_x", "pitch")
-    parameters = [("target", PTR), ("source", PTR), *((n, I64) for n in (*numbers, "ahead"))]
+    parameters = [("target", PTR), ("source", stored), *((n, I64) for n in (*numbers, "ahead"))]
     f = Function("region", parameters, private=True)
     rows, cols, pitch = f.arg("rows"), f.arg("cols"), f.arg("pitch")
     (top, bottom), (left, right) = (
@@ -74,7 +76,7 @@ def region_function(lanes: int, fill: Function | None = None) -> Function:
         zero_row(f, target + right * lanes, (cols - right) * lanes, lanes)
     strides = (f.arg(f"stride_{axis}") for axis in "cyx")
     size = f.arg("channels"), bottom - top, right - left
-    fill = fill or fill_function(lanes)
+    fill = fill or fill_function(lanes, stored)
     f.call(fill, inside + left * lanes, source, *size, *strides, pitch, lanes, f.arg("ahead"))
     f.ret()
     return f
@@ -86,7 +88,7 @@ def _inside(f: Function, first: Value, size: Value, count: Value) -> tuple[Value
     return begin, f.maximum(f.minimum(size - first, count), begin)
 
 
-def fill_function(lanes: int) -> Function:
+def fill_function(lanes: int, stored: Pointer = PTR) -> Function:
     """fill(target, source, channels, rows, cols, strides, pitch, apart, ahead): target[row·pitch + col·apart + c] =
     source[row·stride_y + col·stride_x + c·stride_c].
 
@@ -94,14 +96,15 @@ def fill_function(lanes: int) -> Function:
     asked for.
     """
     numbers = ("channels", "rows", "cols", "stride_c", "stride_y", "stride_x", "pitch", "apart", "ahead")
-    f = Function("fill", [("target", PTR), ("source", PTR), *((n, I64) for n in numbers)], private=True)
+    parameters = [("target", PTR), ("source", stored), *((n, I64) for n in numbers)]
+    f = Function(_name("fill", stored), parameters, private=True)
     rows, cols, apart, vector = f.arg("rows"), f.arg("cols"), f.arg("apart"), vector_of(lanes)
     whole = f.arg("channels") >= lanes
     turned = whole & f.arg("stride_x").equals(1) & (cols >= QUAD) & (rows > 0)
     copied = whole & f.arg("stride_c").equals(1) & f.negate(turned)
     with f.when(turned, "turned"):
         strides = f.arg("stride_c"), f.arg("stride_y"), f.arg("pitch"), apart, f.arg("ahead")
-        f.call(turn_function(lanes), f.arg("target"), f.arg("source"), rows, cols, *strides)
+        f.call(turn_function(lanes, stored), f.arg("target"), f.arg("source"), rows, cols, *strides)
     with f.when(copied, "copied"), f.loop("y", 0, rows) as y, f.loop("col", 0, cols) as col:
         place = f.arg("source") + y.index * f.arg("stride_y") + col.index * f.arg("stride_x")
         f.prefetch(place + f.arg("ahead"))
@@ -116,6 +119,11 @@ def fill_function(lanes: int) -> Function:
             f.store(pixel, target + one.index * apart + c.index)
     f.ret()
     return f
+
+
+def _name(name: str, stored: Pointer) -> str:
+    """A module may have one such function that reads a tensor, and one that reads float32."""
+    return name if stored is PTR else f"{name}_{stored.dtype}"
 
 
 def turn_back_function(lanes: int, fill: Function) -> Function:
@@ -139,7 +147,7 @@ def turn_back_function(lanes: int, fill: Function) -> Function:
     return f
 
 
-def turn_function(lanes: int) -> Function:
+def turn_function(lanes: int, stored: Pointer = PTR) -> Function:
     """turn(target, source, rows, cols, stride_c, stride_y, pitch, apart, ahead): target[row·pitch + col·apart + c] =
     source[c·stride_c + row·stride_y + col], at least a row and four columns.
 
@@ -147,7 +155,8 @@ def turn_function(lanes: int) -> Function:
     channel each, and the next four for those of the next channels.
     """
     numbers = ("rows", "cols", "stride_c", "stride_y", "pitch", "apart", "ahead")
-    f = OpaqueFunction("turn", [("target", PTR), ("source", PTR), *((n, I64) for n in numbers)], private=True)
+    parameters = [("target", PTR), ("source", stored), *((n, I64) for n in numbers)]
+    f = OpaqueFunction(_name("turn", stored), parameters, private=True)
     stride, apart = f.arg("stride_c"), f.arg("apart")
     steps = [stride * r for r in range(4)]
     quarters = [stride * quarter for quarter in range(0, lanes, 4)]

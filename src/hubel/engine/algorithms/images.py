@@ -23,10 +23,13 @@ from math import prod
 from hubel.engine.algorithms import direct
 from hubel.engine.algorithms.channel_lanes import fill_function, region_function, turn_back_function
 from hubel.engine.algorithms.direct import channel_block, pack_function, pack_name, packing_job, packing_key
+from hubel.engine.algorithms.edges import ending_of, number
 from hubel.engine.algorithms.geometry import Sum, flattened, one_run, sums
 from hubel.engine.algorithms.tiling import ITEM, SUM, TILE, error_bound, rows_that_fit, step_cycles
 from hubel.engine.algorithms.words import job_words
 from hubel.engine.ir import F32, I64, PTR, Function, Value, module_text
+from hubel.engine.ir.epilogue import PLAIN, Ending
+from hubel.engine.ir.rows import store_rows_function
 from hubel.engine.ir.tile import ADD, BIAS, outer_product_tile
 from hubel.engine.machine import Machine
 from hubel.engine.plan import Bound, Estimate, Plan, PlannedJob, Refusal, Tile
@@ -34,6 +37,7 @@ from hubel.engine.spec import Direction, Policy, Problem
 from hubel.engine.tables import Tables
 
 NAME = "images"
+ANY_EDGES = True
 # Cycles to turn a vector, to or from the lanes.
 TURN = 12.0
 # How many times fewer cycles than `direct` it must take by this count, which is the more hopeful of the two.
@@ -44,7 +48,7 @@ WORDS = (
     "offsets", "images", "groups", "channels", "rows", "taps", "block", "share_tiles", "shares", "tiles",
     "outputs_y", "outputs_x", "step_y", "step_x", "first_y", "first_x", "window_y", "window_x", "size_y", "size_x",
     "in_n", "in_g", "in_c", "in_y", "in_x", "out_n", "out_c", "out_x",
-    "pitch_c", "sums_from", "bias_from",
+    "pitch_c", "sums_from", "beside_from",
 )  # fmt: skip
 
 
@@ -59,9 +63,12 @@ def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusa
     computed = 2 * vectors * tile.lanes * spec.groups * tiles * tile.rows * part.channels * part.tap_count
     whole = Plan(
         problem, machine, policy, NAME, tile,
-        kernels=(f"conv_f32_images_{tile}_{machine.isa}", pack_name(problem, tile, machine)),
+        kernels=(
+            f"conv_{number(problem)}_images_{tile}_{machine.isa}{ending_of(problem).name}",
+            pack_name(problem, tile, machine),
+        ),
         channel_block=channel_block(part, machine), box=part.outputs, row_tiles=tiles, images=tile.lanes,
-        estimate=Estimate(spec.flops, computed * prod(part.outputs), spec.bytes(), 0.0), least_gain=LEAST_GAIN,
+        estimate=Estimate(spec.flops, computed * prod(part.outputs), problem.bytes(), 0.0), least_gain=LEAST_GAIN,
         error_bound=error_bound(problem), reason="small maps of many images: images in lanes", sums_like=direct.NAME,
     )  # fmt: skip
     # More shares of the output channels turn the maps more often.
@@ -130,40 +137,40 @@ def _window(part: Sum) -> tuple[int, int]:
 
 
 def _layout(plan: Plan, part: Sum) -> tuple[int, int, int, int]:
-    """(from a channel's map to the next, numbers of all maps, of the sums, of the bias)."""
+    """(from a channel's map to the next, numbers of all maps, of the sums, of what lies beside them: the bias, or the
+    outputs of one channel).
+    """
     rows = plan.row_tiles * plan.tile.rows
     pitch = prod(_window(part)) * plan.tile.lanes
     # Off multiples of 4 KiB, which all fall into one set of the L1 cache.
     pitch += plan.tile.lanes if pitch % 1024 == 0 else 0
-    return pitch, plan.channel_block * pitch, rows * prod(part.outputs) * plan.tile.lanes, -(-rows // 16) * 16
+    outputs = prod(part.outputs) * plan.tile.lanes
+    beside = -(-rows // 16) * 16 if ending_of(plan.problem).plain else outputs
+    return pitch, plan.channel_block * pitch, rows * outputs, beside
 
 
 def emit(plan: Plan) -> dict[str, Callable[[], str]]:
     """The IR of each kernel of the plan, by name."""
     main, pack = plan.kernels
-    lanes = plan.tile.lanes
+    lanes, ending = plan.tile.lanes, ending_of(plan.problem)
     return {
-        main: lambda: module_text(convolution_function(plan.tile), lanes),
-        pack: lambda: module_text(pack_function(plan.tile.rows), lanes),
+        main: lambda: module_text(convolution_function(plan.tile, ending), lanes),
+        pack: lambda: module_text(pack_function(plan.tile.rows, ending.stored), lanes),
     }
 
 
-def convolution_function(tile: Tile) -> Function:
+def convolution_function(tile: Tile, ending: Ending = PLAIN) -> Function:
     """The kernel: `kernel(args, begin, end, scratch)`."""
     f = Function("kernel", [("args", PTR), ("begin", I64), ("end", I64), ("scratch", PTR)])
     args, maps, lanes = f.arg("args"), f.arg("scratch"), tile.lanes
-    source, weights, bias, target = (
-        f.word(args, i, n, PTR) for i, n in enumerate(("input", "weights", "bias", "output"))
-    )
+    source, weights = f.word(args, 0, "input", ending.stored), f.word(args, 1, "weights", PTR)
+    operands, target = ending.of_call(f, args), f.word(args, 3, "output", ending.stored)
     a = job_words(f, WORDS)
     fill = fill_function(lanes)
-    region, compute, turn_back = (
-        region_function(lanes, fill),
-        _compute_function(tile),
-        turn_back_function(lanes, fill),
-    )
-    collect = _bias_function()
-    sums_at, bias_at = maps + a["sums_from"], maps + a["bias_from"]
+    region = region_function(lanes, fill if ending.stored is PTR else None, ending.stored)
+    compute, turn_back = _compute_function(tile), turn_back_function(lanes, fill)
+    collect, put = _bias_function(), store_rows_function(lanes, ending)
+    sums_at, beside = maps + a["sums_from"], maps + a["beside_from"]
     pixels = a["outputs_y"] * a["outputs_x"]
     with f.loop("item", f.arg("begin"), f.arg("end")) as item:
         rest, share = item.index // a["shares"], item.index % a["shares"]
@@ -173,7 +180,8 @@ def convolution_function(tile: Tile) -> Function:
         tiles = f.minimum(a["share_tiles"], a["tiles"] - first)
         rows = f.minimum(a["rows"] - first * tile.rows, tiles * tile.rows)
         row = group * a["rows"] + first * tile.rows
-        f.call(collect, bias_at, bias, row, rows, tiles * tile.rows)
+        if ending.plain:
+            f.call(collect, beside, *operands.arguments, row, rows, tiles * tile.rows)
         terms = a["channels"] * a["taps"]
         panel = weights + (group * a["tiles"] + first) * terms * tile.rows
         maps_from = source + image * a["in_n"] + group * a["in_g"]
@@ -186,12 +194,20 @@ def convolution_function(tile: Tile) -> Function:
                     a["in_n"], a["in_y"], a["in_x"], a["window_x"] * lanes, a["in_c"],
                 )  # fmt: skip
             last = c.index + block >= a["channels"]
-            mode = f.select(c.index > 0, ADD, 0) + f.select(last, BIAS, 0)
+            mode = f.select(c.index > 0, ADD, 0)
+            if ending.plain:
+                mode = mode + f.select(last, BIAS, 0)
             weights_at = panel + c.index * a["taps"] * tile.rows
-            f.call(compute, args, weights_at, maps, sums_at, bias_at, block * a["taps"], terms * tile.rows, tiles, mode)
+            f.call(compute, args, weights_at, maps, sums_at, beside, block * a["taps"], terms * tile.rows, tiles, mode)
         with f.loop("r", 0, rows) as r:
             out = target + image * a["out_n"] + (row + r.index) * a["out_c"]
-            f.call(turn_back, out, sums_at + r.index * pixels * lanes, pixels, images, a["out_n"], a["out_x"])
+            sums_of = sums_at + r.index * pixels * lanes
+            if ending.plain:
+                f.call(turn_back, out, sums_of, pixels, images, a["out_n"], a["out_x"])
+            else:
+                f.call(turn_back, beside, sums_of, pixels, images, pixels, 1)
+                of_row = operands.further(row + r.index).arguments
+                f.call(put, out, beside, *of_row, images, a["out_n"], pixels, pixels, a["out_x"])
     f.ret()
     return f
 
