@@ -44,7 +44,7 @@ class Invocation:
 
     def pack(self, weight: int, packed: int, threads: int = 1) -> None:
         """Write the packed form of the weights at address `weight` to address `packed`."""
-        launch(self._packing.address, weight, packed, 0, 0, threads, 0, 0, self._flush)
+        launch(self._packing.address, weight, packed, 0, 0, threads, 0, self._scratch, self._flush)
 
     def __call__(self, p0: int, p1: int, p2: int, p3: int, threads: int = 1) -> None:
         """Run on base addresses.
