@@ -36,6 +36,7 @@ LARGE = [
     "n3c5o4i1030k1s1p0",
     "n2c9o7i40x41k5x5s3p2d2",
     "n20c4o6i7x7k3x3s1p1",
+    "n2c5o5i30x33k13x11s1p6x5g5",
 ]
 
 

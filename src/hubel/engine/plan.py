@@ -118,8 +118,8 @@ class Bound:
     """A plan bound to the strides of its tensors: jobs that lack only base pointers.
 
     jobs run in order with a barrier between them; packing prepares the weights. scratch: float32 numbers for each
-    thread, in jobs and in packing; shared: for all threads together, packed: for the packed weights, whose layout `packing_key` names.
-    `tables` are kept alive with the jobs, which hold their addresses.
+    thread, in jobs and in packing, shared: for all threads together, packed: for the packed weights, whose layout
+    `packing_key` names. `tables` are kept alive with the jobs, which hold their addresses.
     """
 
     jobs: tuple[PlannedJob, ...]

@@ -1,4 +1,4 @@
-"""Convolution with large kernels by Fourier transforms along columns, forward and input gradient.
+"""Large kernels by Fourier transforms along columns: forward and input gradient.
 
 A transform along one axis alone turns a sum over a kernel's rows and columns into sums over its columns, one at each
 frequency: k·k multiply-adds an output become about 4·k, and nothing has to be transposed, because lanes are columns in
@@ -28,6 +28,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise, product
 
 from hubel.engine.algorithms.fft_kernels import (
     BAND,
@@ -46,10 +47,11 @@ from hubel.engine.spec import Direction, Policy, Problem
 from hubel.engine.tables import Tables
 
 NAME = "fft"
-# Rows of the smallest kernel for which transforms pay.
-LEAST_ROWS = 7
+# Elements of the smallest kernel for which transforms pay, and its rows: of layers with one channel a group, which have
+# few kernels beside these, and of others, whose sizes share one length with several kernels of direct convolution.
+LEAST_TAPS, LEAST_ROWS, LEAST_DENSE_ROWS = 50, 7, 11
 # Heights of planes that have lengths of their own.
-HEIGHTS = (14, 28, 56)
+HEIGHTS, DENSE_HEIGHTS = (14, 28, 56), (56,)
 # Work items wanted, so that every thread finds some.
 ITEMS = 16
 ERROR = 2.0
@@ -107,16 +109,16 @@ def bands(axis: Axis, length: int) -> list[tuple[int, int]]:
     """(first output, outputs) of each band, as few of them as can be, all about as high."""
     for count in range(1, axis.outputs + 1):
         edges = [axis.outputs * i // count for i in range(count + 1)]
-        if all(fits(axis, length, a, b) for a, b in zip(edges, edges[1:], strict=False)):
-            return [(a, b - a) for a, b in zip(edges, edges[1:], strict=False)]
+        if all(fits(axis, length, a, b) for a, b in pairwise(edges)):
+            return [(a, b - a) for a, b in pairwise(edges)]
     raise AssertionError(f"a transform of {length} rows is shorter than the kernel")
 
 
 @lru_cache(maxsize=256)
-def lengths(kernel: int, pad: int) -> tuple[int, ...]:
+def lengths(kernel: int, pad: int, heights: tuple[int, ...]) -> tuple[int, ...]:
     """The transforms that a layer's sizes share."""
     found = set()
-    for size in HEIGHTS:
+    for size in heights:
         outputs = size + 2 * pad - kernel + 1
         if outputs > 0:
             axis = Axis(size, outputs, kernel, pad)
@@ -143,7 +145,7 @@ def cut(problem: Problem, machine: Machine) -> Cut | None:
     if problem.direction is Direction.INPUT_GRADIENT:
         read, written = written, read
     found = []
-    for length in lengths(y.kernel, y.pad):
+    for length in lengths(y.kernel, y.pad, HEIGHTS if _one_channel(problem) else DENSE_HEIGHTS):
         if length < y.taps:
             continue
         pieces = bands(y, length)
@@ -154,7 +156,7 @@ def cut(problem: Problem, machine: Machine) -> Cut | None:
         pairs = read * written // spec.groups * length / 2
         products = pairs * (x.taps * _tap_cycles(vectors_out, machine) + FREQUENCY)
         tables = (read + written) * length * ROW
-        cycles = len(pieces) * (columns / 1.6 + products + tables)
+        cycles = len(pieces) * (columns / 1.3 + 1.1 * products + tables)
         flops = columns * lanes + pairs * x.taps * vectors_out * 8 * lanes
         found.append(Cut(length, tuple(pieces), cycles, int(spec.batch * len(pieces) * flops)))
     return min(found, key=lambda each: each.cycles) if found else None
@@ -179,16 +181,15 @@ def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusa
     if best is None:
         return Refusal(NAME, f"transforms are up to {max(FIRST)} rows long, kernels must be shorter")
     spec = problem.spec
-    shape = shape_of(best.length, machine)
+    shape, high = shape_of(best.length, machine), max(rows for _, rows in best.bands)
     return Plan(
         problem, machine, policy, NAME, Tile(1, shape.tiles[0], machine.lanes),
         kernels=(_name("conv", shape, machine), _name("pack", shape, machine)),
-        channel_block=spec.in_channels // spec.groups, box=(1, max(n for _, n in best.bands), axes_of(problem)[1].outputs),
-        row_tiles=1,
-        estimate=Estimate(spec.flops, best.computed, spec.bytes()),
+        channel_block=spec.in_channels // spec.groups, box=(1, high, axes_of(problem)[1].outputs), row_tiles=1,
+        estimate=Estimate(spec.flops, best.computed, spec.bytes(), spec.batch * best.cycles / policy.threads),
         error_bound=ERROR * error_unit(terms_of(problem)),
-        reason=f"transforms of {best.length} rows: sums over the kernel's columns alone; an infinity spreads over "
-        f"{max(n for _, n in best.bands)} rows",
+        reason=f"transforms of {best.length} rows: sums over the kernel's columns alone; an infinity or NaN spreads "
+        f"over {high} rows",
     )  # fmt: skip
 
 
@@ -201,8 +202,9 @@ def _declined(problem: Problem, machine: Machine, policy: Policy) -> str:
         return "strict allows direct algorithms only"
     if spec.ndim != 2 or set(spec.stride) | set(spec.dilation) != {1}:
         return "does two dimensions with stride 1 and dilation 1"
-    if spec.kernel_size[0] < LEAST_ROWS:
-        return f"needs a kernel of {LEAST_ROWS} rows or more"
+    rows = LEAST_ROWS if _one_channel(problem) else LEAST_DENSE_ROWS
+    if spec.kernel_size[0] < rows or spec.taps < LEAST_TAPS:
+        return f"needs a kernel of {rows} rows and {LEAST_TAPS} elements or more"
     if any(p >= k for p, k in zip(spec.padding, spec.kernel_size, strict=True)):
         return "needs less padding than the kernel is large"
     y, x = axes_of(problem)
@@ -211,6 +213,11 @@ def _declined(problem: Problem, machine: Machine, policy: Policy) -> str:
     if machine.lanes < 16 and min(x.size, x.outputs) < machine.lanes:
         return f"needs rows of {machine.lanes} pixels or more"
     return ""
+
+
+def _one_channel(problem: Problem) -> bool:
+    spec = problem.spec
+    return spec.in_channels == spec.groups > 1
 
 
 def shape_of(length: int, machine: Machine) -> Shape:
@@ -341,10 +348,12 @@ def _packing(plan: Plan, w: tuple[int, ...], w_pitch: int, tables: Tables) -> tu
     axis_y, axis_x = axes_of(problem)
     outer, inner = spec.out_channels // spec.groups, spec.in_channels // spec.groups
     if problem.direction is Direction.FORWARD:
-        slices = [(g * outer + m) * w[0] + c * w[1] for g in range(spec.groups) for m in range(outer) for c in range(inner)]
+        pairs = product(range(spec.groups), range(outer), range(inner))
+        slices = [(g * outer + m) * w[0] + c * w[1] for g, m, c in pairs]
         ys, xs = range(axis_y.first, axis_y.last), range(axis_x.first, axis_x.last)
     else:
-        slices = [(g * outer + c) * w[0] + m * w[1] for g in range(spec.groups) for m in range(inner) for c in range(outer)]
+        pairs = product(range(spec.groups), range(inner), range(outer))
+        slices = [(g * outer + c) * w[0] + m * w[1] for g, m, c in pairs]
         # The kernel turned round.
         ys = [axis_y.kernel - 1 - t for t in range(axis_y.first, axis_y.last)]
         xs = [axis_x.kernel - 1 - t for t in range(axis_x.first, axis_x.last)]

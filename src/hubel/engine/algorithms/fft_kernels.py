@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hubel.engine.algorithms.words import Words, job_words
+from hubel.engine.algorithms.words import job_words
 from hubel.engine.ir import F32, I64, PTR, Function, Value, vector_of
 from hubel.engine.ir.fourier import Pass, backwards, forwards, passes
 from hubel.engine.ir.rows import gather_row, store_rows_function, zero_row
@@ -103,6 +103,7 @@ def _read_function(shape: Shape) -> Function:
     change = transform_function(shape.length, shape.lanes)
     ins, low = scratch + a["ins_at"], f.maximum(first, 0)
     copied = a["copy_in"].equals(1)
+    ahead = f.select(copied, 0, a["in_c"], "ahead")
     copy = scratch + a["in_at"] + (0 - low * a["width"])
     with f.loop("c", 0, a["channels"]) as c:
         plane = f.arg("image") + c.index * a["in_c"]
@@ -119,7 +120,7 @@ def _read_function(shape: Shape) -> Function:
         with f.loop("v", 0, a["vectors"]) as v:
             x = _column(f, v.index, a["width"], shape.lanes)
             to = c.index * a["spectrum_c"] + a["margin"] + x
-            f.call(change, ins, x, scratch + a["rows_at"], to, scratch + a["between_at"], a["width"] - x)
+            f.call(change, ins, x, scratch + a["rows_at"], to, scratch + a["between_at"], a["width"] - x, ahead)
     f.ret()
     return f
 
@@ -129,7 +130,7 @@ def _put_function(shape: Shape) -> Function:
     f = Function("put", [(n, PTR) for n in ("args", "scratch", "out", "band")], private=True)
     scratch, band = f.arg("scratch"), f.arg("band")
     a = job_words(
-        f, WORDS, "out_y", "out_x", "out_width", "copy_out", "out_pitch", "put_vectors",
+        f, WORDS, "out_c", "out_y", "out_x", "out_width", "copy_out", "out_pitch", "put_vectors",
         "between_at", "outs_at", "made_at", "out_at", "dump_at",
     )  # fmt: skip
     first, count = f.word(band, 0, "first"), f.word(band, 3, "count")
@@ -138,13 +139,14 @@ def _put_function(shape: Shape) -> Function:
     target = f.arg("out") + first * a["out_y"]
     base = f.select(copied, scratch + a["out_at"], target, "to")
     pitch = f.select(copied, a["out_pitch"], a["out_y"], "to_y")
-    outs = scratch + a["outs_at"]
+    outs, ahead = scratch + a["outs_at"], f.select(copied, 0, a["out_c"], "ahead")
     with f.loop("row", 0, shape.length) as row:
         at = f.select(row.index < count, base + row.index * pitch, scratch + a["dump_at"], "row_at")
         f.store(at, f.offset(outs, row.index, I64))
     with f.loop("v", 0, a["put_vectors"]) as v:
         x = _column(f, v.index, a["out_width"], shape.lanes)
-        f.call(change, scratch + a["made_at"], x, outs, x, scratch + a["between_at"], a["out_width"] - x)
+        between = scratch + a["between_at"]
+        f.call(change, scratch + a["made_at"], x, outs, x, between, a["out_width"] - x, ahead)
     with f.when(copied, "out"):
         no_bias = Value(f, PTR, "null")
         f.call(store, target, base, no_bias, count, a["out_y"], a["out_pitch"], a["out_width"], a["out_x"])
@@ -158,18 +160,20 @@ def _column(f: Function, v: Value, width: Value, lanes: int) -> Value:
 
 
 def transform_function(length: int, lanes: int) -> Function:
-    """transform(ins, x, outs, to, between, count): the transforms of `lanes` columns, the first of them x.
+    """transform(ins, x, outs, to, between, count, ahead): the transforms of `lanes` columns, the first of them x.
 
     ins, outs: tables of `length` rows. Results lie in rows as `ir.fourier.passes` says, from column `to` on. count:
-    columns that there are. between: scratch for one vector each row.
+    columns that there are. between: scratch for one vector each row. ahead: how far behind each row a line is asked
+    for; no processor foresees rows in this order.
     """
-    names = [("ins", PTR), ("x", I64), ("outs", PTR), ("to", I64), ("between", PTR), ("count", I64)]
+    names = [("ins", PTR), ("x", I64), ("outs", PTR), ("to", I64), ("between", PTR), ("count", I64), ("ahead", I64)]
     f = Function("transform", names, private=True)
     mask = f.lanes_below(f.arg("count"), lanes) if lanes == 16 else None
     one, two = passes(length)
 
     def read(at: int) -> Value:
         place = f.word(f.arg("ins"), at, f"row_{at}", PTR) + f.arg("x")
+        f.prefetch(place + f.arg("ahead"))
         if mask is None:
             return f.load(place, vector_of(lanes), f"x_{at}")
         return f.load_masked(place, mask, lanes, f"x_{at}")
@@ -186,12 +190,12 @@ def transform_function(length: int, lanes: int) -> Function:
 
 
 def restore_function(length: int, lanes: int) -> Function:
-    """restore(ins, x, outs, to, between, count): the opposite of `transform`, without the weights of frequencies.
+    """restore(ins, x, outs, to, between, count, ahead): the opposite of `transform`, frequencies not weighted.
 
     ins: a table of rows of transforms, read from column x on. outs: of the rows made, of which `count` columns from
     `to` on are written, where there are so few (AVX-512 alone; elsewhere all lanes are).
     """
-    names = [("ins", PTR), ("x", I64), ("outs", PTR), ("to", I64), ("between", PTR), ("count", I64)]
+    names = [("ins", PTR), ("x", I64), ("outs", PTR), ("to", I64), ("between", PTR), ("count", I64), ("ahead", I64)]
     f = Function("restore", names, private=True)
     mask = f.lanes_below(f.arg("count"), lanes) if lanes == 16 else None
     one, two = passes(length)
@@ -205,6 +209,7 @@ def restore_function(length: int, lanes: int) -> Function:
         values = backwards(f, part, [f.load(_between(f, at, lanes), vector_of(lanes)) for at, _ in part.outputs])
         for (at, _), value in zip(part.inputs, values, strict=True):
             place = f.word(f.arg("outs"), at, f"out_{at}", PTR) + f.arg("to")
+            f.prefetch(place + f.arg("ahead"), write=True)
             if mask is None:
                 f.store(value, place)
             else:
@@ -364,6 +369,6 @@ def pack_function(shape: Shape) -> Function:
         with f.loop("row", 0, shape.length) as row:
             f.store(to + row.index * a["w_pitch"], f.offset(outs, row.index, I64))
         with f.loop("v", 0, a["w_pitch"], lanes) as v:
-            f.call(change, ins, v.index, outs, v.index, scratch + a["between_at"], f.constant(lanes))
+            f.call(change, ins, v.index, outs, v.index, scratch + a["between_at"], lanes, 0)
     f.ret()
     return f

@@ -25,7 +25,7 @@ from hubel.engine.ir.function import Function, Value
 
 # Lengths that there are transforms of, and the length of their first pass.
 FIRST = {
-    8: 8, 12: 4, 16: 4, 20: 4, 24: 8, 28: 4, 36: 4, 40: 8, 48: 16, 56: 8, 60: 12, 72: 8, 80: 16, 84: 12, 96: 12, 112: 16,
+    12: 4, 16: 4, 20: 4, 24: 8, 28: 4, 36: 4, 40: 8, 48: 16, 56: 8, 60: 12, 72: 8, 80: 16, 84: 12, 96: 12, 112: 16,
     120: 24, 144: 16,
 }  # fmt: skip
 
@@ -56,10 +56,6 @@ def _sum(*terms: tuple[float, Scaled]) -> Scaled:
     return scale, Node(tuple((ratio(c), node) for c, node in left))
 
 
-def _scaled(c: float, value: Scaled) -> Scaled:
-    return None if value is None else (c * value[0], value[1])
-
-
 def _turned(value: Complex, k: int, n: int) -> Complex:
     """value · exp(−2πi·k ∕ n)"""
     re, im = value
@@ -68,7 +64,8 @@ def _turned(value: Complex, k: int, n: int) -> Complex:
 
 
 def _conjugate(value: Complex) -> Complex:
-    return value[0], _scaled(-1.0, value[1])
+    re, im = value
+    return re, None if im is None else (-im[0], im[1])
 
 
 def transform(x: Sequence[Complex]) -> list[Complex]:
@@ -104,9 +101,7 @@ def residues(x: Sequence[Complex], first: int) -> tuple[list[list[Complex]], boo
     """(the transforms of length `first` of each residue, whether their results must be turned)"""
     n, rest = len(x), len(x) // first
     coprime = gcd(first, rest) == 1
-    rows = [
-        [x[(rest * n1 + (first * n2 if coprime else n2)) % n] for n1 in range(first)] for n2 in range(rest)
-    ]
+    rows = [[x[(rest * n1 + (first * n2 if coprime else n2)) % n] for n1 in range(first)] for n2 in range(rest)]
     return [transform(row) for row in rows], not coprime
 
 
@@ -155,7 +150,7 @@ class Pass:
 def passes(length: int) -> tuple[tuple[Pass, ...], tuple[Pass, ...]]:
     """The two passes of a real transform of even length. Its results are `length` real numbers, at these places:
 
-        0: frequency 0    1: frequency length ∕ 2    2·k, 2·k + 1: real and imaginary part of frequency k
+    0: frequency 0    1: frequency length ∕ 2    2·k, 2·k + 1: real and imaginary part of frequency k
     """
     x = [Node() for _ in range(length)]
     first, rest = FIRST[length], length // FIRST[length]
@@ -196,16 +191,16 @@ def _pass(outputs: list[tuple[int, Scaled]], known: dict[Node, int]) -> Pass:
     """What is between known nodes and these outputs."""
     reads: dict[Node, int] = {}
 
-    def visit(node: Node, top: bool) -> None:
+    def visit(node: Node) -> None:
         if node in known:
             reads[node] = known[node]
             return
         for _, term in node.terms:
-            visit(term, False)
+            visit(term)
 
     for _, value in outputs:
         if value:
-            visit(value[1], True)
+            visit(value[1])
     return Pass(tuple((at, node) for node, at in sorted(reads.items(), key=lambda item: item[1])), tuple(outputs))
 
 
