@@ -36,9 +36,10 @@ from functools import lru_cache
 from hubel.engine.algorithms.depthwise_kernels import WORDS, depthwise_function
 from hubel.engine.algorithms.depthwise_planes import Plane, plane_function
 from hubel.engine.algorithms.depthwise_streams import stream_function
+from hubel.engine.algorithms.edges import ending_of, number
 from hubel.engine.algorithms.geometry import Sum, sums, three
 from hubel.engine.algorithms.tiling import error_bound
-from hubel.engine.ir import module_text
+from hubel.engine.ir import PTR, module_text
 from hubel.engine.ir.stencil import Stencil, Tap, mask_words
 from hubel.engine.machine import Machine
 from hubel.engine.plan import Bound, Estimate, Plan, PlannedJob, Refusal, Tile
@@ -46,6 +47,7 @@ from hubel.engine.spec import ConvSpec, Direction, Policy, Problem
 from hubel.engine.tables import Tables
 
 NAME = "depthwise"
+ANY_EDGES = True
 # Taps are written out one by one: larger kernels would make code that does not fit the instruction cache.
 MOST_TAPS = 81
 # Work items wanted, so that every thread finds some: planes are cut into bands of rows where there are too few.
@@ -74,7 +76,7 @@ def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusa
         kernels=(kernel_name(problem, stencil, plane, machine),),
         channel_block=1, box=(1, -(-tiles // bands) * stencil.rows, x), row_tiles=1,
         # Lanes beyond the end of a row are not counted: others waste fewer of them, but load for every multiply-add.
-        estimate=Estimate(spec.flops, spec.flops, spec.bytes(), cycles(spec, machine) / policy.threads),
+        estimate=Estimate(spec.flops, spec.flops, problem.bytes(), cycles(spec, machine) / policy.threads),
         error_bound=error_bound(problem), reason="one channel a group: planes are swept where they lie",
     )  # fmt: skip
 
@@ -221,7 +223,7 @@ def kernel_name(problem: Problem, stencil: Stencil, plane: Plane | None, machine
     if plane:
         shape += f"_plane{plane.height}to{plane.out_height}from{-plane.lead}x{stencil.planes}"
     swept = f"stream{stencil.streams}" if stencil.streams else f"rows{stencil.rows}"
-    return f"depthwise_f32_{kind}_{shape}_{swept}_{machine.isa}"
+    return f"depthwise_{number(problem)}_{kind}_{shape}_{swept}_{machine.isa}{ending_of(problem).name}"
 
 
 def emit(plan: Plan) -> dict[str, Callable[[], str]]:
@@ -229,10 +231,11 @@ def emit(plan: Plan) -> dict[str, Callable[[], str]]:
     stencil, plane, _ = shape_of(plan.problem, plan.machine)
 
     def source() -> str:
+        ending = ending_of(plan.problem)
         if plane:
-            return module_text(plane_function(stencil, plane), stencil.lanes)
-        rows = stream_function(stencil) if stencil.streams else None
-        return module_text(depthwise_function(stencil, rows), stencil.lanes)
+            return module_text(plane_function(stencil, plane, ending), stencil.lanes)
+        rows = stream_function(stencil, ending) if stencil.streams else None
+        return module_text(depthwise_function(stencil, rows, ending), stencil.lanes)
 
     return {plan.kernels[0]: source}
 
@@ -260,7 +263,9 @@ def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...])
     # Stores of whole vectors may run over the end of a row only in scratch; AVX-512 masks them at no cost.
     over = lanes < 16 and (units_x < lanes * side_by_side or units_x * stencil.out[1] != out_width)
     # Rows that lie closer than they are long are no part of a plane.
-    copy_in, copy_out = int(in_x != 1 or in_y < width), int(out_x != 1 or over)
+    ending = ending_of(problem)
+    copy_in = int(in_x != 1 or in_y < width or ending.stored is not PTR)
+    copy_out = int(out_x != 1 or over or not ending.plain)
     copy_weights = int(w_x != 1 or w_y != k_x)
     rows_in = min(height, (per_band + 1) * stencil.rows * stencil.step[0] + stencil.span) * stencil.planes
     rows_out = (min(units_y, (per_band + 1) * stencil.rows) + stencil.rows) * stencil.planes

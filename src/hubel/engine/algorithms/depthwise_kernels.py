@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from hubel.engine.algorithms.words import Words, job_words
-from hubel.engine.ir import F32, I64, PTR, Function, Value
-from hubel.engine.ir.rows import gather_row, store_rows_function, zero_row
+from hubel.engine.ir import F32, I64, PTR, Function, Value, vector_of
+from hubel.engine.ir.epilogue import PLAIN, Channels, Ending
+from hubel.engine.ir.rows import copy_rows, gather_row, store_rows_function, zero_row
 from hubel.engine.ir.stencil import Masks, Stencil, load_masks, load_weight, outputs, sweep
+from hubel.engine.ir.storage import stored_as
 
 # The words of a job after the base pointers, in this order.
 WORDS = (
@@ -21,13 +23,12 @@ WORDS = (
 )  # fmt: skip
 
 
-def depthwise_function(stencil: Stencil, plane: Function | None = None) -> Function:
+def depthwise_function(stencil: Stencil, plane: Function | None = None, ending: Ending = PLAIN) -> Function:
     """The kernel: `kernel(args, begin, end, scratch)`, a band of rows of one channel of one image an item."""
     f = Function("kernel", [("args", PTR), ("begin", I64), ("end", I64), ("scratch", PTR)])
     args, scratch = f.arg("args"), f.arg("scratch")
-    source, weights, bias, target = (
-        f.word(args, i, n, PTR) for i, n in enumerate(("input", "weights", "bias", "output"))
-    )
+    source, weights = f.word(args, 0, "input", ending.stored), f.word(args, 1, "weights", ending.stored)
+    operands, target = ending.of_call(f, args), f.word(args, 3, "output", ending.stored)
     a = job_words(
         f,
         WORDS,
@@ -44,10 +45,10 @@ def depthwise_function(stencil: Stencil, plane: Function | None = None) -> Funct
         "width",
         "zeros_at",
     )
-    plane = plane or _plane_function(stencil)
+    plane = plane or _plane_function(stencil, ending)
     zeros = scratch + a["zeros_at"]
     zero_row(f, zeros, a["width"], stencil.lanes)
-    has_bias = f.compare("ne", bias, Value(f, PTR, "null"))
+    has_bias = operands.given if ending.plain else None
     begin = f.arg("begin")
     rest = begin // a["bands"]
     start = [begin % a["bands"], rest % a["channels"], rest // a["channels"]]
@@ -58,9 +59,11 @@ def depthwise_function(stencil: Stencil, plane: Function | None = None) -> Funct
         last = f.minimum(first + a["per_band"], a["tiles"])
         with f.loop("m", 0, a["multiplier"], at_least_once=True) as m:
             channel = c * a["multiplier"] + m.index
-            bias_at = f.select(has_bias, bias + channel, zeros, "bias_at")
+            of_channel = operands.further(channel).arguments
+            if has_bias:
+                of_channel = (f.select(has_bias, operands.arguments[0] + channel, zeros, "bias_at"),)
             to_c = target + n * a["out_n"] + channel * a["out_c"]
-            f.call(plane, args, scratch, from_c, to_c, weights + channel * a["w_o"], bias_at, first, last)
+            f.call(plane, args, scratch, from_c, to_c, weights + channel * a["w_o"], *of_channel, first, last)
         following = band + 1
         over = following >= a["bands"]
         next_c = f.select(over, c + 1, c, "next_c")
@@ -70,10 +73,22 @@ def depthwise_function(stencil: Stencil, plane: Function | None = None) -> Funct
     return f
 
 
-def _plane_function(stencil: Stencil) -> Function:
-    """plane(args, scratch, source, target, weights, bias, first, last): tiles `first` to `last` of one channel."""
-    pointers = [(n, PTR) for n in ("args", "scratch", "source", "target", "weights", "bias")]
-    f = Function("plane", [*pointers, ("first", I64), ("last", I64)], private=True)
+def plane_parameters(ending: Ending) -> list[tuple[str, str]]:
+    """(args, scratch, source, target, weights, operands, first, last). A plain ending's bias is never null."""
+    pointers = [("args", PTR), ("scratch", PTR), *((n, ending.stored) for n in ("source", "target", "weights"))]
+    return [*pointers, *ending.parameters, ("first", I64), ("last", I64)]
+
+
+def first_sum(f: Function, stencil: Stencil, ending: Ending) -> Value:
+    """What sums begin with: the bias, where the ending does not add it."""
+    if ending.plain:
+        return f.splat(f.load(f.arg("bias"), F32, "bias"), stencil.lanes, "bias")
+    return f.constant(0.0, vector_of(stencil.lanes))
+
+
+def _plane_function(stencil: Stencil, ending: Ending) -> Function:
+    """plane(...): tiles `first` to `last` of one channel (`plane_parameters`)."""
+    f = Function("plane", plane_parameters(ending), private=True)
     a = job_words(f, WORDS)
     scratch, rows = f.arg("scratch"), stencil.rows
     zeros, dump = scratch + a["zeros_at"], scratch + a["dump_at"]
@@ -84,16 +99,14 @@ def _plane_function(stencil: Stencil) -> Function:
 
     low = place(f.arg("first"))
     high = f.minimum(f.arg("last") * rows, a["units_y"])
-    weights = own_weights(f, a, f.arg("weights"), scratch + a["weights_at"])
+    weights = own_weights(f, a, f.arg("weights"), scratch + a["weights_at"], stencil.lanes)
     top = f.maximum(low * stencil.step[0] + a["lead_y"], 0)
     reach = stencil.span - rows * stencil.step[0] + a["lead_y"]
     bottom = f.minimum(f.maximum(high, low + rows) * stencil.step[0] + reach, a["height"])
-    source, in_y = own_rows(f, a, f.arg("source"), scratch + a["in_at"], top, bottom)
-    copied_out = a["copy_out"].equals(1)
+    source, in_y = own_rows(f, a, f.arg("source"), scratch + a["in_at"], top, bottom, stencil.lanes)
     parked = scratch + (a["out_at"] - low * stencil.out[0] * a["out_pitch"])
-    target = f.select(copied_out, parked, f.arg("target"), "to")
-    out_y = f.select(copied_out, a["out_pitch"], a["out_y"], "to_y")
-    bias = f.splat(f.load(f.arg("bias"), F32, "bias"), stencil.lanes, "bias")
+    target, out_y = own_target(f, a, f.arg("target"), parked, ending)
+    bias = first_sum(f, stencil, ending)
 
     def weight(index: int) -> Value:
         return load_weight(f, stencil, [weights], index)
@@ -119,7 +132,7 @@ def _plane_function(stencil: Stencil) -> Function:
             outs = [f.select(out_top + i < a["out_height"], out + out_y * i, dump, f"out_{i}") for i in range(count)]
             _columns(f, stencil, a, lambda i: ins[i], lambda i: outs[i], weight, bias, ahead, False)
     end = f.minimum(high * stencil.out[0], a["out_height"])
-    put_rows(f, a, [f.arg("target")], [parked], low * stencil.out[0], end, stencil.lanes)
+    put_rows(f, a, [(f.arg("target"), parked, ending.given(f))], low * stencil.out[0], end, stencil.lanes)
     f.ret()
     return f
 
@@ -128,19 +141,28 @@ def within(at: Value, size: Value) -> Value:
     return (at >= 0) & (at < size)
 
 
-def own_weights(f: Function, a: Words, weights: Value, copy: Value) -> Value:
-    """The channel's weights, row by row without gaps: where they lie, or copied."""
+def own_weights(f: Function, a: Words, weights: Value, copy: Value, lanes: int) -> Value:
+    """The channel's weights, row by row without gaps, as float32: where they lie, or copied."""
+    if stored_as(weights) is not PTR:
+        copy_rows(f, copy, weights, a["k_y"], a["k_x"], a["w_y"], a["w_x"], lanes)
+        return copy
     copied = a["copy_weights"].equals(1)
     with f.when(copied, "weights"), f.loop("ky", 0, a["k_y"]) as y:
         gather_row(f, copy + y.index * a["k_x"], weights + y.index * a["w_y"], a["k_x"], a["w_x"])
     return f.select(copied, copy, weights, "taps")
 
 
-def own_rows(f: Function, a: Words, source: Value, copy: Value, first: Value, last: Value) -> tuple[Value, Value]:
-    """(pointer to row 0 of the channel, distance of rows) with pixels side by side.
+def own_rows(
+    f: Function, a: Words, source: Value, copy: Value, first: Value, last: Value, lanes: int
+) -> tuple[Value, Value]:
+    """(pointer to row 0 of the channel, distance of rows) with pixels side by side, as float32.
 
     Where it lies, or rows `first` to `last` copied, beginning at `copy`.
     """
+    if stored_as(source) is not PTR:
+        from_row = source + first * a["in_y"]
+        copy_rows(f, copy, from_row, last - first, a["width"], a["in_y"], a["in_x"], lanes)
+        return copy + (0 - first * a["width"]), a["width"]
     copied = a["copy_in"].equals(1)
     copy = copy + (0 - first * a["width"])
     with f.when(copied, "in"), f.loop("line", first, last) as line:
@@ -149,15 +171,28 @@ def own_rows(f: Function, a: Words, source: Value, copy: Value, first: Value, la
     return f.select(copied, copy, source, "from"), f.select(copied, a["width"], a["in_y"], "from_y")
 
 
+def own_target(f: Function, a: Words, target: Value, parked: Value, ending: Ending) -> tuple[Value, Value]:
+    """(where row 0 of the sums goes, distance of rows): into the output, or into scratch."""
+    if not ending.plain:
+        return parked, a["out_pitch"]
+    copied = a["copy_out"].equals(1)
+    return f.select(copied, parked, target, "to"), f.select(copied, a["out_pitch"], a["out_y"], "to_y")
+
+
 def put_rows(
-    f: Function, a: Words, targets: list[Value], parked: list[Value], first: Value, last: Value, lanes: int
+    f: Function, a: Words, planes: list[tuple[Value, Value, Channels]], first: Value, last: Value, lanes: int
 ) -> None:
-    """Rows `first` to `last` of outputs leave scratch, if they are there; row 0 of each would be at `parked`."""
-    put, no_bias, pitches = store_rows_function(lanes), Value(f, PTR, "null"), (a["out_y"], a["out_pitch"])
+    """Rows `first` to `last` of outputs leave scratch, if they are there, finished unless sums begin with the bias.
+
+    planes: (the output's row 0, where row 0 would be in scratch, the operands of its channel).
+    """
+    ending = planes[0][2].ending
+    put, pitches = store_rows_function(lanes, ending), (a["out_y"], a["out_pitch"])
     with f.when(a["copy_out"].equals(1), "out"):
-        for target, source in zip(targets, parked, strict=True):
+        for target, source, channels in planes:
             to, at = target + first * a["out_y"], source + first * a["out_pitch"]
-            f.call(put, to, at, no_bias, last - first, *pitches, a["out_width"], a["out_x"])
+            operands = (Value(f, PTR, "null"),) if ending.plain else channels.arguments
+            f.call(put, to, at, *operands, last - first, *pitches, a["out_width"], a["out_x"])
 
 
 def _columns(

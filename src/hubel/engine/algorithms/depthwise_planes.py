@@ -18,9 +18,11 @@ from hubel.engine.algorithms.depthwise_kernels import (
     put_vectors,
 )
 from hubel.engine.algorithms.words import Words, job_words
-from hubel.engine.ir import F32, I64, PTR, Function, Value
+from hubel.engine.ir import F32, I64, PTR, Function, Value, vector_of
+from hubel.engine.ir.epilogue import PLAIN, Ending
 from hubel.engine.ir.rows import zero_row
 from hubel.engine.ir.stencil import Masks, Stencil, halves, load_masks, load_weight, outputs, sweep
+from hubel.engine.ir.storage import stored_as
 
 
 @dataclass(frozen=True)
@@ -59,41 +61,46 @@ class Side:
         return [[row + distance for distance in self.apart] for row in rows]
 
 
-def plane_function(stencil: Stencil, plane: Plane) -> Function:
+def plane_function(stencil: Stencil, plane: Plane, ending: Ending = PLAIN) -> Function:
     """The kernel: `kernel(args, begin, end, scratch)`; an item is as many input channels as share a vector."""
     f = Function("kernel", [("args", PTR), ("begin", I64), ("end", I64), ("scratch", PTR)])
     args, scratch = f.arg("args"), f.arg("scratch")
-    source, weights, bias, target = (
-        f.word(args, i, n, PTR) for i, n in enumerate(("input", "weights", "bias", "output"))
-    )
+    source, weights = f.word(args, 0, "input", ending.stored), f.word(args, 1, "weights", ending.stored)
+    operands, target = ending.of_call(f, args), f.word(args, 3, "output", ending.stored)
     a = job_words(f, WORDS)
     zeros = scratch + a["zeros_at"]
     zero_row(f, zeros, f.constant(stencil.lanes), stencil.lanes)
-    has_bias = f.compare("ne", bias, Value(f, PTR, "null"))
+    has_bias = operands.given if ending.plain else None
     begin, count = f.arg("begin"), stencil.planes
     sets = (a["channels"] + (count - 1)) // count
     with f.loop("item", begin, f.arg("end"), carry=[begin % sets * count, begin // sets]) as item:
         first, n = item.carried
         # Where the number of channels is odd, the last one is done twice.
         channels = [f.minimum(first + i, a["channels"] - 1) for i in range(count)]
-        source_side = _source(f, plane, a, source + n * a["in_n"], channels)
+        source_side = _source(f, plane, a, source + n * a["in_n"], channels, stencil.lanes)
         with f.loop("m", 0, a["multiplier"], at_least_once=True) as m:
             outs = [c * a["multiplier"] + m.index for c in channels]
             taps = [
-                own_weights(f, a, weights + out * a["w_o"], scratch + a["weights_at"] + i * stencil.weights)
+                own_weights(
+                    f, a, weights + out * a["w_o"], scratch + a["weights_at"] + i * stencil.weights, stencil.lanes
+                )
                 for i, out in enumerate(outs)
             ]
-            biases = [f.load(f.select(has_bias, bias + out, zeros, "bias_at"), F32, "bias") for out in outs]
-            splats = [f.splat(b, stencil.lanes, "bias") for b in biases]
-            both = splats[0] if count == 1 else halves(f, *splats)
+            both = f.constant(0.0, vector_of(stencil.lanes))
+            if has_bias:
+                places = [f.select(has_bias, operands.arguments[0] + out, zeros, "bias_at") for out in outs]
+                splats = [f.splat(f.load(at, F32, "bias"), stencil.lanes, "bias") for at in places]
+                both = splats[0] if count == 1 else halves(f, *splats)
             targets = [target + n * a["out_n"] + out * a["out_c"] for out in outs]
             if stencil.out[1] > 1:
                 # Four outputs to an input: the planes to be written next are asked for.
                 for line in range(0, plane.out_height * stencil.out[1] * stencil.lanes, 16):
                     f.prefetch(targets[0] + a["out_c"] * count + line, write=True)
-            to, parked = _target(f, plane, a, targets, outs)
+            to, parked = _target(f, plane, a, targets, outs, ending)
             _plane(f, stencil, plane, a, source_side, to, taps, both)
-            put_rows(f, a, targets, parked, f.constant(0), f.constant(plane.out_height), stencil.lanes)
+            of_channels = [operands if ending.plain else operands.further(out) for out in outs]
+            done = list(zip(targets, parked, of_channels, strict=True))
+            put_rows(f, a, done, f.constant(0), f.constant(plane.out_height), stencil.lanes)
         following = first + count
         over = following >= a["channels"]
         item.carry(f.select(over, 0, following), f.select(over, n + 1, n))
@@ -101,12 +108,14 @@ def plane_function(stencil: Stencil, plane: Plane) -> Function:
     return f
 
 
-def _source(f: Function, plane: Plane, a: Words, image: Value, channels: list[Value]) -> Side:
+def _source(f: Function, plane: Plane, a: Words, image: Value, channels: list[Value], lanes: int) -> Side:
     """The planes to read, where they lie or copied to scratch."""
     size = a["width"] * plane.height
     rows = f.constant(0), f.constant(plane.height)
     copies = [f.arg("scratch") + a["in_at"] + size * i for i in range(len(channels))]
-    places = [own_rows(f, a, image + c * a["in_c"], at, *rows) for c, at in zip(channels, copies, strict=True)]
+    places = [own_rows(f, a, image + c * a["in_c"], at, *rows, lanes) for c, at in zip(channels, copies, strict=True)]
+    if stored_as(image) is not PTR:
+        return Side(places[0][0], [size * i for i in range(len(channels))], places[0][1])
     copied = a["copy_in"].equals(1)
     apart = [
         f.select(copied, size * i, (c - channels[0]) * a["in_c"], "apart") for i, c in enumerate(channels) if i > 0
@@ -115,11 +124,13 @@ def _source(f: Function, plane: Plane, a: Words, image: Value, channels: list[Va
 
 
 def _target(
-    f: Function, plane: Plane, a: Words, targets: list[Value], channels: list[Value]
+    f: Function, plane: Plane, a: Words, targets: list[Value], channels: list[Value], ending: Ending
 ) -> tuple[Side, list[Value]]:
     """(the planes to write, where they lie or in scratch; where each begins in scratch)"""
     size, copied = a["out_pitch"] * plane.out_height, a["copy_out"].equals(1)
     parked = [f.arg("scratch") + a["out_at"] + size * i for i in range(len(targets))]
+    if not ending.plain:
+        return Side(parked[0], [size * i for i in range(len(targets))], a["out_pitch"]), parked
     apart = [
         f.select(copied, size * i, (c - channels[0]) * a["out_c"], "apart") for i, c in enumerate(channels) if i > 0
     ]

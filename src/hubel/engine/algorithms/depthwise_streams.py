@@ -17,14 +17,18 @@ from dataclasses import dataclass
 
 from hubel.engine.algorithms.depthwise_kernels import (
     WORDS,
+    first_sum,
     own_rows,
+    own_target,
     own_weights,
+    plane_parameters,
     put_rows,
     put_vectors,
     within,
 )
 from hubel.engine.algorithms.words import Words, job_words
-from hubel.engine.ir import F32, I64, PTR, Function, Value
+from hubel.engine.ir import Function, Value
+from hubel.engine.ir.epilogue import PLAIN, Ending
 from hubel.engine.ir.stencil import Masks, Stencil, load_masks, load_weight, outputs, stream
 
 # Rows (in units) asked for ahead of the one that is read.
@@ -45,24 +49,20 @@ class Band:
     bias: Value
 
 
-def stream_function(stencil: Stencil) -> Function:
-    """plane(args, scratch, source, target, weights, bias, first, last): these rows (in units) of one channel."""
-    pointers = [(n, PTR) for n in ("args", "scratch", "source", "target", "weights", "bias")]
-    f = Function("plane", [*pointers, ("first", I64), ("last", I64)], private=True)
+def stream_function(stencil: Stencil, ending: Ending = PLAIN) -> Function:
+    """plane(...): rows `first` to `last` (in units) of one channel (`plane_parameters`)."""
+    f = Function("plane", plane_parameters(ending), private=True)
     a = job_words(f, WORDS)
     scratch, first, last = f.arg("scratch"), f.arg("first"), f.arg("last")
     step, out_y = stencil.step, stencil.out[0]
-    weights = own_weights(f, a, f.arg("weights"), scratch + a["weights_at"])
+    weights = own_weights(f, a, f.arg("weights"), scratch + a["weights_at"], stencil.lanes)
     top = f.maximum(first * step[0] + a["lead_y"], 0)
     bottom = f.minimum((last - 1) * step[0] + (stencil.span + a["lead_y"]), a["height"])
-    source, in_y = own_rows(f, a, f.arg("source"), scratch + a["in_at"], top, bottom)
-    copied = a["copy_out"].equals(1)
+    source, in_y = own_rows(f, a, f.arg("source"), scratch + a["in_at"], top, bottom, stencil.lanes)
     parked = scratch + (a["out_at"] - first * out_y * a["out_pitch"])
-    bias = f.splat(f.load(f.arg("bias"), F32, "bias"), stencil.lanes, "bias")
     band = Band(
-        first, last, source, in_y,
-        f.select(copied, parked, f.arg("target"), "to"), f.select(copied, a["out_pitch"], a["out_y"], "to_y"),
-        [load_weight(f, stencil, [weights], i) for i in range(stencil.weights)], bias,
+        first, last, source, in_y, *own_target(f, a, f.arg("target"), parked, ending),
+        [load_weight(f, stencil, [weights], i) for i in range(stencil.weights)], first_sum(f, stencil, ending),
     )  # fmt: skip
     size = stencil.streams * stencil.lanes
 
@@ -84,7 +84,7 @@ def stream_function(stencil: Stencil) -> Function:
             with f.when(plain.equals(0), "masked"):
                 column(each.index, True)
     end = f.minimum(last * out_y, a["out_height"])
-    put_rows(f, a, [f.arg("target")], [parked], first * out_y, end, stencil.lanes)
+    put_rows(f, a, [(f.arg("target"), parked, ending.given(f))], first * out_y, end, stencil.lanes)
     f.ret()
     return f
 

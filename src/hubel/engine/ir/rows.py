@@ -54,6 +54,20 @@ def gather_row(f: Function, target: Value, source: Value, count: Value, stride: 
         f.copy(source + col.index * stride, target + col.index)
 
 
+def copy_rows(
+    f: Function, target: Value, source: Value, rows: Value, width: Value, pitch: Value, stride: Value, lanes: int
+) -> None:
+    """target[row·width + i] = source[row·pitch + i·stride] for i < width: rows laid end to end."""
+    dense = stride.equals(1) & pitch.equals(width)
+    length = f.select(dense, rows * width, width, "length")
+    with f.loop("run", 0, f.select(dense, 1, rows, "runs")) as run:
+        to, at = target + run.index * width, source + run.index * pitch
+        with f.when(stride.equals(1), "side_by_side"):
+            copy_row(f, to, at, length, lanes)
+        with f.when(f.compare("ne", stride, 1), "apart"):
+            gather_row(f, to, at, width, stride)
+
+
 def scatter_row(f: Function, target: Value, source: Value, count: Value, stride: Value, change: Change) -> None:
     """target[i·stride] = change(source[i]) for i < count."""
     with f.loop("place", 0, count) as col:
