@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from math import prod
 
+from hubel.engine.algorithms.edges import number
 from hubel.engine.algorithms.geometry import one_run, three
 from hubel.engine.algorithms.words import job_words
-from hubel.engine.ir import F32, I64, PTR, Function, vector_of
+from hubel.engine.ir import F32, I64, PTR, Function, Pointer, vector_of
 from hubel.engine.ir.rows import gather_row
 from hubel.engine.ir.tile import horizontal_sums
 from hubel.engine.machine import Machine
 from hubel.engine.plan import Plan, PlannedJob
-from hubel.engine.spec import ConvSpec
+from hubel.engine.spec import ConvSpec, Problem
 
 
-def bias_name(machine: Machine) -> str:
+def bias_name(problem: Problem, machine: Machine) -> str:
     """The name of the kernel that makes bias gradients."""
-    return f"bias_gradient_f32_{machine.isa}"
+    return f"bias_gradient_{number(problem)}_{machine.isa}"
 
 
 def bias_job(plan: Plan, spec: ConvSpec, y: tuple[int, ...]) -> PlannedJob:
@@ -32,11 +33,11 @@ def bias_job(plan: Plan, spec: ConvSpec, y: tuple[int, ...]) -> PlannedJob:
 BIAS_WORDS = ("images", "size_z", "size_y", "size_x", "stride_n", "stride_c", "stride_z", "stride_y", "stride_x")
 
 
-def bias_function(lanes: int) -> Function:
+def bias_function(lanes: int, stored: Pointer = PTR) -> Function:
     """One bias gradient a work item: dy of a channel, summed image by image, pixel i in lane i whatever the layout."""
     f = Function("kernel", [("args", PTR), ("begin", I64), ("end", I64), ("scratch", PTR)])
     args = f.arg("args")
-    dy, target = f.word(args, 1, "dy", PTR), f.word(args, 2, "db", PTR)
+    dy, target = f.word(args, 1, "dy", stored), f.word(args, 2, "db", PTR)
     a = job_words(f, BIAS_WORDS)
     vector, none = vector_of(lanes), f.constant(0.0, F32)
     contiguous = a["stride_x"].equals(1)

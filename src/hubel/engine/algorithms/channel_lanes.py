@@ -214,15 +214,20 @@ def transposed_quarters(f: Function, rows: Sequence[Value]) -> list[Value]:
 ASKED = 14
 
 
-def product_function(rows: int, vectors: int, lanes: int) -> Function:
+def line_of(stored: Pointer) -> int:
+    """Numbers in a cache line."""
+    return 64 // stored.bytes
+
+
+def product_function(rows: int, vectors: int, lanes: int, stored: Pointer = PTR) -> Function:
     """product(w, x, c, ahead, terms, w_pitch, x_pitch, add, skip): the sums of one tile of rows and lanes.
 
     c[v·rows·lanes + r·lanes + lane] (+)= Σ_k w[k·w_pitch + r] · x[k·x_pitch + v·lanes + lane]
 
     With each term a line is asked for that is read later: those from `ahead` on, `skip` numbers left out after every
-    `ASKED` lines. add: 0 to overwrite c.
+    `ASKED` lines. add: 0 to overwrite c. stored: what lies at `ahead`.
     """
-    pointers = [(n, PTR) for n in ("w", "x", "c", "ahead")]
+    pointers = [("w", PTR), ("x", PTR), ("c", PTR), ("ahead", stored)]
     numbers = [(n, I64) for n in ("terms", "w_pitch", "x_pitch", "add", "skip")]
     f = Function(f"product_{vectors}", [*pointers, *numbers], private=True)
     vector = vector_of(lanes)
@@ -240,7 +245,7 @@ def product_function(rows: int, vectors: int, lanes: int) -> Function:
                 weight = f.splat(f.load(w + r, F32, f"w_{r}"), lanes, f"weight_{r}")
                 for v in range(vectors):
                     acc[r * vectors + v] = f.fma(weight, pixels[v], acc[r * vectors + v], f"acc_{r}_{v}")
-            k.carry(w + f.arg("w_pitch"), x + f.arg("x_pitch"), ahead + 16, *acc)
+            k.carry(w + f.arg("w_pitch"), x + f.arg("x_pitch"), ahead + line_of(stored), *acc)
         w, x, ahead, *acc = k.results
         lines.carry(w, x, ahead + f.arg("skip"), *acc)
     sums = lines.results[3:]

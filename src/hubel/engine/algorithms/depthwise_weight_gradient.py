@@ -24,8 +24,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
-from math import prod
 
+from hubel.engine.algorithms.bias_gradient import bias_function, bias_job, bias_name
 from hubel.engine.algorithms.depthwise import (
     PLANES,
     clear_rows,
@@ -42,10 +42,10 @@ from hubel.engine.algorithms.depthwise import (
 from hubel.engine.algorithms.depthwise_planes import Plane
 from hubel.engine.algorithms.depthwise_weight_kernels import REDUCE_WORDS, WORDS, correlation_function, reduce_function
 from hubel.engine.algorithms.depthwise_weight_planes import plane_correlation_function
-from hubel.engine.algorithms.geometry import one_run, three
+from hubel.engine.algorithms.edges import number, stored
+from hubel.engine.algorithms.geometry import three
 from hubel.engine.algorithms.tiling import error_bound
-from hubel.engine.algorithms.weight_gradient import bias_function
-from hubel.engine.ir import module_text
+from hubel.engine.ir import PTR, module_text
 from hubel.engine.ir.stencil import Stencil
 from hubel.engine.machine import Machine
 from hubel.engine.plan import Bound, Estimate, Plan, PlannedJob, Refusal, Tile
@@ -53,6 +53,7 @@ from hubel.engine.spec import Direction, Policy, Problem
 from hubel.engine.tables import Tables
 
 NAME = "depthwise_weight_gradient"
+ANY_EDGES = True
 MOST_TAPS = 81
 # Work items wanted; images are shared out where there are fewer channels.
 ITEMS = 32
@@ -90,11 +91,11 @@ def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusa
         kernels=(
             _name(problem, stencil, plane, machine),
             f"depthwise_weight_gradient_f32_reduce_{machine.isa}",
-            f"bias_gradient_f32_{machine.isa}",
+            bias_name(problem, machine),
         ),
         channel_block=1, box=(1, min(tiles, held) * stencil.rows, width), row_tiles=1,
         images=images, partial_sums=shares,
-        estimate=Estimate(spec.flops, spec.flops, spec.bytes(), cycles(spec, machine) / policy.threads),
+        estimate=Estimate(spec.flops, spec.flops, problem.bytes(), cycles(spec, machine) / policy.threads),
         error_bound=error_bound(problem),
         reason="one channel a group: all taps' sums in registers, planes swept where they lie",
     )  # fmt: skip
@@ -134,25 +135,25 @@ def _name(problem: Problem, stencil: Stencil, plane: Plane | None, machine: Mach
     shape = f"k{sizes(spec.kernel_size)}s{sizes(spec.stride)}d{sizes(spec.dilation)}"
     if plane:
         shape += f"_plane{plane.height}to{plane.units}from{-plane.lead}x{stencil.planes}"
-    return f"depthwise_weight_gradient_f32_{shape}_rows{stencil.rows}_{machine.isa}"
+    return f"depthwise_weight_gradient_{number(problem)}_{shape}_rows{stencil.rows}_{machine.isa}"
 
 
 def emit(plan: Plan) -> dict[str, Callable[[], str]]:
     """The IR of each kernel that the plan runs, by name."""
     stencil, plane, _ = shape_of(plan.problem, plan.machine)
-    lanes, passes = stencil.lanes, passes_of(stencil)
+    lanes, passes, of = stencil.lanes, passes_of(stencil), stored(plan.problem)
     main, reduce, bias = plan.kernels
 
     def source() -> str:
         if plane is None:
-            return module_text(correlation_function(stencil, passes), lanes)
-        return module_text(plane_correlation_function(stencil, plane, passes), lanes)
+            return module_text(correlation_function(stencil, passes, of), lanes)
+        return module_text(plane_correlation_function(stencil, plane, passes, of), lanes)
 
     sources = {main: source}
     if plan.partial_sums > 1:
         sources[reduce] = lambda: module_text(reduce_function(), lanes)
     if plan.problem.bias:
-        sources[bias] = lambda: module_text(bias_function(lanes), lanes)
+        sources[bias] = lambda: module_text(bias_function(lanes, of), lanes)
     return sources
 
 
@@ -173,11 +174,7 @@ def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...])
             PlannedJob(plan.kernels[1], sums["numbers"], tuple(sums[name] for name in REDUCE_WORDS), sums["numbers"])
         )
     if plan.problem.bias:
-        sizes, steps = three(spec.output_size, 1), three(y[2:], 0)
-        run = one_run(spec.output_size, y[2:])
-        if run is not None:
-            sizes, steps = (1, 1, prod(sizes)), (0, 0, run)
-        jobs.append(PlannedJob(plan.kernels[2], spec.out_channels, (spec.batch, *sizes, y[0], y[1], *steps), chunk=4))
+        jobs.append(bias_job(plan, spec, y))
     shared = spec.out_channels * shares * spec.taps if shares > 1 else 0
     return Bound(tuple(jobs), (), 0, (), scratch, shared, tables.keep())
 
@@ -192,9 +189,10 @@ def _words(plan: Plan, x: tuple[int, ...], y: tuple[int, ...], tables: Tables) -
     tiles, per_band = -(-dy_height // rows), plan.box[1] // rows
     columns = [_column_masks(stencil, start, lead[1], width, dy_width) for start in range(0, dy_width, stencil.width)]
     inner = inner_columns(columns)
-    # Rows that lie closer than they are long are no part of a plane.
+    # Rows that lie closer than they are long are no part of a plane. Scratch is float32.
+    narrow = stored(plan.problem) is not PTR
     copy_x, copy_dy = (
-        int(step != 1 or pitch < size) for pitch, step, size in ((x_y, x_x, width), (dy_y, dy_x, dy_width))
+        int(narrow or step != 1 or pitch < size) for pitch, step, size in ((x_y, x_x, width), (dy_y, dy_x, dy_width))
     )
     reach = len(columns) * stencil.width
     clear = clear_rows(stencil, lead[1], width, stencil.width, reach - stencil.width, width)

@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 from hubel.engine.algorithms.depthwise_kernels import within
 from hubel.engine.algorithms.words import Words, job_words
-from hubel.engine.ir import F32, I64, PTR, Function, Value, vector_of
-from hubel.engine.ir.rows import copy_row, gather_row, zero_row
+from hubel.engine.ir import F32, I64, PTR, Function, Pointer, Value, vector_of
+from hubel.engine.ir.rows import copy_row, copy_rows, gather_row, zero_row
 from hubel.engine.ir.stencil import Stencil, correlate, load_masks
+from hubel.engine.ir.storage import stored_as
 from hubel.engine.ir.tile import horizontal_sums
 
 # The words of a job after the base pointers, in this order.
@@ -74,14 +75,14 @@ def _add_lanes(f: Function, stencil: Stencil, a: Words, sums: Value, target: Val
     copy_row(f, target, packed, f.constant(stencil.weights), lanes)
 
 
-def correlation_function(stencil: Stencil, passes: Passes) -> Function:
+def correlation_function(stencil: Stencil, passes: Passes, stored: Pointer = PTR) -> Function:
     """The kernel for any plane: bands of its rows, as many as the L1 cache holds."""
-    band = _band_function(stencil, passes)
+    band = _band_function(stencil, passes, stored)
 
     def visit(f: Function, a: Words, channel: Value, n: Value, count: Value, sums: Value) -> None:
         args, scratch = f.arg("args"), f.arg("scratch")
-        x = f.word(args, 0, "x", PTR) + n * a["x_n"] + channel // a["multiplier"] * a["x_c"]
-        dy = f.word(args, 1, "dy", PTR) + n * a["dy_n"] + channel * a["dy_c"]
+        x = f.word(args, 0, "x", stored) + n * a["x_n"] + channel // a["multiplier"] * a["x_c"]
+        dy = f.word(args, 1, "dy", stored) + n * a["dy_n"] + channel * a["dy_c"]
         with f.loop("t", 0, a["tiles"], a["per_band"]) as t:
             last = f.minimum(t.index + a["per_band"], a["tiles"])
             f.call(band, args, scratch, x, dy, sums, count, t.index, last)
@@ -89,9 +90,9 @@ def correlation_function(stencil: Stencil, passes: Passes) -> Function:
     return items_function(stencil, visit)
 
 
-def _band_function(stencil: Stencil, passes: Passes) -> Function:
+def _band_function(stencil: Stencil, passes: Passes, stored: Pointer) -> Function:
     """band(args, scratch, x, dy, sums, count, first, last): adds what these tiles of `count` images give to `sums`."""
-    pointers = [(n, PTR) for n in ("args", "scratch", "x", "dy", "sums")]
+    pointers = [("args", PTR), ("scratch", PTR), ("x", stored), ("dy", stored), ("sums", PTR)]
     f = Function("band", [*pointers, ("count", I64), ("first", I64), ("last", I64)], private=True)
     a = job_words(f, WORDS)
     scratch, rows, lanes = f.arg("scratch"), stencil.rows, stencil.lanes
@@ -101,8 +102,8 @@ def _band_function(stencil: Stencil, passes: Passes) -> Function:
     # Also what the last tile reads beside rows of dy that do not exist: it is multiplied by zeros.
     x_high = f.minimum(f.arg("last") * rows * stencil.step[0] + a["lead_y"] + reach, a["height"])
     count = f.arg("count")
-    x = side_by_side(f, a, "x", f.arg("x"), scratch + a["x_at"], count, (x_low, x_high))
-    dy = side_by_side(f, a, "dy", f.arg("dy"), scratch + a["dy_at"], count, (low, high))
+    x = side_by_side(f, a, "x", f.arg("x"), scratch + a["x_at"], count, (x_low, x_high), lanes)
+    dy = side_by_side(f, a, "dy", f.arg("dy"), scratch + a["dy_at"], count, (low, high), lanes)
     sums, bounds = f.arg("sums"), _inside(f, stencil, a)
     for loads in passes:
         columns = [stencil.loads[number] + i for number in loads for i in range(stencil.step[1])]
@@ -137,14 +138,20 @@ def _inside(f: Function, stencil: Stencil, a: Words) -> tuple[Value, Value, Valu
 
 
 def side_by_side(
-    f: Function, a: Words, name: str, source: Value, copy: Value, count: Value, rows: tuple[Value, Value]
+    f: Function, a: Words, name: str, source: Value, copy: Value, count: Value, rows: tuple[Value, Value], lanes: int
 ) -> tuple[Value, Value, Value]:
-    """(row 0 of the first image, distance of images, distance of rows) of a channel with pixels side by side.
+    """(row 0 of the first image, distance of images, distance of rows) of a channel, float32 pixels side by side.
 
     Where they lie so, or a range of `rows` of `count` images copied, beginning at `copy`. name: "x" or "dy".
     """
-    copied = a[f"copy_{name}"].equals(1)
     width, (low, high) = a["width" if name == "x" else "dy_width"], rows
+    if stored_as(source) is not PTR:
+        with f.loop("image", 0, count) as image:
+            at = source + image.index * a[f"{name}_n"] + low * a[f"{name}_y"]
+            to = copy + image.index * a[f"{name}_image"]
+            copy_rows(f, to, at, high - low, width, a[f"{name}_y"], a[f"{name}_x"], lanes)
+        return copy + (0 - low * width), a[f"{name}_image"], width
+    copied = a[f"copy_{name}"].equals(1)
     copy = copy + (0 - low * width)
     with f.when(copied, f"copy_{name}"), f.loop("image", 0, count) as image, f.loop("line", low, high) as line:
         at = source + image.index * a[f"{name}_n"] + line.index * a[f"{name}_y"]

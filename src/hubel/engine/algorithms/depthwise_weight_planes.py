@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from hubel.engine.algorithms.depthwise_planes import Plane, Side
 from hubel.engine.algorithms.depthwise_weight_kernels import Passes, items_function, side_by_side
 from hubel.engine.algorithms.words import Words
-from hubel.engine.ir import PTR, Function, Value, vector_of
+from hubel.engine.ir import PTR, Function, Pointer, Value, vector_of
 from hubel.engine.ir.stencil import Masks, Stencil, correlate, load_masks
 
 # Taps up to which nothing is asked for.
@@ -39,30 +39,43 @@ class Images:
         return replace(self.first, base=self.first.base + image * self.image).rows(x, count)
 
 
-def plane_correlation_function(stencil: Stencil, plane: Plane, passes: Passes) -> Function:
+def plane_correlation_function(stencil: Stencil, plane: Plane, passes: Passes, stored: Pointer = PTR) -> Function:
     """The kernel for planes like `plane`."""
 
     def visit(f: Function, a: Words, each: Value, n: Value, count: Value, sums: Value) -> None:
         channels = [f.minimum(each * stencil.planes + i, a["channels"] - 1) for i in range(stencil.planes)]
-        x = _images_of(f, a, "x", n, [c // a["multiplier"] for c in channels], count, plane.height)
-        dy = _images_of(f, a, "dy", n, channels, count, plane.units)
+        lanes = stencil.lanes
+        x = _images_of(f, a, "x", n, [c // a["multiplier"] for c in channels], count, plane.height, stored, lanes)
+        dy = _images_of(f, a, "dy", n, channels, count, plane.units, stored, lanes)
         for number, loads in enumerate(passes):
             _images(f, stencil, plane, a, loads, x, dy, count, sums, ahead=number == 0 and stencil.weights > ASK)
 
     return items_function(stencil, visit)
 
 
-def _images_of(f: Function, a: Words, name: str, n: Value, channels: list[Value], count: Value, height: int) -> Images:
+def _images_of(
+    f: Function,
+    a: Words,
+    name: str,
+    n: Value,
+    channels: list[Value],
+    count: Value,
+    height: int,
+    stored: Pointer,
+    lanes: int,
+) -> Images:
     """The planes of these channels, of `count` images from n on, where they lie or copied. name: "x" or "dy"."""
     scratch, step = f.arg("scratch"), a[f"{name}_c"]
-    source = f.word(f.arg("args"), 0 if name == "x" else 1, name, PTR) + n * a[f"{name}_n"]
+    source = f.word(f.arg("args"), 0 if name == "x" else 1, name, stored) + n * a[f"{name}_n"]
     room = a["images_at_once"] * a[f"{name}_image"]
     rows = f.constant(0), f.constant(height)
     places = [
-        side_by_side(f, a, name, source + c * step, scratch + a[f"{name}_at"] + room * i, count, rows)
+        side_by_side(f, a, name, source + c * step, scratch + a[f"{name}_at"] + room * i, count, rows, lanes)
         for i, c in enumerate(channels)
     ]
     base, image, pitch = places[0]
+    if stored is not PTR:
+        return Images(Side(base, [room * i if i else 0 for i in range(len(channels))], pitch), image, f.constant(0))
     copied = a[f"copy_{name}"].equals(1)
     apart = [f.select(copied, room * i, (c - channels[0]) * step, "apart") for i, c in enumerate(channels) if i]
     return Images(Side(base, [0, *apart], pitch), image, step * len(channels))

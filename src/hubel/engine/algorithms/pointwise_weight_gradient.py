@@ -29,6 +29,7 @@ from math import prod
 
 from hubel.engine.algorithms.bias_gradient import bias_function, bias_job, bias_name
 from hubel.engine.algorithms.channel_lanes import ASKED, WIDTH, even_share, odd_lines, register_tile
+from hubel.engine.algorithms.edges import number, stored
 from hubel.engine.algorithms.geometry import flat_strides, flattened
 from hubel.engine.algorithms.pointwise_weight_kernels import add_parts_function, kernel_function
 from hubel.engine.algorithms.tiling import error_bound, step_cycles
@@ -38,6 +39,7 @@ from hubel.engine.plan import Bound, Estimate, Plan, PlannedJob, Refusal, Tile
 from hubel.engine.spec import ConvSpec, Direction, Policy, Problem
 
 NAME = "pointwise_weight_gradient"
+ANY_EDGES = True
 # Channels of a share at most, with an L2 cache of 1 MiB; pixels of a piece at least, where there are so many, and at
 # most; the share of the L2 cache that pieces fill between these; work items there should be at least.
 SHARE, LEAST, MOST, HELD, ITEMS = 256, 112, 208, 0.15, 8
@@ -92,14 +94,16 @@ def plan_products(problem: Problem, machine: Machine, policy: Policy) -> Plan:
     spec, how = problem.spec, shares(problem.spec, machine)
     lanes, tile, pixels = how.tile.lanes, how.tile, spec.batch * how.pixels
     rows, channels = -(-spec.out_channels // tile.rows) * tile.rows, -(-spec.in_channels // lanes) * lanes
-    name = f"weight_gradient_f32_1x1_{{}}{tile}_{machine.isa}"
+    name = f"weight_gradient_{{}}{tile}_{machine.isa}"
     return Plan(
         problem, machine, policy, NAME, tile,
-        kernels=(name.format(""), name.format("add_parts_"), bias_name(machine)),
+        kernels=(
+            name.format(f"{number(problem)}_1x1_"), name.format("f32_1x1_add_parts_"), bias_name(problem, machine),
+        ),
         channel_block=how.channels, box=(1, how.block, how.piece_pixels),
         row_tiles=-(-how.rows // tile.rows), partial_sums=how.parts,
         estimate=Estimate(
-            spec.flops, 2 * pixels * rows * channels, spec.bytes(), _cycles(spec, machine) / policy.threads
+            spec.flops, 2 * pixels * rows * channels, problem.bytes(), _cycles(spec, machine) / policy.threads
         ),
         least_gain=LEAST_GAIN,
         error_bound=error_bound(problem), reason="outer products pixel by pixel, with channels as lanes",
@@ -143,11 +147,11 @@ def emit(plan: Plan) -> dict[str, Callable[[], str]]:
     main, add_parts, bias = plan.kernels
     lanes = plan.tile.lanes
     sources = {
-        main: lambda: module_text(kernel_function(plan.tile), lanes),
+        main: lambda: module_text(kernel_function(plan.tile, stored(plan.problem)), lanes),
         add_parts: lambda: module_text(add_parts_function(plan.tile), lanes),
     }
     if plan.problem.bias:
-        sources[bias] = lambda: module_text(bias_function(lanes), lanes)
+        sources[bias] = lambda: module_text(bias_function(lanes, stored(plan.problem)), lanes)
     return sources
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from hubel.engine.algorithms.channel_lanes import ASKED, fill_function, product_function, whole_vectors
+from hubel.engine.algorithms.channel_lanes import ASKED, fill_function, line_of, product_function, whole_vectors
 from hubel.engine.algorithms.words import job_words
-from hubel.engine.ir import I64, PTR, Function, vector_of
+from hubel.engine.ir import I64, PTR, Function, Pointer, vector_of
 from hubel.engine.plan import Tile
 
 # Pixels that a register tile adds up at a time: what it reads of both operands then stays in the L1 cache.
@@ -19,17 +19,17 @@ WORDS = (
 )  # fmt: skip
 
 
-def kernel_function(tile: Tile) -> Function:
+def kernel_function(tile: Tile, stored: Pointer = PTR) -> Function:
     """The kernel: the sums of one share of the channels over one part of the pixels; where there is one part only, they
-    go to dw.
+    go to dw. stored: how x and dy are.
     """
     f = Function("kernel", [("args", PTR), ("begin", I64), ("end", I64), ("scratch", PTR)])
     args, scratch, lanes = f.arg("args"), f.arg("scratch"), tile.lanes
-    x, dy, common = (f.word(args, i, n, PTR) for i, n in ((0, "x"), (1, "dy"), (4, "shared")))
+    x, dy, common = (f.word(args, i, n, p) for i, n, p in ((0, "x", stored), (1, "dy", stored), (4, "shared", PTR)))
     a = job_words(f, WORDS)
-    fill = fill_function(lanes)
-    fills = {kind: _panels_function(kind, fill, tile) for kind in ("x", "dy")}
-    multiply, finish = _multiply_function(tile), _finish_function(tile)
+    fill = fill_function(lanes, stored)
+    fills = {kind: _panels_function(kind, fill, tile, stored) for kind in ("x", "dy")}
+    multiply, finish = _multiply_function(tile, stored), _finish_function(tile)
     alone, width = a["parts"].equals(1), tile.vectors * lanes
     with f.loop("item", f.arg("begin"), f.arg("end")) as item:
         c_share, rest = item.index % a["channel_shares"], item.index // a["channel_shares"]
@@ -62,13 +62,13 @@ def kernel_function(tile: Tile) -> Function:
     return f
 
 
-def _panels_function(kind: str, fill: Function, tile: Tile) -> Function:
+def _panels_function(kind: str, fill: Function, tile: Tile, stored: Pointer) -> Function:
     """panels(args, source, target, channels, image, images, first, pixels): a block of pixels, channels as lanes.
 
     kind "x": target[c ∕ width][pixel][c mod width], as wide as the register tile; "dy": target[pixel][m].
     """
     numbers = [(n, I64) for n in ("channels", "image", "images", "first", "pixels")]
-    f = Function(f"panels_{kind}", [("args", PTR), ("source", PTR), ("target", PTR), *numbers], private=True)
+    f = Function(f"panels_{kind}", [("args", PTR), ("source", stored), ("target", PTR), *numbers], private=True)
     a, lanes = job_words(f, WORDS, *(f"{kind}_{n}" for n in ("n", "c", "x")), "dy_pitch"), tile.lanes
     from_n, from_c, from_x = (a[f"{kind}_{n}"] for n in ("n", "c", "x"))
     images, pixels = f.arg("images"), f.arg("pixels")
@@ -89,18 +89,18 @@ def _panels_function(kind: str, fill: Function, tile: Tile) -> Function:
     return f
 
 
-def _multiply_function(tile: Tile) -> Function:
+def _multiply_function(tile: Tile, stored: Pointer) -> Function:
     """multiply(args, inputs, gradients, sums, later_x, later_dy, rows, channels, terms, add): the products of one block
     of pixels. Meanwhile the pixels of a later block are asked for, where they are contiguous.
     """
-    pointers = [(n, PTR) for n in ("args", "inputs", "gradients", "sums", "later_x", "later_dy")]
+    pointers = [*((n, PTR) for n in ("args", "inputs", "gradients", "sums")), ("later_x", stored), ("later_dy", stored)]
     f = Function("multiply", [*pointers, *((n, I64) for n in ("rows", "channels", "terms", "add"))], private=True)
     a, lanes, width = (
         job_words(f, WORDS, "share_channels", "dy_pitch", "x_c", "dy_c", "asked"),
         tile.lanes,
         tile.vectors * tile.lanes,
     )
-    products = {v: product_function(tile.rows, v, lanes) for v in sorted({tile.vectors, 1}, reverse=True)}
+    products = {v: product_function(tile.rows, v, lanes, stored) for v in sorted({tile.vectors, 1}, reverse=True)}
     room = whole_vectors(f, a["share_channels"], lanes) * (tile.rows * lanes)
     vectors, terms = whole_vectors(f, f.arg("channels"), lanes), f.arg("terms")
     whole = vectors // tile.vectors * tile.vectors
@@ -125,7 +125,7 @@ def _multiply_function(tile: Tile) -> Function:
                     beyond = number - f.arg("channels")
                     later = f.arg("later_dy") + f.minimum(beyond, f.arg("rows")) * a["dy_c"]
                     later = f.select(of_x, f.arg("later_x") + number * a["x_c"], later, "later")
-                    skip = f.select(of_x, a["x_c"], a["dy_c"]) * a["asked"] - ASKED * 16
+                    skip = f.select(of_x, a["x_c"], a["dy_c"]) * a["asked"] - ASKED * line_of(stored)
                     f.call(products[v], w, x, to, later, count, a["dy_pitch"], width, add, skip)
                     m.carry(number + a["asked"] * (TERMS // ASKED))
                 at.carry(m.results[0])

@@ -26,10 +26,11 @@ from functools import lru_cache
 from math import prod
 
 from hubel.engine.algorithms.bias_gradient import bias_function, bias_job, bias_name
+from hubel.engine.algorithms.edges import number, stored
 from hubel.engine.algorithms.geometry import Sum, flat_strides, flattened, sums, three
 from hubel.engine.algorithms.tiling import error_bound
 from hubel.engine.algorithms.words import job_words
-from hubel.engine.ir import F32, I64, PTR, Function, module_text
+from hubel.engine.ir import F32, I64, PTR, Function, Pointer, module_text
 from hubel.engine.ir.rows import zero_row
 from hubel.engine.ir.tile import dot_product_tile
 from hubel.engine.ir.window import WindowWords, fill_window_function
@@ -42,6 +43,7 @@ from hubel.engine.window import WORDS as WINDOW_WORDS
 from hubel.engine.window import Axis, Window
 
 NAME = "dot_products"
+ANY_EDGES = True
 LENGTH, LENGTH_1X1 = 1024, 512
 ITEMS = 8
 SLACK = 64
@@ -81,9 +83,11 @@ def plan_dots(problem: Problem, machine: Machine, policy: Policy) -> Plan:
     computed = int(problem.spec.flops * waste / max(1, channels * part.tap_count))
     plan = Plan(
         problem, machine, policy, NAME, tile,
-        kernels=(_name("dots", tile, machine), _name("reduce", tile, machine), bias_name(machine)),
+        kernels=(
+            _name("dots", problem, tile, machine), _name("reduce", None, tile, machine), bias_name(problem, machine),
+        ),
         channel_block=channels, box=box, row_tiles=-(-rows // tile.rows), images=images, partial_sums=shares,
-        estimate=Estimate(problem.spec.flops, computed, problem.spec.bytes(), 0.0),
+        estimate=Estimate(problem.spec.flops, computed, problem.bytes(), 0.0),
         error_bound=error_bound(problem),
         reason="sums over pixels, lane by lane; shares of the images are added in a fixed order",
     )  # fmt: skip
@@ -103,8 +107,9 @@ def _cycles(plan: Plan) -> float:
     return (products + runs * tiles * CALL + spec.batch * copied / tile.lanes * COPIED) / plan.policy.threads
 
 
-def _name(kind: str, tile: Tile, machine: Machine) -> str:
-    return f"weight_gradient_f32_{kind}_{tile.rows}x{tile.vectors}_{machine.isa}"
+def _name(kind: str, problem: Problem | None, tile: Tile, machine: Machine) -> str:
+    """problem: whose tensors the kernel reads, if it does."""
+    return f"weight_gradient_{number(problem) if problem else 'f32'}_{kind}_{tile.rows}x{tile.vectors}_{machine.isa}"
 
 
 @lru_cache(maxsize=4096)
@@ -166,13 +171,13 @@ def _shares(part: Sum, batch: int, groups: int, machine: Machine) -> tuple[int, 
 def emit(plan: Plan) -> dict[str, Callable[[], str]]:
     """The IR of each kernel of the plan, by name."""
     dots, reduce, bias = plan.kernels
-    tile = plan.tile
+    tile, of = plan.tile, stored(plan.problem)
     sources = {
-        dots: lambda: module_text(dots_function(tile), tile.lanes),
+        dots: lambda: module_text(dots_function(tile, of), tile.lanes),
         reduce: lambda: module_text(reduce_function(tile), tile.lanes),
     }
     if plan.problem.bias:
-        sources[bias] = lambda: module_text(bias_function(tile.lanes), tile.lanes)
+        sources[bias] = lambda: module_text(bias_function(tile.lanes, of), tile.lanes)
     return sources
 
 
@@ -181,17 +186,17 @@ def sums_length(tile: Tile) -> int:
     return -(-tile.rows * tile.vectors // tile.lanes) * tile.lanes
 
 
-def dots_function(tile: Tile) -> Function:
-    """The kernel: the sums of one work item, into the memory shared by all."""
+def dots_function(tile: Tile, of: Pointer = PTR) -> Function:
+    """The kernel: the sums of one work item, into the memory shared by all. of: how x and dy are stored."""
     f = Function("kernel", [("args", PTR), ("begin", I64), ("end", I64), ("scratch", PTR)])
     args, scratch = f.arg("args"), f.arg("scratch")
-    x, dy, shared = f.word(args, 0, "x", PTR), f.word(args, 1, "dy", PTR), f.word(args, 4, "shared", PTR)
+    x, dy, shared = f.word(args, 0, "x", of), f.word(args, 1, "dy", of), f.word(args, 4, "shared", PTR)
     a = job_words(f, WORDS)
     x_block, dy_block = f.offset(args, X_WINDOW, I64, "x_window"), f.offset(args, DY_WINDOW, I64, "dy_window")
     x_window, dy_window = WindowWords(f, x_block), WindowWords(f, dy_block)
     x_window.load("stride_c")
     dy_window.load("stride_c")
-    fill = fill_window_function(tile.lanes)
+    fill = fill_window_function(tile.lanes, of)
     close = _close_function(tile.lanes)
     multiply = _multiply_function(tile)
     with f.loop("item", f.arg("begin"), f.arg("end")) as item:

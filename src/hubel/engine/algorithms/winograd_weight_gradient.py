@@ -30,6 +30,7 @@ from dataclasses import dataclass
 
 from hubel.engine.algorithms.bias_gradient import bias_function, bias_job, bias_name
 from hubel.engine.algorithms.channel_lanes import QUAD, WIDTH, even_share, odd_lines, register_tile
+from hubel.engine.algorithms.edges import number, stored
 from hubel.engine.algorithms.tiling import step_cycles
 from hubel.engine.algorithms.winograd_transforms import TAPS, transforms
 from hubel.engine.algorithms.winograd_weight_kernels import add_parts_function, kernel_function
@@ -39,6 +40,7 @@ from hubel.engine.plan import Bound, Estimate, Plan, PlannedJob, Refusal, Tile, 
 from hubel.engine.spec import ConvSpec, Direction, Policy, Problem
 
 NAME = "winograd_weight_gradient"
+ANY_EDGES = True
 OUTPUTS = 4
 # Channels of a share at most, with an L2 cache of 1 MiB; tiles of a block; work items there should be at least.
 SHARE, BLOCK, ITEMS = 96, 32, 8
@@ -105,13 +107,13 @@ def plan_tiles(problem: Problem, machine: Machine, policy: Policy) -> Plan:
     transformed = vectors * how.channel_shares + channels * how.row_shares
     computed = points * tiles * (2 * rows * channels + 4 * transformed)
     less = OUTPUTS**2 * TAPS**2 / points
-    name = f"weight_gradient_f32_winograd_f{OUTPUTS}x{OUTPUTS}_3x3_{{}}{tile}_{machine.isa}"
+    name = f"weight_gradient_{{}}_winograd_f{OUTPUTS}x{OUTPUTS}_3x3_{{}}{tile}_{machine.isa}"
     return Plan(
         problem, machine, policy, NAME, tile,
-        kernels=(name.format(""), name.format("add_parts_"), bias_name(machine)),
+        kernels=(name.format(number(problem), ""), name.format("f32", "add_parts_"), bias_name(problem, machine)),
         channel_block=how.channels, box=(1, how.block * OUTPUTS, how.piece_tiles * OUTPUTS),
         row_tiles=-(-how.rows // tile.rows), partial_sums=how.parts,
-        estimate=Estimate(spec.flops, computed, spec.bytes(), _cycles(spec, machine) / policy.threads),
+        estimate=Estimate(spec.flops, computed, problem.bytes(), _cycles(spec, machine) / policy.threads),
         least_gain=LEAST_GAIN,
         error_bound=ERROR * error_unit(terms_of(problem)),
         reason=f"F({OUTPUTS}×{OUTPUTS}, 3×3) transposed: {less:.3g} times fewer multiplications",
@@ -160,11 +162,11 @@ def emit(plan: Plan) -> dict[str, Callable[[], str]]:
     main, add_parts, bias = plan.kernels
     t, lanes = transforms(OUTPUTS), plan.tile.lanes
     sources = {
-        main: lambda: module_text(kernel_function(t, plan.tile), lanes),
+        main: lambda: module_text(kernel_function(t, plan.tile, stored(plan.problem)), lanes),
         add_parts: lambda: module_text(add_parts_function(t, plan.tile), lanes),
     }
     if plan.problem.bias:
-        sources[bias] = lambda: module_text(bias_function(lanes), lanes)
+        sources[bias] = lambda: module_text(bias_function(lanes, stored(plan.problem)), lanes)
     return sources
 
 

@@ -15,7 +15,7 @@ from hubel.engine.algorithms.channel_lanes import product_function, region_funct
 from hubel.engine.algorithms.winograd_steps import interleave
 from hubel.engine.algorithms.winograd_transforms import Matrix, Transforms
 from hubel.engine.algorithms.words import job_words
-from hubel.engine.ir import F32, I64, PTR, Function, Value, vector_of
+from hubel.engine.ir import F32, I64, PTR, Function, Pointer, Value, vector_of
 from hubel.engine.ir.linear import multiply, multiply_columns
 from hubel.engine.plan import Tile
 
@@ -96,21 +96,21 @@ def filter_function(t: Transforms, lanes: int) -> Function:
 # --- loops ---
 
 
-def kernel_function(t: Transforms, tile: Tile) -> Function:
+def kernel_function(t: Transforms, tile: Tile, stored: Pointer = PTR) -> Function:
     """The kernel: the sums of one share of the channels over one part of the tiles; where there is one part only,
-    their end too.
+    their end too. stored: how x and dy are.
     """
     f = Function("kernel", [("args", PTR), ("begin", I64), ("end", I64), ("scratch", PTR)])
     args, scratch, lanes = f.arg("args"), f.arg("scratch"), tile.lanes
-    x, dy, common = (f.word(args, i, n, PTR) for i, n in ((0, "x"), (1, "dy"), (4, "shared")))
+    x, dy, common = (f.word(args, i, n, p) for i, n, p in ((0, "x", stored), (1, "dy", stored), (4, "shared", PTR)))
     names = (
         "parts", "pieces", "block_pieces", "piece_tiles", "step", "item_sums", "row_tiles",
         "rows", "share_rows", "row_shares", "channels", "share_channels", "channel_shares",
         "x_c", "dy_c", "at_region", "at_transformed", "at_sums",
     )  # fmt: skip
     a = job_words(f, WORDS, *names)
-    fill = region_function(lanes)
-    sources = {kind: prepare_function(kind, fill, t, lanes) for kind in ("x", "dy")}
+    fill = region_function(lanes, stored=stored)
+    sources = {kind: prepare_function(kind, fill, t, lanes, stored) for kind in ("x", "dy")}
     multiply_tiles, finish = multiply_function(t, tile), finish_function(t, tile)
     alone = a["parts"].equals(1)
     with f.loop("item", f.arg("begin"), f.arg("end")) as item:
@@ -139,14 +139,14 @@ def kernel_function(t: Transforms, tile: Tile) -> Function:
     return f
 
 
-def prepare_function(kind: str, fill: Function, t: Transforms, lanes: int) -> Function:
+def prepare_function(kind: str, fill: Function, t: Transforms, lanes: int, stored: Pointer) -> Function:
     """prepare(args, source, target, region, channels, pitch, begin, stop): pieces begin ≤ piece < stop transformed.
 
     A piece is `piece_tiles` neighbouring tiles of a row of tiles; pieces are counted downwards first, then to the
     right, then through the images. kind: "x", or "dy" for output gradients.
     """
     numbers = [(n, I64) for n in ("channels", "pitch", "begin", "stop")]
-    pointers = [(n, PTR) for n in ("args", "source", "target", "region")]
+    pointers = [("args", PTR), ("source", stored), ("target", PTR), ("region", PTR)]
     f = Function(f"prepare_{kind}", [*pointers, *numbers], private=True)
     names = [f"{kind}_{n}" for n in ("size_y", "size_x", "n", "c", "y", "x")]
     a = job_words(f, WORDS, "piece_tiles", "tiles_y", "pieces_x", "region_pitch", "step", "pad_y", "pad_x", *names)
