@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from hubel.engine.cache import cache_info
 from hubel.errors import HubelError
-from hubel.ops.accuracy import set_accuracy, set_deterministic
+from hubel.ops.accuracy import set_accuracy, set_deterministic, set_planning
 from hubel.ops.functional import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
 from hubel.ops.override import disable, enable, enabled
 from hubel.ops.warm import warmup
@@ -27,6 +27,7 @@ from hubel.ops.weights import repack
 
 if TYPE_CHECKING:
     from hubel import convert, data, inspect, lab, nn, report, zoo
+    from hubel.engine.wisdom import export_wisdom, import_wisdom
     from hubel.inspect.plan import plan
 
 __version__ = "0.1.0"
@@ -34,7 +35,8 @@ __version__ = "0.1.0"
 __all__ = [
     "enable", "disable", "enabled",
     "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
-    "nn", "set_accuracy", "set_deterministic", "warmup", "repack", "cache_info",
+    "nn", "set_accuracy", "set_deterministic", "set_planning", "warmup", "repack", "cache_info",
+    "export_wisdom", "import_wisdom",
     "plan", "zoo", "data", "convert", "inspect", "lab", "report",
     "HubelError",
 ]  # fmt: skip
@@ -43,6 +45,7 @@ __all__ = [
 _LAZY = {
     "nn": "hubel.nn", "zoo": "hubel.zoo", "data": "hubel.data", "convert": "hubel.convert", "inspect": "hubel.inspect",
     "lab": "hubel.lab", "report": "hubel.report", "plan": "hubel.inspect.plan:plan",
+    "export_wisdom": "hubel.engine.wisdom:export_wisdom", "import_wisdom": "hubel.engine.wisdom:import_wisdom",
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -27,14 +28,23 @@ def zoo() -> None:
     console().print(table)
 
 
-def cache(clear: Annotated[bool, typer.Option("--clear", help="Remove every kernel on disk.")] = False) -> None:
-    """Show, or clear, the folder of compiled kernels."""
+def cache(
+    clear: Annotated[bool, typer.Option("--clear", help="Remove every kernel on disk, and what was measured.")] = False,
+    export_wisdom: Annotated[Path | None, typer.Option(metavar="FILE", help="Write which plans measured best.")] = None,
+    import_wisdom: Annotated[Path | None, typer.Option(metavar="FILE", help="Add what such a file knows.")] = None,
+) -> None:
+    """Show, or clear, the folder of compiled kernels; carry away what was measured."""
     from hubel import doctor
     from hubel.engine import cache as kernels
+    from hubel.engine import wisdom
 
     if clear:
         removed = kernels.clear()
         console().print(f"removed {removed} kernel{'' if removed == 1 else 's'}")
+    if import_wisdom:
+        console().print(f"learned {wisdom.import_wisdom(import_wisdom)} plans from {import_wisdom}", soft_wrap=True)
+    if export_wisdom:
+        console().print(f"wrote {wisdom.export_wisdom(export_wisdom)} plans to {export_wisdom}", soft_wrap=True)
     info = kernels.cache_info()
     if not info.enabled:
         console().print(f"off: {info.reason}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,7 +23,10 @@ from hubel.cli.models import (
 from hubel.cli.terminal import Stages, console
 from hubel.cli.work import Seed, Threads, set_threads
 from hubel.convert.preprocess import preprocessing
-from hubel.engine import Machine, Plan, Problem, kernel_text
+from hubel.engine import Machine, Problem, kernel_text
+
+if TYPE_CHECKING:
+    from hubel.inspect.plan import Row
 
 
 def plan(
@@ -35,6 +38,7 @@ def plan(
     machine: Annotated[str | None, typer.Option(help="Another machine than this: haswell, zen3, apple-m1, ...")] = None,
     accuracy: Annotated[str, typer.Option(help="strict, default or fast")] = "default",
     backward: Annotated[bool, typer.Option("--backward", help="The gradients, too.")] = False,
+    measure: Annotated[bool, typer.Option("--measure", help="Compile and time what is predicted.")] = False,
     batch: Annotated[int | None, typer.Option(min=1, help="Images at a time, for a network; 1 by default.")] = None,
     arch: Arch = None,
     weights: Weights = None,
@@ -49,9 +53,9 @@ def plan(
     target = Machine.named(machine) if machine else Machine.detect()
     form = "ir" if ir else "asm" if asm else None
     if _is_problem(model):
-        _plan_problem(Problem.parse(model), target, form)
+        _plan_problem(Problem.parse(model), target, form, measure)
     else:
-        _plan_network(model, target, form, batch, backward, arch, weights, input_size)
+        _plan_network(model, target, form, batch, backward, measure, arch, weights, input_size)
 
 
 def report(
@@ -109,32 +113,38 @@ def _is_problem(text: str) -> bool:
     return text[:1] in "ncoikspdg" and text[1:2].isdigit() and not set(text) & set(".:")
 
 
-def _plan_problem(problem: Problem, machine: Machine, form: str | None) -> None:
+def _plan_problem(problem: Problem, machine: Machine, form: str | None, measure: bool) -> None:
     from hubel.inspect.plan import plan_problem
 
-    chosen = plan_problem(problem, machine=machine)
-    if form:
-        console().print(kernel_text(chosen, form), soft_wrap=True)
+    row = plan_problem(problem, machine=machine, measure=measure)
+    if form and row.plan:
+        console().print(kernel_text(row.plan, form), soft_wrap=True)
         return
-    for name, value in _facts(problem, chosen):
+    for name, value in _facts(row):
         console().print(f"{name:12} {value}", soft_wrap=True)
 
 
-def _facts(problem: Problem, chosen: Plan) -> list[tuple[str, str]]:
-    spec, estimate = problem.spec, chosen.estimate
+def _facts(row: Row) -> list[tuple[str, str]]:
+    chosen, spec = row.plan, row.problem.spec
+    assert chosen is not None
+    estimate = chosen.estimate
     shapes = f"{list(spec.input_shape)} * {list(spec.weight_shape)} -> {list(spec.output_shape)}"
     waste = estimate.computed / estimate.flops - 1 if estimate.flops else 0.0
-    return [
-        ("problem", str(problem)),
+    facts = [
+        ("problem", str(row.problem)),
         ("shapes", shapes),
         ("machine", f"{chosen.machine.name} ({chosen.machine.cpu}, {chosen.machine.lanes} lanes)"),
         ("algorithm", f"{chosen.algorithm}: {chosen.reason}"),
         ("kernels", ", ".join(chosen.kernels)),
         ("tile", f"{chosen.tile} numbers in registers"),
-        ("work", f"{spec.macs:,} multiply-adds, {waste:.1%} more computed, {estimate.bytes:,} bytes moved at least"),
-        ("error", f"at most {chosen.error_bound:.1e}, relative, on N(0,1) data ({chosen.policy.accuracy})"),
-        *((f"not {refusal.algorithm}", refusal.reason) for refusal in chosen.refusals),
+        ("work", f"{spec.macs:,} multiply-adds, {waste:+.1%} computed, {estimate.bytes:,} bytes moved at least"),
     ]
+    if row.ms:
+        timed = f", measured {row.measured_ms:.3g} ms" if row.measured_ms else ""
+        facts.append(("time", f"predicted {row.ms:.3g} ms{timed} on {chosen.policy.threads} threads"))
+        facts.append(("rate", f"{row.gflops:.0f} GFLOP/s, {row.roofline:.0%} of the roof"))
+    facts.append(("error", f"at most {chosen.error_bound:.1e}, relative, on N(0,1) data ({chosen.policy.accuracy})"))
+    return facts + [(f"not {refusal.algorithm}", refusal.reason) for refusal in chosen.refusals]
 
 
 def _plan_network(
@@ -143,6 +153,7 @@ def _plan_network(
     form: str | None,
     batch: int | None,
     backward: bool,
+    measure: bool,
     arch: str | None,
     weights: Path | None,
     input_size: str | None,
@@ -153,7 +164,7 @@ def _plan_network(
 
     loaded = load(model, arch, weights)
     x = torch.zeros(batch or loaded.batch or 1, *image_shape(loaded, input_size))
-    planned = plan_network(loaded.network, x, machine=machine, backward=backward)
+    planned = plan_network(loaded.network, x, machine=machine, backward=backward, measure=measure)
     if not form:
         console().print(str(planned), soft_wrap=True)
         return

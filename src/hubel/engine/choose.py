@@ -58,6 +58,22 @@ def candidates(problem: Problem, machine: Machine, policy: Policy) -> tuple[list
     return sorted(plans, key=lambda plan: (plan.order != order, plan.cost)), refusals
 
 
+def equivalent(problem: Problem, machine: Machine, policy: Policy) -> list[Plan]:
+    """What measuring may choose from: the chosen plan first, then other plans, and other cuts of each, that give the
+    same bits; without determinism, any.
+    """
+    plans, _ = candidates(problem, machine, policy)
+    same = [plan for plan in plans if plan.order == plans[0].order or not policy.deterministic]
+    found = list(same)
+    for plan in same:
+        found += getattr(ALGORITHMS[plan.algorithm], "alternatives", _alone)(plan)
+    return list(dict.fromkeys(found))
+
+
+def _alone(plan: Plan) -> list[Plan]:
+    return [plan]
+
+
 def _order(problem: Problem, machine: Machine, policy: Policy) -> str:
     """The order of summation. A weight gradient is a sum over the images, too: there the batch belongs to it."""
     if problem.direction is not Direction.WEIGHT_GRADIENT:

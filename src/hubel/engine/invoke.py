@@ -6,12 +6,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 
+from hubel.engine import wisdom
 from hubel.engine.algorithms import ALGORITHMS
 from hubel.engine.algorithms.geometry import one_run
-from hubel.engine.choose import choose
+from hubel.engine.choose import choose, equivalent
 from hubel.engine.compile import Library, compiled, emit_assembly
 from hubel.engine.machine import Machine
 from hubel.engine.plan import Plan, PlannedJob
+from hubel.engine.race import race
 from hubel.engine.spec import Policy, Problem
 from hubel.engine.threads import Block, Job, launch, prebound
 from hubel.errors import unknown
@@ -21,6 +23,8 @@ Strides = tuple[int, ...]
 # Below this much work one thread is done before a second has woken up (about 10 µs on one core): operations, and bytes
 # from the caches.
 SERIAL_FLOPS, SERIAL_BYTES = 1_000_000, 400_000
+# A plan that was measured to be faster than the estimate's choice must have taken at most this share of its time.
+NOTICEABLE = 0.97
 
 
 class Invocation:
@@ -80,7 +84,20 @@ def prepare(problem: Problem, x: Strides, w: Strides, y: Strides, policy: Policy
 
     Raises UnsupportedError where the engine hands a problem back.
     """
-    return Invocation(choose(laid_out(problem, x, y), Machine.detect(), policy), x, w, y)
+    problem, machine = laid_out(problem, x, y), Machine.detect()
+    if not policy.measured:
+        return Invocation(choose(problem, machine, policy), x, w, y)
+    plans = equivalent(problem, machine, policy)
+    remembered = wisdom.recall(plans)
+    if remembered is not None:
+        return Invocation(remembered, x, w, y)
+    contenders = [Invocation(plan, x, w, y) for plan in plans]
+    seconds = race(contenders, x, w, y, policy.threads)
+    fastest = contenders[seconds.index(min(seconds))]
+    # Differences that small are the machine's: the estimate decides.
+    winner = fastest if min(seconds) < NOTICEABLE * seconds[0] else contenders[0]
+    wisdom.remember(winner.plan)
+    return winner
 
 
 def laid_out(problem: Problem, x: Strides, y: Strides) -> Problem:

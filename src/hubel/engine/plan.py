@@ -89,13 +89,21 @@ class Plan:
         return self.estimate.cycles * self.least_gain
 
     def predicted_ms(self, gflops: float, gb_per_s: float) -> float:
-        """Milliseconds on cores with this FMA peak each, beside a memory with this bandwidth: the slower of the two.
-
-        What fits into half of the last cache is taken to be there already.
-        """
+        """Milliseconds on cores with this FMA peak each, beside a memory with this bandwidth: the slower of the two."""
         hertz = gflops * 1e9 / (4 * self.machine.lanes)
-        moved = self.estimate.bytes if self.estimate.bytes > self.machine.l3 / 2 else 0
-        return 1e3 * max(self.estimate.cycles / hertz, moved / (gb_per_s * 1e9))
+        return 1e3 * max(self.estimate.cycles / hertz, self._moved / (gb_per_s * 1e9))
+
+    def roof_ms(self, gflops: float, gb_per_s: float) -> float:
+        """The least time the machine could need: for the useful work, or for what is left of it where the algorithm
+        does with fewer multiplications; or for the traffic. gflops: of all threads together.
+        """
+        flops = min(self.estimate.flops, self.estimate.computed)
+        return 1e3 * max(flops / (gflops * 1e9), self._moved / (gb_per_s * 1e9))
+
+    @property
+    def _moved(self) -> int:
+        """Bytes that come from memory. What fits into half of the last cache is taken to be there already."""
+        return self.estimate.bytes if self.estimate.bytes > self.machine.l3 / 2 else 0
 
     @property
     def kernel_key(self) -> str:

@@ -354,11 +354,13 @@ class Policy:
         fast 20. strict also keeps torch's NaN, Inf and denormals.
     deterministic: the same bits whatever the threads and the rest of the batch.
     threads: how many may work on it.
+    measured: among plans that give the same bits, the one that was fastest when they were timed here.
     """
 
     accuracy: Accuracy = "default"
     deterministic: bool = True
     threads: int = 1
+    measured: bool = False
 
     def __post_init__(self) -> None:
         if self.accuracy not in get_args(Accuracy):

@@ -1,23 +1,25 @@
 """What the engine will run for each convolution of a network, and why: `hubel.plan(net, x)`.
 
 One forward pass is watched for the convolutions it makes, with the shapes they have; each is then put to the engine, on
-this machine or on a named one. Nothing is compiled and nothing is timed: milliseconds are computed, from the work that
-the generated code does and from the machine's measured peak and bandwidth. `hubel bench` measures.
+this machine or on a named one. Milliseconds are predicted, from the cycles counted for the generated code and from the
+machine's measured peak and bandwidth. On request each convolution is compiled and timed too, alone and warm, its
+weights packed; against other engines `hubel bench` measures.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hubel.engine import ConvSpec, Direction, Machine, Plan, Policy, Problem, choose
+from hubel.engine import ConvSpec, Direction, Machine, Plan, Policy, Problem, choose, prepare
 from hubel.engine.measure import Measured, measured
+from hubel.engine.race import race
 from hubel.errors import ModelError, SpecError, UnsupportedError
 from hubel.inspect.hooks import watch
 from hubel.ops import accuracy
@@ -26,19 +28,24 @@ from hubel.records import Column, Record
 COLUMNS = [
     Column(name="macs", unit="", better="down"),
     Column(name="bytes", unit="B", better="down"),
-    Column(name="ms", unit="ms, computed", better="down"),
-    Column(name="gflops", unit="GFLOP/s, computed", better="up"),
-    Column(name="roofline", unit="share, computed", better="up"),
+    Column(name="ms", unit="ms, predicted", better="down"),
+    Column(name="measured_ms", unit="ms", better="down"),
+    Column(name="gflops", unit="GFLOP/s", better="up"),
+    Column(name="roofline", unit="share", better="up"),
     Column(name="error_bound", unit="relative", better="down"),
 ]
+HEAD = (
+    "layer", "problem", "by", "kernel", "MMAC", "MB", "predicted ms", "measured ms", "GFLOP/s", "of roof", "error <=",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Row:
     """One convolution. plan: how Hubel does it, or None where torch does, for the `reason`.
 
-    ms: computed; None without a plan or for a machine that is not this one. macs count the plain loops' multiply-adds
-    where the weights are, padding included.
+    ms: predicted; None without a plan or for a machine that is not this one. measured_ms: the median of some rounds, if
+    asked for. roof_ms: the least the machine could need. macs count the plain loops' multiply-adds where the weights
+    are, padding included.
     """
 
     address: str
@@ -46,7 +53,8 @@ class Row:
     plan: Plan | None
     reason: str
     ms: float | None = None
-    limit_ms: float | None = None
+    roof_ms: float | None = None
+    measured_ms: float | None = None
 
     @property
     def algorithm(self) -> str:
@@ -54,13 +62,15 @@ class Row:
 
     @property
     def gflops(self) -> float | None:
-        """The useful rate that the computed time amounts to."""
-        return self.problem.spec.flops / self.ms * 1e-6 if self.ms else None
+        """The useful rate, by the measured time or else by the predicted one."""
+        taken = self.measured_ms or self.ms
+        return self.problem.spec.flops / taken * 1e-6 if taken else None
 
     @property
     def roofline(self) -> float | None:
-        """The least time the machine could need for the useful work, over the computed time: 1 is the roof."""
-        return self.limit_ms / self.ms if self.ms and self.limit_ms else None
+        """The least time the machine could need, over the measured time or else the predicted one: 1 is the roof."""
+        taken = self.measured_ms or self.ms
+        return self.roof_ms / taken if taken and self.roof_ms else None
 
 
 @dataclass(frozen=True)
@@ -72,18 +82,17 @@ class NetworkPlan:
     policy: Policy
 
     def __str__(self) -> str:
-        head = ("layer", "problem", "by", "kernel", "MMAC", "MB", "ms", "GFLOP/s", "of roof", "error <=")
         body = [_cells(row) for row in self.rows]
-        widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
+        widths = [max(len(line[i]) for line in [HEAD, *body]) for i in range(len(HEAD))]
         lines = [
             "  ".join(_set(cell, width, i) for i, (cell, width) in enumerate(zip(line, widths, strict=True))).rstrip()
-            for line in [head, *body]
+            for line in [HEAD, *body]
         ]
-        total = sum(row.ms or 0.0 for row in self.rows)
+        total = sum(row.measured_ms or row.ms or 0.0 for row in self.rows)
+        how = "measured" if any(row.measured_ms for row in self.rows) else "predicted"
         ours = sum(row.plan is not None for row in self.rows)
         lines.append(
-            f"{ours} of {len(self.rows)} convolutions on Hubel's kernels"
-            + (f", {total:.3g} ms computed" if total else "")
+            f"{ours} of {len(self.rows)} convolutions on Hubel's kernels" + (f", {total:.3g} ms {how}" if total else "")
         )
         return "\n".join(lines)
 
@@ -106,21 +115,24 @@ class NetworkPlan:
                     "macs": spec.macs,
                     "bytes": spec.bytes(),
                     "ms": row.ms,
+                    "measured_ms": row.measured_ms,
                     "gflops": row.gflops,
                     "roofline": row.roofline,
                     "error_bound": plan.error_bound if plan else None,
                 }
             )
         params = {"layers": labels, "machine": self.machine.name, "accuracy": self.policy.accuracy}
-        method = {"name": "the engine's plan; times computed", "params": params, "source": ""}
+        method = {"name": "the engine's plan", "params": params, "source": ""}
         return Record("plan", "plan", list(COLUMNS), rows, level="layer", method=method)  # type: ignore[arg-type]
 
 
-def plan(net: nn.Module, x: Tensor, *, machine: Machine | None = None, backward: bool = False) -> NetworkPlan:
+def plan(
+    net: nn.Module, x: Tensor, *, machine: Machine | None = None, backward: bool = False, measure: bool = False
+) -> NetworkPlan:
     """A row for each convolution that `net` makes on `x`, in order.
 
     machine: another than this one, by `Machine.named`; then nothing is said of time. backward: a row more for each of
-    the gradients of input and weight.
+    the gradients of input and weight. measure: compile and time each convolution, on this machine.
 
     Raises ModelError if the network cannot run on `x`.
     """
@@ -129,12 +141,25 @@ def plan(net: nn.Module, x: Tensor, *, machine: Machine | None = None, backward:
     policy = accuracy.policy(torch.get_num_threads())
     speed = measured(machine) if machine == here else None
     rows = [_row(address, problem, machine, policy, speed) for address, problem in _problems(net, x, backward)]
+    if measure and machine == here:
+        rows = [replace(row, measured_ms=measured_ms(row.problem, policy)) if row.plan else row for row in rows]
     return NetworkPlan(tuple(rows), machine, policy)
 
 
-def plan_problem(problem: Problem, *, machine: Machine | None = None) -> Plan:
-    """The plan of one problem, on this machine or on `machine`. UnsupportedError, with every reason, if none."""
-    return choose(problem, machine or Machine.detect(), accuracy.policy(torch.get_num_threads()))
+def plan_problem(problem: Problem, *, machine: Machine | None = None, measure: bool = False) -> Row:
+    """The row of one problem, as `plan` makes it. Raises UnsupportedError, with every reason, if there is no plan."""
+    here = Machine.detect()
+    machine, policy = machine or here, accuracy.policy(torch.get_num_threads())
+    choose(problem, machine, policy)
+    row = _row(str(problem), problem, machine, policy, measured(machine) if machine == here else None)
+    return replace(row, measured_ms=measured_ms(problem, policy)) if measure and machine == here else row
+
+
+def measured_ms(problem: Problem, policy: Policy) -> float:
+    """Milliseconds of the prepared call on contiguous tensors, the median of some rounds."""
+    spec = problem.spec
+    x, w, y = (torch.empty(s, device="meta").stride() for s in (spec.input_shape, spec.weight_shape, spec.output_shape))
+    return 1e3 * race([prepare(problem, x, w, y, policy)], x, w, y, policy.threads)[0]
 
 
 class _Convolutions(TorchDispatchMode):
@@ -195,8 +220,7 @@ def _row(address: str, problem: Problem, machine: Machine, policy: Policy, speed
         return Row(address, problem, chosen, chosen.reason)
     gflops = speed.fma_gflops_1 if policy.threads == 1 else speed.fma_gflops_all
     ms = chosen.predicted_ms(gflops / min(policy.threads, speed.threads), speed.dram_gb_s)
-    limit = 1e3 * max(problem.spec.flops / (gflops * 1e9), problem.spec.bytes() / (speed.dram_gb_s * 1e9))
-    return Row(address, problem, chosen, chosen.reason, ms, limit)
+    return Row(address, problem, chosen, chosen.reason, ms, chosen.roof_ms(gflops, speed.dram_gb_s))
 
 
 def _cells(row: Row) -> Sequence[str]:
@@ -204,7 +228,8 @@ def _cells(row: Row) -> Sequence[str]:
     kernel = row.plan.kernel_key if row.plan else row.reason
     bound = f"{row.plan.error_bound:.1e}" if row.plan else "-"
     numbers = [f"{spec.macs * 1e-6:.3g}", f"{spec.bytes() * 1e-6:.3g}"]
-    numbers += [f"{row.ms:.3g}" if row.ms else "-", f"{row.gflops:.0f}" if row.gflops else "-"]
+    numbers += [f"{ms:.3g}" if ms else "-" for ms in (row.ms, row.measured_ms)]
+    numbers += [f"{row.gflops:.0f}" if row.gflops else "-"]
     numbers += [f"{row.roofline:.0%}" if row.roofline else "-", bound]
     return (row.address, str(row.problem), row.algorithm, kernel, *numbers)
 

@@ -1,15 +1,18 @@
-"""The two choices that hold for every convolution of the process: how exact, and whether always the same bits."""
+"""The choices that hold for every convolution of the process: how exact, whether always the same bits, and whether
+plans are estimated or measured.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import get_args
+from typing import Literal, get_args
 
 from hubel.engine.spec import Accuracy, Policy
 from hubel.errors import unknown
 
 _accuracy: Accuracy = "default"
 _deterministic = True
+_measured = False
 
 # Called after a change: prepared calls were planned under the old choice.
 _on_change: list[Callable[[], object]] = []
@@ -35,9 +38,22 @@ def set_deterministic(on: bool) -> None:
     _changed()
 
 
+def set_planning(way: Literal["estimate", "measure"]) -> None:
+    """How the engine chooses among plans that give the same bits: by counting cycles, or by timing the best few.
+
+    Timing takes up to some seconds for each new layer and image size, once: what is found is kept in the cache folder
+    (`hubel.export_wisdom` writes it to a file). Raises `UnknownNameError` for any other word.
+    """
+    global _measured
+    if way not in ("estimate", "measure"):
+        raise unknown("way of planning", way, ("estimate", "measure"))
+    _measured = way == "measure"
+    _changed()
+
+
 def policy(threads: int) -> Policy:
     """What the engine is asked for now."""
-    return Policy(_accuracy, _deterministic, threads)
+    return Policy(_accuracy, _deterministic, threads, _measured)
 
 
 def on_change(forget: Callable[[], object]) -> None:

@@ -26,7 +26,7 @@ from math import prod
 
 from hubel.engine.algorithms.edges import ending_of, number
 from hubel.engine.algorithms.geometry import Sum, flattened, sums, three
-from hubel.engine.algorithms.tiling import Cut, cut, error_bound
+from hubel.engine.algorithms.tiling import MOST_ALTERNATIVES, Cut, cheapest, cuts, error_bound
 from hubel.engine.algorithms.words import job_words
 from hubel.engine.ir import F32, I64, PTR, Function, Pointer, Value, module_text
 from hubel.engine.ir.epilogue import PLAIN, Ending
@@ -63,20 +63,31 @@ def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusa
         return Refusal(NAME, "weight gradients are sums over pixels, not over channels")
     if flattened(problem) is not problem.spec:
         return Refusal(NAME, "a matrix product over one row of pixels: pointwise")
+    part, used, found = _cuts(problem, machine, policy)
+    return _plan(problem, machine, policy, part, used, cheapest(found))
+
+
+def alternatives(plan: Plan) -> list[Plan]:
+    """The same plan cut otherwise, cheapest first: other tiles, boxes and shares."""
+    part, used, found = _cuts(plan.problem, plan.machine, plan.policy)
+    best = sorted(dict.fromkeys(found), key=lambda cut: cut.cycles)[:MOST_ALTERNATIVES]
+    return [_plan(plan.problem, plan.machine, plan.policy, part, used, cut) for cut in best]
+
+
+def _plan(problem: Problem, machine: Machine, policy: Policy, part: Sum, used: Machine, best: Cut) -> Plan:
     spec, parts = problem.spec, sums(problem)
-    part, machine_used, best = _cut(problem, machine, policy)
     useful = sum(each.tap_count * prod(each.outputs) for each in parts) / max(1, part.tap_count * prod(part.outputs))
     return Plan(
         problem, machine, policy, NAME, best.tile,
-        kernels=(kernel_name(problem, best.tile, machine_used), pack_name(problem, best.tile, machine_used)),
+        kernels=(kernel_name(problem, best.tile, used), pack_name(problem, best.tile, used)),
         channel_block=channel_block(part, machine), box=best.box, row_tiles=best.row_tiles,
         estimate=Estimate(spec.flops, int(2 * best.computed * useful), problem.bytes(), best.cycles * useful),
         error_bound=error_bound(problem), reason="any shape: windows in scratch, pixels in lanes",
     )  # fmt: skip
 
 
-def _cut(problem: Problem, machine: Machine, policy: Policy) -> tuple[Sum, Machine, Cut]:
-    """The largest of the problem's sums, the machine as it is used, and how the sum is cut up."""
+def _cuts(problem: Problem, machine: Machine, policy: Policy) -> tuple[Sum, Machine, list[Cut]]:
+    """The largest of the problem's sums, the machine as it is used, and how the sum may be cut up."""
     spec = problem.spec
     largest = max(sums(problem), key=lambda part: part.tap_count * prod(part.outputs))
     # A tiny problem is over before a core that has been asked for its widest vectors has slowed its clock for them.
@@ -84,7 +95,7 @@ def _cut(problem: Problem, machine: Machine, policy: Policy) -> tuple[Sum, Machi
     used = replace(machine, lanes=8) if tiny else machine
     widths = (2,) if tiny else _widths(problem, machine, policy)
     block, copies = channel_block(largest, machine), max(1, spec.batch * spec.groups)
-    return largest, used, cut(largest, block, copies, used, policy.threads, True, widths)
+    return largest, used, cuts(largest, block, copies, used, policy.threads, True, widths)
 
 
 def may_be_winograd(problem: Problem, policy: Policy) -> bool:

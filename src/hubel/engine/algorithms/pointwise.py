@@ -29,7 +29,15 @@ from math import prod
 from hubel.engine.algorithms.direct import MOST_TERMS, TINY_FLOPS, pack_function, pack_name, packing_job, packing_key
 from hubel.engine.algorithms.edges import ending_of, number
 from hubel.engine.algorithms.geometry import Sum, flat_strides, flattened, sums
-from hubel.engine.algorithms.tiling import ITEM, TILE, UNEVEN, error_bound, step_cycles, tile_of_width
+from hubel.engine.algorithms.tiling import (
+    ITEM,
+    MOST_ALTERNATIVES,
+    TILE,
+    UNEVEN,
+    error_bound,
+    step_cycles,
+    tile_of_width,
+)
 from hubel.engine.algorithms.words import job_words
 from hubel.engine.ir import F32, I64, PTR, Function, Pointer, Value, module_text
 from hubel.engine.ir.epilogue import PLAIN, Ending
@@ -61,6 +69,16 @@ def applies(problem: Problem) -> bool:
 def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusal:
     if not applies(problem):
         return Refusal(NAME, "needs a 1×1 kernel, stride 1, no padding, and pixels that follow each other in memory")
+    return _plans(problem, machine, policy)[0]
+
+
+def alternatives(plan: Plan) -> list[Plan]:
+    """The same plan cut otherwise, cheapest first: other pieces and shares."""
+    return _plans(plan.problem, plan.machine, plan.policy)[:MOST_ALTERNATIVES]
+
+
+def _plans(problem: Problem, machine: Machine, policy: Policy) -> list[Plan]:
+    """The plan for each way to share the work out, cheapest first."""
     spec = flattened(problem)
     (part,) = sums(Problem(spec, problem.direction))
     block = _channel_block(part, machine)
@@ -69,19 +87,25 @@ def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusa
     tile = _tile(used, part.rows, block)
     pixels = prod(part.outputs)
     odd = _odd(tile, used, pixels)
-    best = _cut(tile, part, block, pixels - odd, spec.batch * spec.groups, used, policy.threads)
+    cuts = _cuts(tile, part, block, pixels - odd, spec.batch * spec.groups, used, policy.threads)
     vectors = -(-(pixels - odd) // tile.lanes)
     computed = spec.batch * spec.groups * part.channels * -(-part.rows // tile.rows) * tile.rows * vectors * tile.lanes
-    return Plan(
+    first = Plan(
         problem, machine, policy, NAME, tile,
         kernels=(
             f"conv_{number(problem)}_pointwise_{tile}_{used.isa}{ending_of(problem).name}",
             pack_name(problem, tile, used),
         ),
-        channel_block=block, box=(1, 1, best.piece), row_tiles=best.row_tiles,
-        estimate=Estimate(problem.spec.flops, 2 * computed, problem.bytes(), best.cycles),
+        channel_block=block, box=(1, 1, 0), row_tiles=0,
+        estimate=Estimate(problem.spec.flops, 2 * computed, problem.bytes(), 0.0),
         error_bound=error_bound(problem), reason="1×1: a matrix product over one long row of pixels",
     )  # fmt: skip
+    return [
+        replace(
+            first, box=(1, 1, cut.piece), row_tiles=cut.row_tiles, estimate=replace(first.estimate, cycles=cut.cycles)
+        )
+        for cut in cuts
+    ]
 
 
 def _channel_block(part: Sum, machine: Machine) -> int:
@@ -127,9 +151,9 @@ class _Cut:
     cycles: float
 
 
-def _cut(tile: Tile, part: Sum, block: int, pixels: int, copies: int, machine: Machine, threads: int) -> _Cut:
-    """The cheapest way to share the work out. Splitting pixels reads the weights once more, splitting output channels
-    copies the pixels once more.
+def _cuts(tile: Tile, part: Sum, block: int, pixels: int, copies: int, machine: Machine, threads: int) -> list[_Cut]:
+    """The ways to share the work out, cheapest first. Splitting pixels reads the weights once more, splitting output
+    channels copies the pixels once more.
     """
     width, tiles = tile.vectors * tile.lanes, -(-part.rows // tile.rows)
     runs = -(-pixels // width)
@@ -142,7 +166,7 @@ def _cut(tile: Tile, part: Sum, block: int, pixels: int, copies: int, machine: M
             turns = -(-items // threads)
             spread = 1 + (UNEVEN / turns if threads > 1 else 0)
             candidates.append(_Cut(at_once * width, row_tiles, each * turns * spread))
-    return min(candidates, key=lambda cut: (cut.cycles, -cut.piece))
+    return sorted(candidates, key=lambda cut: (cut.cycles, -cut.piece))
 
 
 def emit(plan: Plan) -> dict[str, Callable[[], str]]:

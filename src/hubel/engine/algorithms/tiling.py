@@ -29,6 +29,8 @@ from hubel.engine.plan import Tile, error_unit, terms_of
 from hubel.engine.spec import Problem
 from hubel.engine.window import Window
 
+# Cuts that measuring chooses from.
+MOST_ALTERNATIVES = 6
 # Widths of tiles in vectors that are worth a look. The rows of a tile depend on the layer's channels and on the width
 # alone, so a layer has as many kernels as widths, whatever image sizes come.
 WIDTHS = (1, 2, 3, 4)
@@ -93,7 +95,15 @@ def tile_of_width(machine: Machine, rows: int, vectors: int, taps: int) -> Tile:
     return Tile(min(fit, key=lambda r: (round(cycles(r), 6), -r)), vectors, machine.lanes)
 
 
-def cut(
+def cheapest(cuts: list[Cut]) -> Cut:
+    """The cut with the fewest cycles; of those that hardly differ, the first."""
+    best = cuts[0]
+    for other in cuts:
+        best = other if other.cycles < best.cycles * 0.999 else best
+    return best
+
+
+def cuts(
     part: Sum,
     block: int,
     copies: int,
@@ -101,15 +111,15 @@ def cut(
     threads: int,
     straight: bool,
     widths: tuple[int, ...] = WIDTHS,
-) -> Cut:
-    """The cheapest way to cut a sum that is done `copies` times (images × groups) on `threads` threads.
+) -> list[Cut]:
+    """The ways to cut a sum that is done `copies` times (images × groups) on `threads` threads.
 
     block: channels summed in registers. straight: tiles that lie as the output does go to it without passing through
     scratch. widths: those that tiles may have.
     """
     taps = max(1, part.tap_count)
     candidates = [tile_of_width(machine, part.rows, vectors, taps) for vectors in widths]
-    best: Cut | None = None
+    found = []
     for box in _boxes(part.outputs):
         window = Window(part.axes, box, lanes=machine.lanes)
         boxes = prod(-(-o // b) for o, b in zip(part.outputs, box, strict=True))
@@ -124,10 +134,8 @@ def cut(
                 each = item.once + row_tiles * item.for_tile
                 busy = items / threads
                 cycles = each * max(busy, 1.0) * (1 + (UNEVEN / busy if threads > 1 else 0))
-                if best is None or cycles < best.cycles * 0.999:
-                    best = Cut(tile, box, row_tiles, cycles, item.computed * row_tiles * items)
-    assert best is not None
-    return best
+                found.append(Cut(tile, box, row_tiles, cycles, item.computed * row_tiles * items))
+    return found
 
 
 def _boxes(outputs: tuple[int, int, int]) -> Iterator[tuple[int, int, int]]:
