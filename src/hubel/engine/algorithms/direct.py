@@ -89,13 +89,18 @@ def _plan(problem: Problem, machine: Machine, policy: Policy, part: Sum, used: M
 def _cuts(problem: Problem, machine: Machine, policy: Policy) -> tuple[Sum, Machine, list[Cut]]:
     """The largest of the problem's sums, the machine as it is used, and how the sum may be cut up."""
     spec = problem.spec
-    largest = max(sums(problem), key=lambda part: part.tap_count * prod(part.outputs))
+    largest = max(sums(problem), key=extent)
     # A tiny problem is over before a core that has been asked for its widest vectors has slowed its clock for them.
     tiny = spec.flops < TINY_FLOPS and machine.lanes == 16
     used = replace(machine, lanes=8) if tiny else machine
     widths = (2,) if tiny else _widths(problem, machine, policy)
     block, copies = channel_block(largest, machine), max(1, spec.batch * spec.groups)
     return largest, used, cuts(largest, block, copies, used, policy.threads, True, widths)
+
+
+def extent(part: Sum) -> int:
+    """How much a sum does beside the others of its problem."""
+    return part.tap_count * prod(part.outputs)
 
 
 def may_be_winograd(problem: Problem, policy: Policy) -> bool:

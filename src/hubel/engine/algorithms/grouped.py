@@ -39,6 +39,8 @@ MOST_CHANNELS, MOST_TAPS = 80, 11
 # Widths of tiles that are compiled, beside the widest: those of the usual maps, and 1 for all others.
 WIDTHS = {32: (19, 14, 10, 8, 7, 4, 1), 16: (10, 8, 7, 6, 5, 4, 1)}
 MOST_ROWS = 4
+# How many times fewer cycles than others' it must take by this count.
+LEAST_GAIN = 1.1
 # Cycles: a vector turned, to or from the lanes; a tile begun; an output stored.
 TURN, TILE, STORE = 12.0, 25.0, 1.5
 
@@ -67,15 +69,23 @@ def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusa
     shares = [_shares(problem, part, machine, policy.threads) for part in parts]
     kinds = list(dict.fromkeys(_taps(part, machine) for part in parts))
     largest = max(range(len(parts)), key=lambda i: shares[i].cycles)
-    how, kind = shares[largest], _taps(parts[largest], machine)
-    rows, width = shapes(kind, machine)[how.shape]
+    how, part = shares[largest], parts[largest]
+    rows, width = shapes(_taps(part, machine), machine)[how.shape]
+    # `direct` sums the channels of a block one after the other, as it is done here with all.
+    whole = direct.channel_block(max(parts, key=direct.extent), machine) == part.channels
+    cycles, computed = sum(each.cycles for each in shares), sum(each.computed for each in shares)
     return Plan(
         problem, machine, policy, NAME, Tile(rows * width, 1, machine.lanes),
-        kernels=(*(f"conv_f32_grouped_{kind}_{machine.isa}" for kind in kinds), f"pack_f32_grouped_{machine.isa}"),
-        channel_block=parts[0].channels, box=(1, how.box_y, parts[largest].outputs[2]), row_tiles=how.vectors,
-        estimate=Estimate(spec.flops, sum(each.computed for each in shares), spec.bytes()),
+        kernels=(*(_name(kind, machine) for kind in kinds), f"pack_f32_grouped_{machine.isa}"),
+        channel_block=part.channels, box=(1, how.box_y, part.outputs[2]), row_tiles=how.vectors,
+        estimate=Estimate(spec.flops, computed, problem.bytes(), cycles), least_gain=LEAST_GAIN,
         error_bound=error_bound(problem), reason="few channels a group: output channels in lanes",
+        sums_like=direct.NAME if whole else "",
     )  # fmt: skip
+
+
+def _name(kind: Taps, machine: Machine) -> str:
+    return f"conv_f32_grouped_{kind}_{machine.isa}"
 
 
 def _declined(problem: Problem, machine: Machine) -> str:
@@ -110,18 +120,21 @@ def _taps(part: Sum, machine: Machine) -> Taps:
 
 @lru_cache(maxsize=256)
 def shapes(taps: Taps, machine: Machine) -> tuple[tuple[int, int], ...]:
-    """(rows, outputs of a row) of the register tiles, the widest first: the sums, a row's weights and an input must
-    find room in the registers.
+    """(rows, outputs of a row) of the register tiles, the widest first: the sums, a row's weights and inputs must find
+    room in the registers. (On ARM LLVM loads weights and inputs in pairs.)
     """
-    most = machine.registers - len(taps.shifts) - (2 if taps.shared is None else 3)
+    others = 10 if machine.arch == "aarch64" else 2 if taps.shared is None else 3
+    most = machine.registers - len(taps.shifts) - others
     widths = [most, *(width for width in WIDTHS[machine.registers] if width < most)]
     return tuple((min(MOST_ROWS, most // width), width) for width in widths)
 
 
-def _step(taps: Taps, rows: int, width: int) -> float:
+def _step(taps: Taps, rows: int, width: int, lanes: int) -> float:
     """Cycles of a row of the kernel and an input channel, a tile."""
     sums_, loads = rows * width * len(taps.shifts), rows * len(taps.places(width)) + len(taps.shifts) + 1
-    return max(sums_ / 2, loads / 2, (sums_ + loads + rows + 3) / 4, 4.0 * len(taps.shifts)) + 0.05 * loads
+    # Vectors of 16 lanes are picked from by one of the two units that multiply them.
+    picked = rows * len(taps.places(width)) if taps.shared and lanes == 16 else 0
+    return max((sums_ + picked) / 2, loads / 2, (sums_ + loads + rows + 3) / 4, 4.0 * len(taps.shifts)) + 0.05 * loads
 
 
 @lru_cache(maxsize=4096)
@@ -149,7 +162,7 @@ def _shares(problem: Problem, part: Sum, machine: Machine, threads: int) -> Shar
             if width > x:
                 continue
             tiles = -(-box_y // r) * -(-x // width)
-            each = tiles * (terms * _step(taps, r, width) + TILE + STORE * r * width) + box_y * x * TURN
+            each = tiles * (terms * _step(taps, r, width, lanes) + TILE + STORE * r * width) + box_y * x * TURN
             cycles = (ITEM + copied + vectors * each) * max(busy, 1.0) * (1 + (UNEVEN / busy if threads > 1 else 0))
             computed = 2 * items * vectors * tiles * r * width * terms * len(taps.shifts) * lanes
             found.append(Shares(bundle, vectors, panels, number, box_y, cycles, computed))
@@ -194,7 +207,7 @@ def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...])
         bundles = -(-spec.groups // how.bundle)
         items = spec.batch * bundles * -(-part.outputs[1] // how.box_y)
         kind = _taps(part, plan.machine)
-        jobs.append(PlannedJob(f"conv_f32_grouped_{kind}_{plan.machine.isa}", items, words))
+        jobs.append(PlannedJob(_name(kind, plan.machine), items, words))
         if part.tap_count:
             packing.append(_packing(plan, part, how, w, packed, tables))
             packed += bundles * how.vectors * lanes * part.channels * part.tap_count

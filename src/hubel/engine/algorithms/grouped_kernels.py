@@ -23,8 +23,8 @@ PACK_WORDS = (
 
 @dataclass(frozen=True)
 class Taps:
-    """What a kernel is compiled for: output j of a row reads the places step·j + shift, one for each tap of a row of the
-    kernel, and sums in this order.
+    """What a kernel is compiled for: output j of a row reads the places step·j + shift, one for each tap of a row, and
+    sums in this order.
 
     shared: (output, input) channels of a group where a vector holds several groups; None where a group has vectors of
     its own.
@@ -153,7 +153,8 @@ def _tile_function(taps: Taps, rows: int, width: int, lanes: int) -> Function:
     """tile(w, x, offsets, out, bias, channels, terms, last, x_row, out_row, out_pixel): rows × width outputs of a
     vector of channels.
 
-    out[r·out_row + j·out_pixel + lane] = bias[lane] + Σ_c Σ_k Σ_t w[c, k][t][lane] · x[offsets[k] + r·x_row + place(j, t)]
+    out[r·out_row + j·out_pixel + lane] =
+        bias[lane] + Σ_c Σ_k Σ_t w[c, k][t][lane] · x[offsets[k] + r·x_row + place(j, t)]
 
     A place is read once for all taps that meet it. Where groups share the vector, each lane picks channel c of its own
     group from what it reads there; else the place holds a number for all lanes, `channels` is 1, and k counts the
