@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from hubel.errors import DataError, UnknownNameError
-from hubel.lab import bench, bench_text, conditions, engines, shapes, timing
+from hubel.lab import bench, bench_record, conditions, engines, shapes, text_table, timing
+from hubel.lab.conditions import Planned
 from hubel.lab.engines import Declined, Tensors
 from hubel.lab.timing import Contender
 from hubel.records import Document, Value, json_schema
@@ -49,7 +50,14 @@ class Clock(timing.Meter):
         return 0
 
 
-COST = {"ours": 0.001, "ours channels-last": 0.002, "theirs": 0.004, "theirs channels-last": 0.003, bench.PEAK: 0.0005}
+COST = {
+    "ours": 0.001,
+    "ours channels-last": 0.002,
+    "theirs": 0.004,
+    "theirs channels-last": 0.003,
+    bench.PEAK: 0.0005,
+    bench_record.TRAFFIC: 0.0001,
+}
 
 
 @pytest.fixture
@@ -72,14 +80,20 @@ def clock(monkeypatch):
     def tick() -> None:
         clock.now += COST[bench.PEAK]
 
+    def read() -> None:
+        clock.now += COST[bench_record.TRAFFIC]
+
     table = {
         "hubel": {name: engine(name) for name in ("ours", "ours channels-last")},
         "torch": {name: engine(name) for name in ("theirs", "theirs channels-last")},
+        "hubel, pages kept": {},
+        "torch, pages kept": {},
     }
     monkeypatch.setattr(engines, "ENGINES", table)
     monkeypatch.setattr(timing, "measure", lambda contenders, **options: measure(contenders, meter=clock, **options))
     monkeypatch.setattr(conditions, "peak", lambda threads: conditions.Peak(tick, 1e6))
-    monkeypatch.setattr(conditions, "algorithm", lambda case, threads: "direct")
+    monkeypatch.setattr(conditions, "traffic", lambda threads, size: conditions.Peak(read, 4 * size))
+    monkeypatch.setattr(conditions, "planned", lambda case, threads: Planned("direct", case.flops))
     return SimpleNamespace(engine=engine, table=table)
 
 
@@ -135,7 +149,7 @@ def test_shapes_nan_and_missing_outputs_are_wrong(clock, broken):
 
 
 def test_when_no_engine_is_right_the_row_stays_and_says_why(clock):
-    for name in COST.keys() - {bench.PEAK}:
+    for name in COST.keys() - {bench.PEAK, bench_record.TRAFFIC}:
         library = "hubel" if name.startswith("ours") else "torch"
         clock.table[library][name] = clock.engine(name, lambda outputs: (outputs[0] + 1,))
     document = bench.run([SMALL], rounds=3)
@@ -250,7 +264,7 @@ def test_the_table_of_a_recorded_run(clock):
 
 
 def test_columns_are_as_wide_as_their_cells():
-    text = bench_text.table(["name", "ms"], [["a", "1"], ["long name", "22.50"]])
+    text = text_table.table(["name", "ms"], [["a", "1"], ["long name", "22.50"]])
     assert text.splitlines() == ["name          ms", "---------  -----", "a              1", "long name  22.50"]
 
 

@@ -9,6 +9,7 @@ import pytest
 from hubel.engine.spec import ConvSpec, Direction, Problem
 from hubel.errors import DataError, SpecError, UnknownNameError
 from hubel.lab import shapes
+from hubel.lab.shapes import Case
 
 SHIPPED = Path(__file__).resolve().parents[2] / "benchmarks" / "shapes"
 
@@ -16,8 +17,8 @@ SHIPPED = Path(__file__).resolve().parents[2] / "benchmarks" / "shapes"
 def test_a_list_has_a_problem_and_a_name_a_line():
     text = "# ResNet\n\nn1c64o64i56x56k3x3s1p1   resnet 3x3 64@56  # a comment\nc3o8i9x9k3\n"
     assert shapes.parse(text) == [
-        (Problem(ConvSpec(1, 64, 64, (56, 56), 3, padding=1)), "resnet 3x3 64@56"),
-        (Problem(ConvSpec(1, 3, 8, (9, 9), 3)), "c3o8i9x9k3"),
+        Case(Problem(ConvSpec(1, 64, 64, (56, 56), 3, padding=1)), "resnet 3x3 64@56"),
+        Case(Problem(ConvSpec(1, 3, 8, (9, 9), 3)), "c3o8i9x9k3"),
     ]
 
 
@@ -30,20 +31,27 @@ def test_a_bad_line_is_named():
 def test_shipped_lists_parse_and_repeat_nothing(path):
     layers = shapes.parse(path.read_text(), path.name)
     assert layers
-    problems = [problem for problem, _ in layers]
-    assert len(set(problems)) == len(problems)
-    assert all(name != str(problem) for problem, name in layers)
+    targets = [case.target for case in layers]
+    assert len(set(targets)) == len(targets)
+    assert all(case.name != case.target for case in layers)
 
 
 def test_the_lists_that_claims_are_made_about_hold_what_they_say():
-    kinds = {path.stem: {shapes.kind(p.spec) for p, _ in shapes.parse(path.read_text())} for path in SHIPPED.glob("*")}
+    kinds = {path.stem: {case.kind for case in shapes.parse(path.read_text())} for path in SHIPPED.glob("*")}
     assert kinds["dense3x3"] == {"3x3"}
     assert kinds["pointwise"] == {"1x1"}
     assert kinds["depthwise"] == {"depthwise"}
     assert kinds["weight_gradient"] == {"3x3", "1x1"}
-    assert kinds["lenet"] == {"small"}
+    assert kinds["lenet"] == kinds["small"] == {"small"}
+    assert kinds["strided"] == kinds["stems"] == {"strided and stems"}
+    assert kinds["dense_other"] == {"5x5, 1x7, 7x1, 1x3"}
+    assert kinds["grouped"] == {"grouped"}
+    assert kinds["conv1d"] == {"conv1d"}
+    assert kinds["conv3d"] == {"conv3d"}
+    assert kinds["transposed"] == {"transposed"}
+    assert kinds["depthwise_large"] == {"depthwise 31x31", "depthwise large"}
     weights = shapes.parse((SHIPPED / "weight_gradient.txt").read_text())
-    assert {(p.direction, p.spec.batch) for p, _ in weights} == {(Direction.WEIGHT_GRADIENT, 16)}
+    assert {(case.problem.direction, case.spec.batch) for case in weights} == {(Direction.WEIGHT_GRADIENT, 16)}
 
 
 @pytest.mark.parametrize(
@@ -51,16 +59,19 @@ def test_the_lists_that_claims_are_made_about_hold_what_they_say():
     [
         ("c64o64i56x56k3p1", "3x3"),
         ("c32o64i56x56k3p1", "3x3 narrow"),
-        ("c64o128i56x56k3s2p1", "strided"),
+        ("c64o128i56x56k3s2p1", "strided and stems"),
         ("c256o64i56x56k1", "1x1"),
-        ("c24o144i56x56k1", "1x1 narrow"),
+        ("c24o144i56x56k1", "1x1"),
+        ("c256o512i56x56k1s2", "strided and stems"),
+        ("c32o64i8x8k1", "small"),
         ("c96o96i56x56k7p3g96", "depthwise"),
         ("c96o192i56x56k3p1g96", "depthwise"),
-        ("c128o128i56x56k31p15g128", "depthwise large"),
+        ("c128o128i56x56k31p15g128", "depthwise 31x31"),
+        ("c768o768i32x32k9p4g768", "depthwise large"),
         ("c128o128i56x56k3p1g32", "grouped"),
-        ("c3o64i224x224k7s2p3", "stem"),
-        ("c64o96i35x35k5p2", "5x5 dense"),
-        ("c128o128i17x17k1x7p0x3", "1x7 dense"),
+        ("c3o64i224x224k7s2p3", "strided and stems"),
+        ("c64o96i35x35k5p2", "5x5, 1x7, 7x1, 1x3"),
+        ("c128o128i17x17k1x7p0x3", "5x5, 1x7, 7x1, 1x3"),
         ("c6o16i14x14k5", "small"),
         ("n64c6o16i14x14k5", "small"),
         ("c1o64i16000k9", "conv1d"),
@@ -128,3 +139,18 @@ def test_files_that_are_no_lists(tmp_path):
         shapes.resolve([str(tmp_path / "empty.txt")])
     with pytest.raises(DataError, match="is a text file"):
         shapes.resolve([str(tmp_path / "binary.txt")])
+
+
+def test_a_transposed_convolution_is_written_as_the_convolution_whose_input_gradient_it_is():
+    case = shapes.case_of("c64o128i29x28k3s2x1p1/transposed/bias", "up")
+    assert case.problem == Problem(ConvSpec.parse("c64o128i29x28k3s2x1p1"), Direction.INPUT_GRADIENT, bias=True)
+    assert (case.input_shape, case.output_shape) == ((1, 128, 15, 28), (1, 64, 29, 28))
+    assert case.output_padding == (0, 0)
+    assert shapes.case_of("c3o8i8x9k3s2p1/transposed").output_padding == (1, 0)
+    assert (case.kind, case.work, case.target) == (
+        "transposed", "forward", "n1c64o128i29x28k3x3s2x1p1/transposed/bias",
+    )  # fmt: skip
+    assert shapes.resolve([case.target])[0].problem == case.problem
+    assert shapes.resolve([case.target], batch=2, backward=True)[0].input_shape == (2, 128, 15, 28)
+    with pytest.raises(SpecError, match="one direction.*weight_gradient"):
+        shapes.case_of("c3o8i9x9k3/transposed/weight_gradient")

@@ -70,13 +70,16 @@ def bench(
         list[str] | None,
         typer.Argument(metavar="[SPEC|ARCH|FILE]...", help="Problems, networks or shape lists; none: a quick list."),
     ] = None,
-    against: Annotated[str, typer.Option(help="Engines to compare with, comma between: torch,onnxruntime.")] = "torch",
+    against: Annotated[
+        str, typer.Option(help="Engines to compare with, comma between: torch,openvino; all.")
+    ] = "torch",
     backward: Annotated[bool, typer.Option("--backward", help="The gradients instead of the forward pass.")] = False,
     threads: Threads = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Replaces every batch size.")] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Undisturbed rounds a layer needs.")] = None,
     step: Annotated[bool, typer.Option("--step", help="Whole training steps of a network, batch 64.")] = False,
     overhead: Annotated[bool, typer.Option("--overhead", help="What enable() adds to a tiny call.")] = False,
+    targets_met: Annotated[bool, typer.Option("--targets", help="Classes beside benchmarks/targets.toml.")] = False,
     isa: Annotated[str | None, typer.Option(help="Hold every engine to an older instruction set: avx2.")] = None,
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Keep the run in this folder, too.")] = None,
@@ -84,7 +87,7 @@ def bench(
 ) -> int:
     """Time Hubel's convolutions against other engines, interleaved in one process, after checking every answer."""
     from hubel.lab import bench as layers
-    from hubel.lab import held
+    from hubel.lab import bounds, held
     from hubel.lab import overhead as calls
     from hubel.lab import step_time as steps
     from hubel.lab.bench_text import render_text
@@ -103,8 +106,11 @@ def bench(
         names = [name.strip() for name in against.split(",") if name.strip()]
         if not names:
             raise DataError(f"--against names at least one engine. Received: {against!r}. Leave it out for torch.")
+        limits = bounds.load(bounds.shipped()) if targets_met else None
         with Stages() as stages:
-            document = layers.run(words, against=names, backward=backward, batch=batch, progress=stages, **common)
+            document = layers.run(
+                words, against=names, backward=backward, batch=batch, bounds=limits, progress=stages, **common
+            )
     console().print(document.to_json() if json else render_text(document), soft_wrap=True, end="")
     if out is not None:
         console(stderr=True).print(f"kept in {layers.save(document, out)}", soft_wrap=True)

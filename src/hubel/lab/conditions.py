@@ -6,8 +6,11 @@ import dataclasses
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from hubel.engine import measure
 from hubel.engine.choose import choose
@@ -18,6 +21,9 @@ from hubel.engine.threads import Block, Job, launch
 from hubel.errors import CacheError, UnsupportedError
 from hubel.lab import held
 from hubel.lab.shapes import Case
+
+# Bytes: of smaller layers memory is not the limit; and what a launch of the reading kernel reads at least.
+SMALLEST_TRAFFIC, LEAST_READ = 2**16, 2**21
 
 
 @dataclass(frozen=True)
@@ -50,17 +56,54 @@ def accuracy() -> Accuracy:
     return policy(1).accuracy
 
 
-def algorithm(case: Case, threads: int) -> str:
-    """What Hubel's plan chose for a case, for the table; "-" where it hands back to torch."""
+@dataclass(frozen=True)
+class Planned:
+    """What Hubel's plan says of a case: the algorithm, "-" where it hands back to torch; the flops it needs, after the
+    algorithm's own reduction and without the waste of tiles."""
+
+    algorithm: str
+    flops: int
+
+
+def planned(case: Case, threads: int) -> Planned:
+    """The plan of a case, of both its directions if it has two."""
     directions = [Direction.INPUT_GRADIENT, Direction.WEIGHT_GRADIENT] if case.both else [case.problem.direction]
-    names = []
+    names, flops = [], 0
     for direction in directions:
-        problem = dataclasses.replace(case.problem, direction=direction)
+        bias = case.problem.bias and direction is not Direction.INPUT_GRADIENT
+        problem = dataclasses.replace(case.problem, direction=direction, bias=bias)
         try:
-            names.append(choose(problem, Machine.detect(), Policy(accuracy(), threads=threads)).algorithm)
+            plan = choose(problem, Machine.detect(), Policy(accuracy(), threads=threads))
         except UnsupportedError:
             names.append("-")
-    return ", ".join(dict.fromkeys(names))
+            flops += case.spec.flops
+        else:
+            names.append(plan.algorithm)
+            flops += min(plan.estimate.flops, plan.estimate.computed)
+    return Planned(", ".join(dict.fromkeys(names)), flops)
+
+
+def traffic(threads: int, size: int) -> Peak | None:
+    """Reading `size` bytes once, on all threads, as something that can be timed among others: what memory allows.
+
+    From whichever cache so many bytes lie in. `flops` holds the bytes that a call really reads.
+    """
+    machine = Machine.detect()
+    size = max(size, SMALLEST_TRAFFIC)
+    # So many passes a launch that the launch's own microseconds count for nothing.
+    passes = max(1, LEAST_READ // size)
+    grain = measure.READ_VECTORS * machine.lanes * 4
+    item = min(measure.READ_ITEM_BYTES, size // (4 * threads)) // grain * grain
+    items = size // item
+    try:
+        library = compiled(f"measure_read_{machine.lanes}", lambda: measure.read_ir(machine), machine)
+    except (UnsupportedError, CacheError):
+        return None
+    buffer = np.ones(items * item // 4, dtype=np.float32)
+    job = Job(library.address("read"), items, max(1, items // (8 * threads)), [item])
+    block = Block([job] * passes, keep=[library, buffer])
+    call = partial(launch, block.address, buffer.ctypes.data, 0, 0, 0, threads, 0, 64, 0)
+    return Peak(lambda: (block, call())[1], float(passes * items * item))
 
 
 class Watch:

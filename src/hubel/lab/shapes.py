@@ -1,7 +1,9 @@
 """Which convolutions a benchmark runs: from a problem's text, a network of the zoo, a shape list or a file.
 
 A shape list is text, one layer a line: the problem (grammar in `hubel.engine.spec`), blanks, a name for people.
-`#` opens a comment. The repository keeps its lists under `benchmarks/shapes/`; a name without a path finds them there.
+`#` opens a comment. A transposed convolution is written as the convolution whose input gradient it is:
+n1c64o128i112x112k2x2s2p0/transposed reads 128 channels of 56x56 and writes 64 of 112x112. The repository keeps its
+lists under `benchmarks/shapes/`; a name without a path finds them there.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hubel.engine.spec import ConvSpec, Direction, Problem
-from hubel.errors import DataError, HubelError, unknown
+from hubel.errors import DataError, HubelError, SpecError, unknown
 
 # What `hubel bench` runs when it is told nothing: one layer of each kind, about twenty seconds.
 QUICK = """\
@@ -27,14 +29,21 @@ n1c512o512i14x14k3x3s1p1g512      mobilenet dw 512@14
 n1c6o16i14x14k5x5s1p0/bias        lenet conv2
 """
 
+TRANSPOSED = "/transposed"
+
 
 @dataclass(frozen=True)
 class Case:
-    """One line of a benchmark: a problem and its name. both: weight and input gradient in one call, as in training."""
+    """One line of a benchmark: a problem and its name.
+
+    both: weight and input gradient in one call, as in training. transposed: the problem is an input gradient, run as
+    what it also is, the forward pass of a transposed convolution.
+    """
 
     problem: Problem
     name: str
     both: bool = False
+    transposed: bool = False
 
     @property
     def spec(self) -> ConvSpec:
@@ -42,13 +51,51 @@ class Case:
 
     @property
     def target(self) -> str:
-        """The row's address: the problem's text, with `/backward` for both gradients."""
+        """The row's address: the problem's text, with `/backward` for both gradients, `/transposed` for that."""
+        if self.transposed:
+            return f"{self.problem.spec}{TRANSPOSED}{'/bias' if self.problem.bias else ''}"
         return f"{self.problem.spec}/backward" if self.both else str(self.problem)
 
     @property
     def work(self) -> str:
         """What is timed: a direction, or "backward" for both gradients."""
-        return "backward" if self.both else str(self.problem.direction)
+        return "backward" if self.both else "forward" if self.is_forward else str(self.problem.direction)
+
+    @property
+    def is_forward(self) -> bool:
+        """Whether it is the forward pass of a layer, transposed ones included."""
+        return self.transposed or self.problem.direction is Direction.FORWARD
+
+    @property
+    def kind(self) -> str:
+        return "transposed" if self.transposed else kind(self.spec)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """What the layer reads; a transposed one reads what its convolution writes."""
+        return self.spec.output_shape if self.transposed else self.spec.input_shape
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """What the layer writes."""
+        return self.spec.input_shape if self.transposed else self.spec.output_shape
+
+    @property
+    def output_padding(self) -> tuple[int, ...]:
+        """Of a transposed layer: how much larger its output is than the smallest with this input."""
+        spec = self.spec
+        return tuple(
+            large - ((small - 1) * s - 2 * p + d * (k - 1) + 1)
+            for large, small, s, p, d, k in zip(
+                spec.input_size,
+                spec.output_size,
+                spec.stride,
+                spec.padding,
+                spec.dilation,
+                spec.kernel_size,
+                strict=True,
+            )
+        )
 
     @property
     def flops(self) -> int:
@@ -58,26 +105,24 @@ class Case:
 
 def kind(spec: ConvSpec) -> str:
     """The class of layers over which a mean is taken; the first that fits, in the order of the code."""
-    channels = min(spec.in_channels, spec.out_channels)
-    size = "x".join(map(str, spec.kernel_size))
     if spec.ndim != 2:
         return f"conv{spec.ndim}d"
     if 1 < spec.groups == spec.in_channels:
+        if spec.kernel_size == (31, 31):
+            return "depthwise 31x31"
         return "depthwise" if max(spec.kernel_size) <= 7 else "depthwise large"
     if spec.groups > 1:
         return "grouped"
-    if spec.taps == 1:
-        return "1x1" if channels >= 64 else "1x1 narrow"
     # LeNet's and CIFAR's layers: a few microseconds, where the call itself counts.
     if spec.macs < 3e6 * max(1, spec.batch):
         return "small"
-    if spec.in_channels <= 4:
-        return "stem"
-    if max(spec.stride) > 1:
-        return "strided"
+    if spec.in_channels <= 4 or max(spec.stride) > 1:
+        return "strided and stems"
+    if spec.taps == 1:
+        return "1x1"
     if spec.kernel_size == (3, 3):
-        return "3x3" if channels >= 64 else "3x3 narrow"
-    return f"{size} dense" if channels >= 64 else f"{size} narrow"
+        return "3x3" if min(spec.in_channels, spec.out_channels) >= 64 else "3x3 narrow"
+    return "5x5, 1x7, 7x1, 1x3"
 
 
 def resolve(targets: Sequence[str], *, batch: int | None = None, backward: bool = False) -> list[Case]:
@@ -87,30 +132,38 @@ def resolve(targets: Sequence[str], *, batch: int | None = None, backward: bool 
     forward problem; a line that names a direction keeps it.
     Raises SpecError for a bad problem, UnknownNameError for a name found nowhere, DataError for a bad list.
     """
-    layers: list[tuple[Problem, str]] = []
-    for target in targets or [""]:
-        layers += _layers(target)
     cases: dict[str, Case] = {}
-    for problem, name in layers:
-        spec = problem.spec if batch is None else dataclasses.replace(problem.spec, batch=batch)
-        for case in _cases(dataclasses.replace(problem, spec=spec), name, backward):
+    for layer in [layer for target in targets or [""] for layer in _layers(target)]:
+        spec = layer.spec if batch is None else dataclasses.replace(layer.spec, batch=batch)
+        for case in _cases(dataclasses.replace(layer, problem=dataclasses.replace(layer.problem, spec=spec)), backward):
             names = cases[case.target].name.split(", ") if case.target in cases else []
-            cases[case.target] = dataclasses.replace(case, name=", ".join(dict.fromkeys([*names, name])))
+            cases[case.target] = dataclasses.replace(case, name=", ".join(dict.fromkeys([*names, case.name])))
     return list(cases.values())
 
 
-def parse(text: str, source: str = "shapes") -> list[tuple[Problem, str]]:
-    """The problems and names of a shape list; DataError names the line that is none."""
+def case_of(text: str, name: str | None = None) -> Case:
+    """The case that a problem's text names, `/transposed` included. Raises SpecError."""
+    parts = text.split("/")
+    transposed = TRANSPOSED[1:] in parts[1:]
+    if not transposed:
+        return Case(Problem.parse(text), name or text)
+    problem = Problem.parse("/".join(part for part in parts if part != TRANSPOSED[1:]))
+    if problem.direction is not Direction.FORWARD:
+        raise SpecError(f'a problem has one direction. Received: "{text}". Leave out {problem.direction}.')
+    return Case(dataclasses.replace(problem, direction=Direction.INPUT_GRADIENT), name or text, transposed=True)
+
+
+def parse(text: str, source: str = "shapes") -> list[Case]:
+    """The layers of a shape list; DataError names the line that is none."""
     layers = []
     for number, line in enumerate(text.splitlines(), 1):
         words = line.split("#", 1)[0].split()
         if not words:
             continue
         try:
-            problem = Problem.parse(words[0])
+            layers.append(case_of(words[0], " ".join(words[1:]) or None))
         except HubelError as error:
             raise DataError(f"{source}, line {number}: {error}") from None
-        layers.append((problem, " ".join(words[1:]) or words[0]))
     return layers
 
 
@@ -122,7 +175,7 @@ def lists() -> dict[str, Path]:
     return found
 
 
-def _layers(target: str) -> list[tuple[Problem, str]]:
+def _layers(target: str) -> list[Case]:
     if not target:
         return parse(QUICK, "the quick list")
     path, known = Path(target), lists()
@@ -137,11 +190,11 @@ def _layers(target: str) -> list[tuple[Problem, str]]:
         return layers
     # Problems are the only names with a digit after every letter; `c` and `k` are in all of them.
     if target[:1] in "ncoikspdg" and target[1:2].isdigit():
-        return [(Problem.parse(target), target.split("/")[0])]
+        return [case_of(target, target.split("/")[0])]
     return _network(target, known)
 
 
-def _network(name: str, known: Iterable[str]) -> list[tuple[Problem, str]]:
+def _network(name: str, known: Iterable[str]) -> list[Case]:
     from hubel import zoo
 
     if name not in zoo.ZOO:
@@ -149,22 +202,22 @@ def _network(name: str, known: Iterable[str]) -> list[tuple[Problem, str]]:
     return convolutions(name)
 
 
-def _cases(problem: Problem, name: str, backward: bool) -> list[Case]:
-    if not backward or problem.direction is not Direction.FORWARD:
-        return [Case(problem, name)]
-    weight = dataclasses.replace(problem, direction=Direction.WEIGHT_GRADIENT, bias=False)
-    data = dataclasses.replace(problem, direction=Direction.INPUT_GRADIENT, bias=False)
-    return [Case(weight, name), Case(data, name), Case(weight, name, both=True)]
+def _cases(layer: Case, backward: bool) -> list[Case]:
+    if not backward or layer.problem.direction is not Direction.FORWARD:
+        return [layer]
+    weight = dataclasses.replace(layer.problem, direction=Direction.WEIGHT_GRADIENT, bias=False)
+    data = dataclasses.replace(layer.problem, direction=Direction.INPUT_GRADIENT, bias=False)
+    return [Case(weight, layer.name), Case(data, layer.name), Case(weight, layer.name, both=True)]
 
 
-def convolutions(name: str) -> list[tuple[Problem, str]]:
+def convolutions(name: str) -> list[Case]:
     """The convolutions of a network of the zoo, one pass at its default input, in the order they run."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
     from hubel import zoo
 
-    found: list[tuple[Problem, str]] = []
+    found: list[Case] = []
 
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # torch's own signature
@@ -173,7 +226,7 @@ def convolutions(name: str) -> list[tuple[Problem, str]]:
                 spec = ConvSpec(
                     x.shape[0], x.shape[1], w.shape[0], x.shape[2:], w.shape[2:], stride, padding, dilation, groups
                 )
-                found.append((Problem(spec, bias=b is not None), f"{name} conv {len(found) + 1}"))
+                found.append(Case(Problem(spec, bias=b is not None), f"{name} conv {len(found) + 1}"))
             return func(*args, **(kwargs or {}))
 
     # On the meta device a network has shapes and no numbers: nothing is computed, however large it is.

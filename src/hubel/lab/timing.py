@@ -1,7 +1,8 @@
 """Comparing running times on a machine that others use too: interleaved rounds, clean samples, medians with intervals.
 
-    for each round                      until enough rounds were clean
+    for each round                      until every contender was clean often enough, beside the first of them
         for each contender, shuffled    nobody always runs on the caches and the clock rate another one left behind
+                                        (library by library: a pause lies between them while idle threads still spin)
             one call, not timed         wakes its threads, brings its data back (left out where calls are long)
             `repeat` calls, timed       one Sample
 
@@ -24,8 +25,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
 from hubel.records import Value
 
@@ -40,8 +43,8 @@ BUDGET_SECONDS = 60.0
 FEWEST_ROUNDS = 6
 # Long against the clock's resolution and a thread's wake-up (50 us), short against a shared machine's quiet spells.
 SAMPLE_SECONDS = 0.003
-# Idle threads of one library spin for tens of milliseconds on the cores that the next one needs.
-PAUSE_SECONDS = 0.05
+# Idle threads of one library spin for up to 50 ms (ONNX Runtime's) on the cores that the next one needs.
+PAUSE_SECONDS = 0.06
 # Calls tried before a sample's length is settled; one alone may have been interrupted.
 _GUESSES = 3
 _MOST_REPEATS = 10_000
@@ -54,12 +57,14 @@ class Contender:
     """One side of a comparison: `call` does the work once, inside the context that `enter` returns (not timed).
 
     family: the library whose threads do the work; a pause goes between contenders of different families.
+    read: makes torch's tensors of what `call` returns, for the check; not timed. None: it returns them.
     """
 
     name: str
     call: Callable[[], object]
     enter: Callable[[], AbstractContextManager[object]] = nullcontext
     family: str = "torch"
+    read: Callable[[Any], tuple[torch.Tensor, ...]] | None = None
 
 
 @dataclass(frozen=True)
@@ -160,10 +165,11 @@ def measure(
     seed: int = 0,
     meter: Meter | None = None,
 ) -> Rounds:
-    """Time the contenders against each other until `rounds` rounds were clean, `most` at most (4 times as many).
+    """Time the contenders against each other until each has `rounds` rounds in which it and the first contender were
+    clean, with `most` rounds at most (4 times as many).
 
-    Every round visits every contender once, in an order drawn from `seed`. budget: seconds after which no further round
-    begins, `FEWEST_ROUNDS` excepted.
+    Every round visits every contender once, in an order drawn from `seed`: the families', and that of the contenders of
+    each. budget: seconds after which no further round begins, `FEWEST_ROUNDS` excepted.
     """
     meter = meter or Meter()
     most = max(rounds, MOST_ROUNDS_FACTOR * rounds if most is None else most)
@@ -173,11 +179,11 @@ def measure(
     guesses = {contender.name: _guess(contender, meter) for contender in contenders}
     taken = Rounds({name: [] for name in names})
     shuffle, family = random.Random(seed), contenders[-1].family if contenders else ""
-    clean, end = 0, meter.seconds() + budget
-    while len(taken.order) < most and clean < rounds and contenders:
+    clean, end = dict.fromkeys(names, 0), meter.seconds() + budget
+    while len(taken.order) < most and min(clean.values(), default=rounds) < rounds:
         if len(taken.order) >= FEWEST_ROUNDS and meter.seconds() > end:
             break
-        order = shuffle.sample(list(contenders), len(contenders))
+        order = _order(contenders, shuffle)
         this_round = {}
         for contender in order:
             if contender.family != family:
@@ -188,8 +194,18 @@ def measure(
         for name, sample in this_round.items():
             taken.samples[name].append(sample)
         taken.order.append([contender.name for contender in order])
-        clean += all(sample.clean for sample in this_round.values())
+        for name, sample in this_round.items():
+            clean[name] += sample.clean and this_round[names[0]].clean
     return taken
+
+
+def _order(contenders: Sequence[Contender], shuffle: random.Random) -> list[Contender]:
+    """The families in an order newly drawn, and so the contenders of each."""
+    families: dict[str, list[Contender]] = {}
+    for contender in contenders:
+        families.setdefault(contender.family, []).append(contender)
+    drawn = shuffle.sample(list(families), len(families))
+    return [contender for family in drawn for contender in shuffle.sample(families[family], len(families[family]))]
 
 
 def _guess(contender: Contender, meter: Meter) -> float:

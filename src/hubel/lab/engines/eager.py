@@ -1,0 +1,151 @@
+"""torch and Hubel through torch's own operators, in both layouts; and both with memory kept between calls.
+
+The same call for both: F.conv2d and its kin (forward) or aten::convolution_backward (gradients) through torch's
+dispatcher, outputs allocated by torch on every call, weights an nn.Parameter; Hubel inside hubel.enabled().
+
+Outputs of more than 32 MB are a case of their own: glibc maps and unmaps them on every call, and each page is faulted
+in anew. `pages kept` is the same call in a process that tells malloc to keep its memory, as servers may.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib.util
+import math
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch.autograd.graph import increment_version
+
+from hubel.engine.spec import Direction
+from hubel.lab.engines.door import Declined, Engine, Outputs, Tensors
+from hubel.lab.shapes import Case
+from hubel.lab.timing import Contender
+
+CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
+FUNCTIONS: dict[int, Callable[..., torch.Tensor]] = {
+    1: torch.nn.functional.conv1d,
+    2: torch.nn.functional.conv2d,
+    3: torch.nn.functional.conv3d,
+}
+TRANSPOSED: dict[int, Callable[..., torch.Tensor]] = {
+    1: torch.nn.functional.conv_transpose1d,
+    2: torch.nn.functional.conv_transpose2d,
+    3: torch.nn.functional.conv_transpose3d,
+}
+
+# glibc's malloc maps what is larger than this, however it was set: 32 MiB on 64 bits.
+LARGEST_KEPT = 32 * 2**20
+# mallopt's numbers for "give memory back above", "map above", "so many maps at most".
+_TRIM, _MAP_ABOVE, _MAPS = -1, -3, -4
+
+
+def torch_call(case: Case, tensors: Tensors) -> Callable[[], Outputs]:
+    """The call that a torch user's code ends in, on these tensors."""
+    spec, (x, w, b, dy) = case.spec, (tensors.x, tensors.w, tensors.b, tensors.dy)
+    sizes = list(spec.stride), list(spec.padding), list(spec.dilation)
+    if case.transposed:
+        stride, padding, dilation = sizes
+        convolve_transposed, beyond = TRANSPOSED[spec.ndim], list(case.output_padding)
+
+        def transposed() -> Outputs:
+            return (convolve_transposed(x, w, b, stride, padding, beyond, spec.groups, dilation),)
+
+        return transposed
+
+    if case.problem.direction is Direction.FORWARD:
+        convolve = FUNCTIONS[spec.ndim]
+
+        def forward() -> Outputs:
+            return (convolve(x, w, b, *sizes, spec.groups),)
+
+        return forward
+
+    mask = gradients_wanted(case)
+    bias_sizes = [spec.out_channels] if mask[2] else None
+    backward = torch.ops.aten.convolution_backward.default
+    arguments = (dy, x, w, bias_sizes, *sizes, False, [0] * spec.ndim, spec.groups, list(mask))
+
+    def gradients() -> Outputs:
+        increment_version(w)
+        return tuple(gradient for gradient in backward(*arguments) if gradient is not None)
+
+    return gradients
+
+
+def gradients_wanted(case: Case) -> tuple[bool, bool, bool]:
+    """(input, weight, bias) gradient: torch's output mask."""
+    data = case.both or case.problem.direction is Direction.INPUT_GRADIENT
+    weight = case.both or case.problem.direction is Direction.WEIGHT_GRADIENT
+    return data, weight, weight and case.problem.bias
+
+
+def torch_eager(case: Case, tensors: Tensors) -> Contender | Declined:
+    return Contender("torch", torch_call(case, tensors))
+
+
+def hubel_enabled(case: Case, tensors: Tensors) -> Contender | Declined:
+    if importlib.util.find_spec("hubel.ops") is None:
+        return Declined("hubel.ops is not there")
+    return Contender("hubel", torch_call(case, tensors), enabled)
+
+
+def enabled() -> AbstractContextManager[Any]:
+    from hubel.ops.override import enabled
+
+    return enabled()
+
+
+def channels_last(engine: Engine) -> Engine:
+    """The engine on tensors in channels-last memory format."""
+
+    def laid_out(case: Case, tensors: Tensors) -> Contender | Declined:
+        memory_format = CHANNELS_LAST.get(case.spec.ndim)
+        if memory_format is None:
+            return Declined("torch has no channels-last format for one dimension")
+        contender = engine(case, tensors.to(memory_format))
+        if isinstance(contender, Declined):
+            return contender
+        return Contender(f"{contender.name} channels-last", contender.call, contender.enter, contender.family)
+
+    return laid_out
+
+
+def pages_kept(engine: Engine) -> Engine:
+    """The engine in a process that keeps its memory, where that makes a difference; elsewhere silently left out."""
+
+    def keeping(case: Case, tensors: Tensors) -> Contender | Declined:
+        if sys.platform != "linux" or 4 * math.prod(case.output_shape) <= LARGEST_KEPT or not case.is_forward:
+            return Declined("")
+        contender = engine(case, tensors)
+        if isinstance(contender, Declined):
+            return Declined("")
+        enter = contender.enter
+
+        @contextlib.contextmanager
+        def entered() -> Iterator[object]:
+            with keeping_pages(), enter() as log:
+                yield log
+
+        return Contender(f"{contender.name}, pages kept", contender.call, entered, contender.family)
+
+    return keeping
+
+
+@contextlib.contextmanager
+def keeping_pages() -> Iterator[None]:
+    """malloc maps nothing and gives nothing back; afterwards as it is in a process that has run for a while."""
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(_MAPS, 0)
+    mallopt(_TRIM, 2**31 - 1)
+    try:
+        yield
+    finally:
+        # Where glibc's own adjustment ends once large blocks were freed.
+        mallopt(_MAPS, 65536)
+        mallopt(_MAP_ABOVE, LARGEST_KEPT)
+        mallopt(_TRIM, 2 * LARGEST_KEPT)
