@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hubel.engine import Direction, Policy, choose
-from hubel.engine.algorithms import fft
+from hubel.engine.algorithms import fft, fft_weight_gradient
 from hubel.engine.algorithms.fft_kernels import restore_function, transform_function
 from hubel.engine.ir.fourier import FIRST, operations
 from hubel.engine.machine import Machine
@@ -50,13 +50,16 @@ def strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def planned(problem: Problem, machine: Machine = HERE, threads: int = 1) -> Plan:
-    plan = fft.propose(problem, machine, Policy(threads=threads))
+    module = fft_weight_gradient if problem.direction is Direction.WEIGHT_GRADIENT else fft
+    plan = module.propose(problem, machine, Policy(threads=threads))
     assert isinstance(plan, Plan), plan
     return plan
 
 
 def operands(problem: Problem, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     x, w, b, dy = normal(problem.spec, seed)
+    if problem.direction is Direction.WEIGHT_GRADIENT:
+        return x, dy, None
     return (x, w, b if problem.bias else None) if problem.direction is Direction.FORWARD else (dy, w, None)
 
 
@@ -99,7 +102,20 @@ def test_errors_stay_within_the_bound(text: str, direction: Direction, machine: 
     assert error <= plan.error_bound <= 6 * error_unit(terms_of(problem))
 
 
-@pytest.mark.parametrize("direction", BOTH)
+@pytest.mark.parametrize("machine", MACHINES, ids=lambda machine: machine.isa)
+@pytest.mark.parametrize("text", [text for text in PROBLEMS if "o5i30" not in text and "c4o6" not in text])
+def test_weight_gradients_stay_within_the_bound(text: str, machine: Machine) -> None:
+    problem = Problem(ConvSpec.parse(text), Direction.WEIGHT_GRADIENT, bias=True)
+    plan = planned(problem, machine, 2)
+    x, dy, _ = operands(problem)
+    result, db = convolve(problem, x, dy, policy=plan, team=2)
+    assert relative(result, exact(problem, x, dy, None)) <= plan.error_bound <= 6 * error_unit(terms_of(problem))
+    assert relative(db, dy.astype(np.float64).sum(axis=(0, 2, 3))) <= plan.error_bound
+    one, _ = convolve(problem, x, dy, policy=planned(problem, machine))
+    assert same_bits(one, result)
+
+
+@pytest.mark.parametrize("direction", Direction)
 @pytest.mark.parametrize("text", PROBLEMS[3:6])
 def test_layouts(text: str, direction: Direction) -> None:
     problem = Problem(ConvSpec.parse(text), direction)
@@ -208,6 +224,8 @@ def test_refusals_say_why() -> None:
     assert "strict" in why("n1c8o8i56x56k31x31s1p15g8", "strict")
     assert "stride 1" in why("n1c8o8i56x56k31x31s2p15g8")
     assert "pixels" in why("n1c8o8i56x56k31x31s1p15g8/weight_gradient")
+    problem = Problem.parse("n1c8o8i56x56k5x31s1p2x15g8/weight_gradient")
+    assert "7 rows" in getattr(fft_weight_gradient.propose(problem, HERE, Policy()), "reason", "")
     assert "7 rows" in why("n1c8o8i56x56k5x31s1p2x15g8")
     assert "padding" in why("n1c8o8i56x56k9x9s1p9g8")
     assert "up to 144 rows" in why("n1c2o2i200x20k150x9s1p0g2")

@@ -17,6 +17,7 @@ from hubel.engine.algorithms import (
     depthwise_weight_gradient,
     direct,
     fft,
+    fft_weight_gradient,
     grouped,
     images,
     pointwise,
@@ -36,6 +37,7 @@ ALGORITHMS: dict[str, ModuleType] = {
     images.NAME: images,
     direct.NAME: direct,
     winograd_weight_gradient.NAME: winograd_weight_gradient,
+    fft_weight_gradient.NAME: fft_weight_gradient,
     pointwise_weight_gradient.NAME: pointwise_weight_gradient,
     weight_gradient.NAME: weight_gradient,
 }

@@ -27,7 +27,7 @@ def bias_job(plan: Plan, spec: ConvSpec, y: tuple[int, ...]) -> PlannedJob:
     if run is not None:
         sizes, steps = (1, 1, prod(sizes)), (0, 0, run)
     words = (spec.batch, *sizes, y[0], y[1], *steps)
-    return PlannedJob(plan.kernels[2], spec.out_channels, words, chunk=4)
+    return PlannedJob(plan.kernels[-1], spec.out_channels, words, chunk=4)
 
 
 BIAS_WORDS = ("images", "size_z", "size_y", "size_x", "stride_n", "stride_c", "stride_z", "stride_y", "stride_x")

@@ -30,15 +30,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise, product
 
-from hubel.engine.algorithms.fft_kernels import (
-    BAND,
-    PACK_WORDS,
-    WORDS,
-    Shape,
-    kernel_function,
-    pack_function,
-    tiles_of,
-)
+from hubel.engine.algorithms.fft_kernels import BAND, PACK_WORDS, kernel_function, pack_function
+from hubel.engine.algorithms.fft_products import WORDS, Shape, tiles_of
 from hubel.engine.ir import module_text
 from hubel.engine.ir.fourier import FIRST, operations
 from hubel.engine.machine import Machine
@@ -154,7 +147,7 @@ def cut(problem: Problem, machine: Machine) -> Cut | None:
         moved = 3.5 * length
         columns = read * vectors_in * (there + moved + COLUMN) + written * vectors_out * (back + moved + COLUMN)
         pairs = read * written // spec.groups * length / 2
-        products = pairs * (x.taps * _tap_cycles(vectors_out, machine) + FREQUENCY)
+        products = pairs * (x.taps * tap_cycles(vectors_out, machine) + FREQUENCY)
         tables = (read + written) * length * ROW
         cycles = len(pieces) * (columns / 1.3 + 1.1 * products + tables)
         flops = columns * lanes + pairs * x.taps * vectors_out * 8 * lanes
@@ -162,7 +155,7 @@ def cut(problem: Problem, machine: Machine) -> Cut | None:
     return min(found, key=lambda each: each.cycles) if found else None
 
 
-def _tap_cycles(vectors: int, machine: Machine) -> float:
+def tap_cycles(vectors: int, machine: Machine) -> float:
     """Cycles of one tap at one frequency for so many vectors."""
     crossing = 1.9 if machine.lanes == 16 else 1.4
     total, left = 0.0, vectors
@@ -210,8 +203,6 @@ def _declined(problem: Problem, machine: Machine, policy: Policy) -> str:
     y, x = axes_of(problem)
     if y.taps < 1 or x.taps < 1:
         return "no output meets any input"
-    if machine.lanes < 16 and min(x.size, x.outputs) < machine.lanes:
-        return f"needs rows of {machine.lanes} pixels or more"
     return ""
 
 
@@ -267,16 +258,16 @@ def _length(plan: Plan) -> int:
     return best.length
 
 
-def _up(number: int, unit: int) -> int:
+def up(number: int, unit: int) -> int:
     return -(-number // unit) * unit
 
 
-def _places(sizes: dict[str, int], lanes: int) -> tuple[dict[str, int], int]:
+def places(sizes: dict[str, int], lanes: int) -> tuple[dict[str, int], int]:
     """Where the parts of a thread's scratch begin, and its length in numbers."""
     places, at = {}, 0
     for name, size in sizes.items():
         places[name] = at
-        at += _up(size + lanes, 16)
+        at += up(size + lanes, 16)
     return places, at
 
 
@@ -289,14 +280,17 @@ def _job_words(
     axis_y, axis_x = axes_of(plan.problem)
     length = best.length
     # Data begin at a multiple of a cache line; what taps read left and right of them is zero.
-    margin, w_pitch = _up(max(0, axis_x.before), 16), _up(axis_x.taps, lanes)
+    margin, w_pitch = up(max(0, axis_x.before), 16), up(axis_x.taps, lanes)
     put_vectors = -(-axis_x.outputs // lanes)
     reach = margin - axis_x.before + put_vectors * lanes + axis_x.taps
-    pitch = _odd_lines(max(reach, margin + _up(axis_x.size, lanes)))
-    out_pitch = _odd_lines(put_vectors * lanes)
+    pitch = odd_lines(max(reach, margin + up(axis_x.size, lanes)))
+    out_pitch = odd_lines(put_vectors * lanes)
     spectrum_c = length * pitch
-    copy_in = int(source[3] != 1 or source[2] < axis_x.size)
-    copy_out = int(target[3] != 1)
+    # AVX-512 masks what lies beside short rows; elsewhere they go through scratch.
+    least = 0 if lanes == 16 else lanes
+    read_width, put_width = max(axis_x.size, least), max(axis_x.outputs, least)
+    copy_in = int(source[3] != 1 or source[2] < axis_x.size or axis_x.size < least)
+    copy_out = int(target[3] != 1 or axis_x.outputs < least)
     table = []
     for first, count in best.bands:
         begin = first - axis_y.before
@@ -304,10 +298,10 @@ def _job_words(
     assert len(table) == BAND * len(best.bands)
     parts = min(written, -(-ITEMS // max(1, spec.batch * spec.groups * len(best.bands))))
     part_rows = -(-written // parts)
-    places, scratch = _places(
+    at, scratch = places(
         {
             "zeros_at": pitch, "between_at": length * lanes, "ins_at": 2 * length, "rows_at": 2 * length,
-            "outs_at": 2 * length, "made_at": 2 * length, "in_at": copy_in * length * axis_x.size,
+            "outs_at": 2 * length, "made_at": 2 * length, "in_at": copy_in * length * read_width,
             "out_at": copy_out * length * out_pitch, "dump_at": out_pitch, "spectrum_at": read * spectrum_c,
             "sums_at": length * out_pitch,
         },
@@ -318,17 +312,18 @@ def _job_words(
         "bands_at": tables.add(table), "bands": len(best.bands), "groups": spec.groups, "channels": read,
         "rows": written, "parts": -(-written // part_rows), "part_rows": part_rows,
         "in_n": source[0], "in_c": source[1], "in_y": source[2], "in_x": source[3], "width": axis_x.size,
+        "read_width": read_width, "put_width": put_width, "images": spec.batch, "multiplier": 1,
         "out_n": target[0], "out_c": target[1], "out_y": target[2], "out_x": target[3], "out_width": axis_x.outputs,
         "copy_in": copy_in, "copy_out": copy_out, "taps": axis_x.taps, "from_tap": margin - axis_x.before,
         "pitch": pitch, "spectrum_c": spectrum_c, "out_pitch": out_pitch, "w_pitch": w_pitch, "margin": margin,
         "vectors": -(-axis_x.size // lanes), "put_vectors": put_vectors,
-        **_shares(put_vectors, widths), **places,
+        **shares(put_vectors, widths), **at,
     }  # fmt: skip
     items = spec.batch * spec.groups * len(best.bands) * words["parts"]
     return tuple(words[name] for name in WORDS), items, scratch, w_pitch
 
 
-def _shares(vectors: int, widths: tuple[int, ...]) -> dict[str, int]:
+def shares(vectors: int, widths: tuple[int, ...]) -> dict[str, int]:
     """Where the widest tiles of a row end, and the next: no vector is left alone where two tiles can share them."""
     widest = vectors // widths[0] * widths[0]
     if vectors - widest == 1 and widest:
@@ -336,7 +331,7 @@ def _shares(vectors: int, widths: tuple[int, ...]) -> dict[str, int]:
     return {"widest": widest, "wide": widest + (vectors - widest) // widths[1] * widths[1]}
 
 
-def _odd_lines(numbers: int) -> int:
+def odd_lines(numbers: int) -> int:
     """At least so many numbers, in an odd number of cache lines: rows fall into different sets."""
     lines = -(-numbers // 16)
     return 16 * (lines + 1 - lines % 2)
@@ -359,7 +354,7 @@ def _packing(plan: Plan, w: tuple[int, ...], w_pitch: int, tables: Tables) -> tu
         xs = [axis_x.kernel - 1 - t for t in range(axis_x.first, axis_x.last)]
     taps = [ty * w[2] + tx * w[3] for ty in ys for tx in xs]
     length = _length(plan)
-    places, scratch = _places(
+    at, scratch = places(
         {
             "between_at": length * lanes, "ins_at": 2 * length, "outs_at": 2 * length,
             "from_at": axis_y.taps * w_pitch, "zeros_at": w_pitch,
@@ -368,6 +363,6 @@ def _packing(plan: Plan, w: tuple[int, ...], w_pitch: int, tables: Tables) -> tu
     )  # fmt: skip
     words = {
         "taps_at": tables.add(slices + taps), "rows": axis_y.taps, "columns": axis_x.taps, "w_pitch": w_pitch,
-        "taps": len(slices), **places,
+        "taps": len(slices), **at,
     }  # fmt: skip
     return PlannedJob(plan.kernels[1], len(slices), tuple(words[name] for name in PACK_WORDS)), scratch
