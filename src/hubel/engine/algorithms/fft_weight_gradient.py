@@ -101,7 +101,7 @@ def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusa
     spec, shape = problem.spec, fft.shape_of(best.length, machine)
     return Plan(
         problem, machine, policy, NAME, Tile(1, shape.tiles[0], machine.lanes),
-        kernels=(f"weight_gradient_f32_fft_columns_of_{best.length}_{machine.isa}", bias_name(machine)),
+        kernels=(f"weight_gradient_f32_fft_columns_of_{best.length}_{machine.isa}", bias_name(problem, machine)),
         channel_block=1, box=(1, max(axis.kernel for _, axis in best.bands), spec.output_size[1]), row_tiles=1,
         estimate=Estimate(spec.flops, int(best.cycles * 4 * machine.lanes), spec.bytes(), best.cycles / policy.threads),
         error_bound=ERROR * error_unit(terms_of(problem)),
