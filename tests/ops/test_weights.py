@@ -331,11 +331,12 @@ def test_stacked_weights_under_vmap():
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_autocast_runs_on_torch_in_bfloat16(packings):
+def test_autocasts_weights_are_packed_for_each_call(packings):
     net = _layer()
-    with torch.autocast("cpu", torch.bfloat16), hubel.enabled() as log:
-        assert net(X).dtype == torch.bfloat16
-    assert (log.native, log.fallback, packings) == (0, 1, [])
+    for calls in (1, 2):
+        with torch.autocast("cpu", torch.bfloat16), hubel.enabled() as log:
+            assert net(X).dtype == torch.bfloat16
+        assert (log.native, log.fallback, len(packings)) == (1, 0, calls)
 
 
 def test_checkpointing_recomputes_with_the_same_weights():

@@ -12,6 +12,8 @@ from hubel.engine.spec import ConvSpec
 from hubel.errors import SpecError, UnsupportedError
 from hubel.ops.strides import Config
 
+# The dtypes that tensors may have, and what problems call them. Sums are float32.
+STORED = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 _CPU = torch.device("cpu")
 _DISPATCH = "__torch_dispatch__"
 _PLAIN_TYPES = frozenset({Tensor, nn.Parameter, nn.Buffer})
@@ -81,10 +83,12 @@ def describe(x: Tensor, w: Tensor, bias: bool, config: Config) -> str:
 
 
 def check_tensors(*tensors: Tensor) -> None:
-    """Raises `Handed` unless all are dense, non-empty float32 tensors on the CPU."""
+    """Raises `Handed` unless all are dense, non-empty tensors on the CPU, of one dtype that Hubel stores."""
     for t in tensors:
-        if t.dtype != torch.float32:
-            raise Handed(f"the dtype is {t.dtype}; Hubel computes in torch.float32")
+        if t.dtype not in STORED:
+            raise Handed(f"the dtype is {t.dtype}; Hubel stores {', '.join(map(str, STORED))}")
+        if t.dtype != tensors[0].dtype:
+            raise Handed(f"the dtypes are {tensors[0].dtype} and {t.dtype}; Hubel reads tensors of one dtype")
         if t.device != _CPU or t.layout != torch.strided:
             raise Handed(f"a tensor is {t.layout} on {t.device}; Hubel reads dense tensors on the CPU")
         if type(t) not in _PLAIN_TYPES and getattr(type(t), _DISPATCH) is not getattr(Tensor, _DISPATCH):

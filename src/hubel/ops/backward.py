@@ -10,13 +10,14 @@ from torch import Tensor
 
 from hubel.engine.spec import ConvSpec, Direction, Problem
 from hubel.ops import accuracy
-from hubel.ops.arguments import Handed, Request, check_tensors, request
+from hubel.ops.arguments import STORED, Handed, Request, check_tensors, request
 from hubel.ops.fallback import torch_convolution_backward
-from hubel.ops.forward import FLOAT, empty, invocation_of, with_zeros
+from hubel.ops.forward import empty, invocation_of, with_zeros
 from hubel.ops.log import count_native
 from hubel.ops.strides import Config, Strides, result_formats, strides_of
 from hubel.ops.weights import one_of, packed
 
+FLOAT = torch.float32
 Gradients: TypeAlias = tuple[Tensor | None, Tensor | None, Tensor | None]
 Backward: TypeAlias = Callable[[Tensor, Tensor, Tensor], Gradients]
 
@@ -71,20 +72,22 @@ def _input_gradient(
     if any(asked.beyond):
         whole = asked.spec.output_shape
         whole_strides = strides_of(whole, torch.contiguous_format)
+    dtype, stored = dy.dtype, STORED[dy.dtype]
     if asked.transposed:
-        problem, places = Problem(asked.spec), (dy.stride(), w.stride(), whole_strides)
+        problem, places = Problem(asked.spec, dtype=stored), (dy.stride(), w.stride(), whole_strides)
     else:
-        problem, places = Problem(asked.spec, Direction.INPUT_GRADIENT), (whole_strides, w.stride(), dy.stride())
+        problem = Problem(asked.spec, Direction.INPUT_GRADIENT, dtype=stored)
+        places = whole_strides, w.stride(), dy.stride()
     invocation = invocation_of(problem, places, threads)
     key, packs = one_of(invocation.packing_key), invocation.packed_bytes > 0
 
     def run(dy: Tensor, w: Tensor) -> Tensor:
-        dx = empty(whole, whole_strides, FLOAT)
+        dx = empty(whole, whole_strides, dtype)
         weights = packed(w, invocation, key, threads) if packs else None
         invocation(dy.data_ptr(), weights.address if weights else w.data_ptr(), 0, dx.data_ptr(), threads)
         if whole is not shape:
             # The zeros behind the input have gradients too, which nobody asked for.
-            dx = empty(shape, strides, FLOAT).copy_(dx[tuple(slice(n) for n in shape)])
+            dx = empty(shape, strides, dtype).copy_(dx[tuple(slice(n) for n in shape)])
         return dx
 
     return run
@@ -108,11 +111,12 @@ def _weight_gradient(
     strict = accuracy.policy(threads).accuracy == "strict"
     shape = tuple(w.shape)
     plain = strides_of(shape, torch.contiguous_format)
-    problem = Problem(spec, Direction.WEIGHT_GRADIENT, wants_b and not transposed)
+    dtype = dy.dtype
+    problem = Problem(spec, Direction.WEIGHT_GRADIENT, wants_b and not transposed, STORED[dtype])
     read, gradient = (dy, with_zeros(x, asked)) if transposed else (x, dy)
     invocation = invocation_of(problem, (read.stride(), plain, gradient.stride()), threads)
-    # Dimensions of size 1 may have any stride: the same memory then has torch's strides.
-    rearranged = any(n > 1 and s != p for n, s, p in zip(shape, strides, plain, strict=True))
+    # Dimensions of size 1 may have any stride: the same memory then has torch's strides. Kernels write float32.
+    rearranged = any(n > 1 and s != p for n, s, p in zip(shape, strides, plain, strict=True)) or dtype != FLOAT
 
     def run(dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
         dw = empty(shape, plain if rearranged else strides, FLOAT)
@@ -121,11 +125,11 @@ def _weight_gradient(
         invocation(read.data_ptr(), gradient.data_ptr(), 0 if db is None else db.data_ptr(), dw.data_ptr(), threads)
         if strict and not bool(dw.isfinite().all()):
             # The kernel also multiplies x by zeros between the rows of dy, which a NaN or Inf in x survives.
-            like_w = empty(shape, strides, FLOAT)
+            like_w = empty(shape, strides, dtype)
             dw = torch_convolution_backward(dy, x, like_w, None, *config, (False, True, False))[1]
         elif rearranged:
-            dw = empty(shape, strides, FLOAT).copy_(dw)
-        return dw, db
+            dw = empty(shape, strides, dtype).copy_(dw)
+        return dw, db if db is None else db.to(dtype)
 
     return run
 
@@ -137,12 +141,13 @@ def _bias_gradient(dy: Tensor, threads: int) -> Callable[[Tensor], Tensor]:
     sums it in a fixed order; its one input channel is any number of dy, read with strides of 0, and never used.
     """
     n, channels, *size = dy.shape
-    problem = Problem(ConvSpec(n, 1, channels, size, 1), Direction.WEIGHT_GRADIENT, bias=True)
+    dtype = dy.dtype
+    problem = Problem(ConvSpec(n, 1, channels, size, 1), Direction.WEIGHT_GRADIENT, True, STORED[dtype])
     invocation = invocation_of(problem, ((0,) * dy.dim(), (1,) * dy.dim(), dy.stride()), threads)
 
     def run(dy: Tensor) -> Tensor:
         db, unused = empty((channels,), (1,), FLOAT), empty((channels,), (1,), FLOAT)
         invocation(dy.data_ptr(), dy.data_ptr(), db.data_ptr(), unused.data_ptr(), threads)
-        return db
+        return db.to(dtype)
 
     return run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeAlias
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from hubel.engine.invoke import Invocation, prepare
 from hubel.engine.spec import Direction, Problem
 from hubel.ops import accuracy
-from hubel.ops.arguments import Handed, Request, check_tensors, request
+from hubel.ops.arguments import STORED, Handed, Request, check_tensors, request
 from hubel.ops.fallback import torch_convolution
 from hubel.ops.log import announce, count_native
 from hubel.ops.strides import Config, Strides, result_formats, strides_of
@@ -23,7 +24,6 @@ Forward: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 # What Inductor's code allocates with: past the dispatcher, 1 µs less than `torch.empty_strided` on every call, and no
 # default device, dtype or torch function mode can change what comes back.
 empty = torch._C._dynamo.guards._empty_strided_cpu  # type: ignore[attr-defined]
-FLOAT = torch.float32
 
 
 def prepare_forward(x: Tensor, w: Tensor, b: Tensor | None, config: Config, threads: int) -> Forward:
@@ -59,18 +59,19 @@ def _bare(
         problem, places = Problem(asked.spec, Direction.INPUT_GRADIENT), (strides, w.stride(), x.stride())
     else:
         problem, places = Problem(asked.spec, bias=b is not None), (x.stride(), w.stride(), strides)
+    dtype, problem = x.dtype, replace(problem, dtype=STORED[x.dtype])
     invocation = invocation_of(problem, places, threads)
     key, convolve = one_of(invocation.packing_key), invocation.prebound(threads)
 
     def run(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-        y = empty(shape, strides, FLOAT)
+        y = empty(shape, strides, dtype)
         weights = packed(w, invocation, key, threads)
         convolve(x.data_ptr(), weights.address, 0 if b is None else b.data_ptr(), y.data_ptr())
         count_native()
         return y
 
     def run_on_weights_as_they_are(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-        y = empty(shape, strides, FLOAT)
+        y = empty(shape, strides, dtype)
         convolve(x.data_ptr(), w.data_ptr(), 0 if b is None else b.data_ptr(), y.data_ptr())
         count_native()
         return y

@@ -171,13 +171,13 @@ def _sampled(w: Tensor) -> memoryview | np.ndarray:
     `data_ptr` is what it was.
     """
     numbers, rows = w.numel(), w.shape[0]
-    memory: Any = (ctypes.c_char * (4 * numbers)).from_address(w.data_ptr())
+    memory: Any = (ctypes.c_char * (w.element_size() * numbers)).from_address(w.data_ptr())
     if numbers <= _COMPARED_WHOLE:
         return memoryview(memory)
     row = numbers // rows
     # One less than a row (or than the rows between two samples), so that it is not always the same tap of the kernel.
     step = max(1, row * -(-rows // _MOST_ROWS) - 1)
-    return np.frombuffer(memory, dtype=np.int32)[::step]
+    return np.frombuffer(memory, dtype=f"i{w.element_size()}")[::step]
 
 
 def _optimizer_stepped(*_: object) -> None:
