@@ -88,7 +88,7 @@ def test_small_maps_of_many_images_are_its_own() -> None:
         ("n64c16o16i14x14k5x5g16", "one channel a group"),
         ("n64c6o16i14x14k3x3s2/input_gradient", "stride 1"),
         ("n64c6o16i14x14k3x3", "winograd"),
-        ("n16c64o64i224x224k7x7", "do not fit"),
+        ("n16c64o64i224x224k9x9", "do not fit"),
     ],
 )
 def test_refusals(text: str, reason: str) -> None:

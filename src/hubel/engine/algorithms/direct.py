@@ -27,6 +27,7 @@ from math import prod
 from hubel.engine.algorithms.edges import ending_of, number
 from hubel.engine.algorithms.geometry import Sum, flattened, sums, three
 from hubel.engine.algorithms.tiling import MOST_ALTERNATIVES, Cut, cheapest, cuts, error_bound
+from hubel.engine.algorithms.winograd_forms import allowed, enough_channels
 from hubel.engine.algorithms.words import job_words
 from hubel.engine.ir import F32, I64, PTR, Function, Pointer, Value, module_text
 from hubel.engine.ir.epilogue import PLAIN, Ending
@@ -105,14 +106,14 @@ def extent(part: Sum) -> int:
 
 def may_be_winograd(problem: Problem, policy: Policy) -> bool:
     """Whether images of some size may be Winograd's, whose kernels then count among a layer's."""
-    spec = problem.spec
-    return policy.accuracy != "strict" and spec.kernel_size == (3, 3) and set(spec.stride) | set(spec.dilation) == {1}
+    return enough_channels(problem) and bool(allowed(problem, policy))
 
 
 def _widths(problem: Problem, machine: Machine, policy: Policy) -> tuple[int, ...]:
     """The widths that tiles may have: few enough that all sizes of a layer's images together need four kernels at most.
 
-    With AVX-512 one of the four is that for tiny problems. 3×3 layers leave two to Winograd's, others one to `images`.
+    With AVX-512 one of the four is that for tiny problems. Layers that Winograd may do leave it
+    two, others one to `images`.
     """
     if may_be_winograd(problem, policy):
         return (3,) if machine.lanes == 16 else (2, 3)

@@ -1,26 +1,29 @@
-"""Winograd's minimal filtering for 3×3 kernels with stride 1: F(4×4, 3×3) and F(2×2, 3×3), forward and input gradient.
+"""Winograd's minimal filtering for kernels with stride 1: forward and input gradient, in one to three dimensions.
 
-Outputs are made in tiles of m × m from n × n inputs, n = m + 2. In the transformed domain every one of the n² values
-of a tile is a sum over channels of its own, so that a layer becomes n² matrix products with m²·9 ∕ n² times fewer
-multiplications: 4 for m = 4, 2.25 for m = 2. Tiles of all images are counted through, and lanes are neighbouring tiles:
+Outputs are made in tiles of my × mx from ny × nx inputs, n = m + r − 1. In the transformed domain every one of the
+ny·nx values ξ of a tile is a sum over channels of its own, so that a layer becomes as many matrix products with far
+fewer multiplications: 4 times for F(4×4, 3×3), 2.25 for F(2×2, 3×3), 4.2 for F(4×2, 5×5), 2 for F(4, 3) along one axis,
+2.8 for F(4, 7). Which form a kernel size has: `winograd_forms.py`. Along a third axis nothing is transformed: its taps
+are more terms of the sums, which read the transformed tiles of neighbouring planes. Tiles of a plane are counted
+through all images, and lanes are neighbouring tiles:
 
-    for every group, block of tiles and share of the output channels:                       one work item
-        for channels c:
-            gather the n² inputs of every tile, deinterleaved; padding and what hangs over the border are zeros
-            transformed[ξ][c][tile] = Bᵀ d B
+    for every group, strip of tiles, few planes and share of the output channels:            one work item
+        for channels c, planes:
+            gather the inputs of every tile, deinterleaved; padding and what hangs over the border are zeros
+            transformed[ξ][c][plane][tile] = Bᵀ d B
         for a few tiles of output channels at a time, so that their sums stay within the L2 cache:
-            for ξ, for blocks of channels, for tiles of output channels, for vectors of tiles:         the register tile
-                sums[ξ][row][tile] += weights[ξ][c][row] · transformed[ξ][c][tile]
+            for ξ, taps of the third axis, blocks of channels, tiles of output channels, vectors of tiles:
+                sums[ξ][row][plane][tile] += weights[ξ][tap][c][row] · transformed[ξ][c][plane + tap][tile]
             for rows: Aᵀ s A, interleaved, clipped at the border, bias added, stored
 
-Where there are few tiles, two jobs do this instead of one: first the blocks' channels are transformed by all threads
+Where there are few tiles, two jobs do this instead of one: first the strips' channels are transformed by all threads
 into shared memory, then the output channels are shared out.
 
 Constants. A block of channels and `MOST_TILES` tiles fill half of the L1 cache for one ξ. The order of summation is:
-channels of a block one after the other, then blocks one after the other. How the rest is cut: `winograd_tiling.py`.
-Reached on one AVX-512 core (Cascade Lake, 2026-11, FMA peak 147 GFLOP/s, in flops of the direct sum): 64 channels at
-56×56 290, 128 at 28×28 288, 256 at 14×14 230, 256 at 56×56 320; F(2, 3), 512 at 7×7, 130. About two thirds of the time
-is the register tile, at 0.85 of the peak; the rest is gathering and storing by pieces, and the transforms.
+channels of a block one after the other, then blocks and taps of the third axis one after the other. How the rest is
+cut: `winograd_tiling.py`. Reached on one AVX-512 core (Cascade Lake, 2026-11, FMA peak 147 GFLOP/s, in flops of the
+direct sum): 64 channels at 56×56 290, 128 at 28×28 288, 256 at 14×14 230, 256 at 56×56 320; F(2, 3), 512 at 7×7, 130.
+About two thirds of the time is the register tile; the rest is gathering and storing by pieces, and the transforms.
 """
 
 from __future__ import annotations
@@ -28,13 +31,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from hubel.engine.algorithms.edges import ending_of, number
-from hubel.engine.algorithms.geometry import Sum, sums
+from hubel.engine.algorithms.geometry import Sum, sums, three
+from hubel.engine.algorithms.winograd_forms import LEAST_CHANNELS, Form, allowed, enough_channels, error_bound, forms
 from hubel.engine.algorithms.winograd_kernels import MOST_TILES, PIECE, kernel_function, pack_function
 from hubel.engine.algorithms.winograd_tiling import Cut, cut
-from hubel.engine.algorithms.winograd_transforms import TAPS, transforms
 from hubel.engine.ir import module_text
 from hubel.engine.machine import Machine
-from hubel.engine.plan import Bound, Estimate, Plan, PlannedJob, Refusal, error_unit, terms_of
+from hubel.engine.plan import Bound, Estimate, Plan, PlannedJob, Refusal
 from hubel.engine.spec import Direction, Policy, Problem
 from hubel.engine.tables import Tables
 
@@ -42,31 +45,32 @@ NAME = "winograd"
 ANY_EDGES = True
 # Where it is nearer than this, the counts of cycles cannot tell which is faster.
 LEAST_GAIN = 1.2
-# Bounds on the error in units of u, measured (tests/engine/test_winograd.py), by number of outputs.
-ERRORS = {2: 1.5, 4: 5.0}
 
 
 def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusal:
-    """A plan for 3×3 kernels with stride and dilation 1."""
+    """A plan for the kernel sizes that have a form, with stride and dilation 1."""
     reason = _declined(problem, policy)
     return Refusal(NAME, reason) if reason else plan_tiles(problem, machine, policy)
 
 
 def plan_tiles(problem: Problem, machine: Machine, policy: Policy) -> Plan:
     """The plan of a problem that is not declined."""
-    best = cut(problem, machine, policy.threads)
-    spec, t = problem.spec, transforms(best.outputs)
-    weights = spec.parameters * t.size**2 // TAPS**2
-    size = f"{best.outputs}×{best.outputs}"
+    best = cut(problem, machine, policy)
+    spec, form = problem.spec, best.form
+    weights = spec.parameters * form.points // (form.taps[0] * form.taps[1])
+    kind = f"{number(problem)}_winograd_f{form}"
     return Plan(
         problem, machine, policy, NAME, best.tile,
-        kernels=(_name("conv", problem, best, machine), _name("pack", problem, best, machine)),
-        channel_block=best.block, box=(1, best.outputs, best.outputs), row_tiles=best.part_tiles,
+        kernels=(
+            f"conv_{kind}_{best.tile}_{machine.isa}{ending_of(problem).name}",
+            f"pack_{kind}_rows{best.tile.rows}_{machine.isa}",
+        ),
+        channel_block=best.block, box=(1, *form.outputs), row_tiles=best.part_tiles,
         estimate=Estimate(
             spec.flops, best.computed, problem.bytes() + 4 * (weights - spec.parameters), best.cycles
         ),
-        least_gain=LEAST_GAIN, error_bound=ERRORS[best.outputs] * error_unit(terms_of(problem)),
-        reason=f"F({size}, 3×3): {best.outputs**2 * TAPS**2 / t.size**2:.3g} times fewer multiplications",
+        least_gain=LEAST_GAIN, error_bound=error_bound(form, problem),
+        reason=f"{_called(form)}: {form.saved:.3g} times fewer multiplications",
     )  # fmt: skip
 
 
@@ -77,26 +81,36 @@ def _declined(problem: Problem, policy: Policy) -> str:
         return "weight gradients are sums over pixels, not over channels"
     if policy.accuracy == "strict":
         return "strict allows direct algorithms only"
-    if spec.ndim != 2 or spec.kernel_size != (TAPS, TAPS) or set(spec.stride) | set(spec.dilation) != {1}:
-        return "does 3×3 kernels in two dimensions with stride 1 and dilation 1"
+    if set(spec.stride) | set(spec.dilation) != {1}:
+        return "does stride 1 and dilation 1"
+    if not forms(spec.kernel_size):
+        return f"kernels of {'×'.join(map(str, spec.kernel_size))} have no form that saves multiplications accurately"
+    if not allowed(problem, policy):
+        return f"its error is too large for {policy.accuracy}"
+    if not enough_channels(problem):
+        return f"transforms take as long as they save with fewer than {LEAST_CHANNELS} channels a group"
     if 0 in (*spec.input_shape, *spec.output_shape):
         return "there are no outputs"
     return ""
 
 
-def _name(kind: str, problem: Problem, how: Cut, machine: Machine) -> str:
-    size = f"{how.outputs}x{how.outputs}"
-    tile, ending = (str(how.tile), ending_of(problem).name) if kind == "conv" else (f"rows{how.tile.rows}", "")
-    return f"{kind}_{number(problem)}_winograd_f{size}_3x3_{tile}_{machine.isa}{ending}"
+def _called(form: Form) -> str:
+    """As in F(4×4, 3×3)."""
+    return f"F({'×'.join(map(str, form.outputs))}, {'×'.join(map(str, form.taps))})"
+
+
+def _form(plan: Plan) -> Form:
+    """The form that a plan was made with."""
+    return next(form for form in forms(plan.problem.spec.kernel_size) if form.outputs == plan.box[1:])
 
 
 def emit(plan: Plan) -> dict[str, Callable[[], str]]:
     """The IR of each kernel of the plan, by name."""
     main, pack = plan.kernels
-    t, lanes, ending = transforms(plan.box[1]), plan.tile.lanes, ending_of(plan.problem)
+    form, lanes, ending = _form(plan), plan.tile.lanes, ending_of(plan.problem)
     return {
-        main: lambda: module_text(kernel_function(t, plan.tile, ending), lanes),
-        pack: lambda: module_text(pack_function(t, plan.tile.rows, ending.stored), lanes),
+        main: lambda: module_text(kernel_function(form, plan.tile, ending), lanes),
+        pack: lambda: module_text(pack_function(form, plan.tile.rows, ending.stored), lanes),
     }
 
 
@@ -105,22 +119,23 @@ def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...])
     problem, spec = plan.problem, plan.problem.spec
     forward = problem.direction is Direction.FORWARD
     (part,) = sums(Problem(spec, problem.direction))
-    how = cut(problem, plan.machine, plan.policy.threads)
-    tables = Tables()
+    how = cut(problem, plan.machine, plan.policy)
+    tables, form = Tables(), how.form
     source, target = (x, y) if forward else (y, x)
     jobs, scratch, shared = _jobs(plan, part, how, source, target)
-    t, tiles = transforms(how.outputs), -(-part.rows // how.tile.rows)
+    tiles = -(-part.rows // how.tile.rows)
     by_row, by_channel = (w[0], w[1]) if forward else (w[1], w[0])
     by_group = w[0] * (part.rows if forward else part.channels)
-    taps = [z * w[2] + u * w[3] for z in _in_order(part, 1) for u in _in_order(part, 2)]
+    strides = three(w[2:], 0)
+    outer, rows, cols = ([tap * strides[axis] for tap in _in_order(part, axis)] for axis in form.axes)
     channel_blocks = -(-part.channels // how.block)
     step = _weights_step(part, how)
     words = (
-        tables.add(taps), part.rows, part.channels, tiles,
-        how.block, channel_blocks, by_group, by_row, by_channel, step,
+        tables.add([z + u + v for z in outer for u in rows for v in cols]), part.rows, part.channels, tiles,
+        how.block, channel_blocks, len(outer), by_group, by_row, by_channel, step,
     )  # fmt: skip
     packing = PlannedJob(plan.kernels[1], spec.groups * tiles * channel_blocks, words)
-    packed = spec.groups * t.size**2 * step
+    packed = spec.groups * form.points * step
     key = (plan.kernels[1], spec.weight_shape, spec.groups, w, forward, how.block)
     return Bound(jobs, (packing,), packed, key, scratch, shared, tables.keep())
 
@@ -134,44 +149,52 @@ def _jobs(
     plan: Plan, part: Sum, how: Cut, source: tuple[int, ...], target: tuple[int, ...]
 ) -> tuple[tuple[PlannedJob, ...], int, int]:
     """(jobs, numbers of scratch of a thread, numbers of shared scratch)"""
-    spec, t, tile, m = plan.problem.spec, transforms(how.outputs), how.tile, how.outputs
-    lanes, points = tile.lanes, t.size**2
+    spec, form, tile = plan.problem.spec, how.form, how.tile
+    lanes, points, (high, wide) = tile.lanes, form.points, form.outputs
     tiles = -(-part.rows // tile.rows)
-    pitch = -(-how.vectors // how.blocks) * lanes
+    axes = [part.axes[axis] for axis in form.axes]
+    taps, strip = len(part.taps[form.axes[0]]), how.strip
+    # What is read reaches from the last tap's plane as far as whole vectors of outputs do.
+    sums_pitch = -(-how.planes * strip // lanes) * lanes
+    vectors = -(-strip // lanes) * lanes
+    pitch = -(-max((taps - 1) * strip + sums_pitch, (how.planes + taps - 2) * strip + vectors) // lanes) * lanes
     step = _odd_lines(part.channels * pitch)
-    sums_step = _odd_lines(how.sub_tiles * tile.rows * pitch)
+    sums_step = _odd_lines(how.sub_tiles * tile.rows * sums_pitch)
     sizes = (
         0 if how.shared else points * step, points * (MOST_TILES + lanes), points * sums_step,
-        m * m * pitch, (m + 1) * lanes, 2 * (pitch * len(PIECE) + 1),
+        high * wide * sums_pitch, (wide + 1) * lanes, 2 * (strip * len(PIECE) + 1),
     )  # fmt: skip
     places = [0]
     for size in sizes:
         places.append(places[-1] + -(-size // 16) * 16)
-    outputs, axes = part.outputs[1:], part.axes[1:]
-    tiles_y, tiles_x = (-(-size // m) for size in outputs)
+    outputs = [axis.outputs for axis in axes]
+    tiles_y, tiles_x = (-(-size // m) for size, m in zip(outputs[1:], form.outputs, strict=True))
+    strides = [[three(t[2:], 0)[axis] for axis in form.axes] for t in (source, target)]
+    blocks = spec.groups * how.strips * how.plane_parts
 
     def job(transforming: bool, multiplying: bool) -> PlannedJob:
         channel_parts = how.channel_parts if not multiplying else 1
         row_parts = -(-tiles // how.part_tiles) if multiplying else 1
         words = (
-            spec.groups, part.channels, part.rows, tiles, how.block,
-            how.blocks, channel_parts, row_parts, how.part_tiles, how.sub_tiles, int(transforming), int(multiplying),
-            how.vectors, spec.batch * tiles_y * tiles_x, tiles_y, tiles_x,
-            axes[0].size, axes[1].size, *outputs, axes[0].pad, axes[1].pad, *source, *target,
-            _weights_step(part, how), int(how.shared), points * step if how.shared else 0, step, sums_step, pitch,
-            *places[:-1],
+            spec.groups, part.channels, part.rows, tiles, how.block, taps,
+            how.strips, how.unit, -(-how.tiles // how.unit), how.plane_parts, how.planes, outputs[0],
+            channel_parts, row_parts, how.part_tiles, how.sub_tiles, int(transforming), int(multiplying),
+            how.tiles, tiles_y, tiles_x, *(axis.size for axis in axes), *outputs[1:], *(axis.pad for axis in axes),
+            *source[:2], *strides[0], *target[:2], *strides[1],
+            _weights_step(part, how), int(how.shared), points * step if how.shared else 0, step, sums_step,
+            pitch, sums_pitch, *places[:-1],
         )  # fmt: skip
-        items = spec.groups * how.blocks * channel_parts * row_parts if how.vectors else 0
-        return PlannedJob(plan.kernels[0], items, words)
+        return PlannedJob(plan.kernels[0], blocks * channel_parts * row_parts if how.tiles else 0, words)
 
     if not how.shared:
         return (job(True, True),), places[-1], 0
-    return (job(True, False), job(False, True)), places[-1], spec.groups * how.blocks * points * step
+    return (job(True, False), job(False, True)), places[-1], blocks * points * step
 
 
 def _weights_step(part: Sum, how: Cut) -> int:
     """From the packed weights of one ξ to those of the next."""
-    return _odd_lines(part.channels * -(-part.rows // how.tile.rows) * how.tile.rows)
+    outer = len(part.taps[how.form.axes[0]])
+    return _odd_lines(outer * part.channels * -(-part.rows // how.tile.rows) * how.tile.rows)
 
 
 def _odd_lines(numbers: int) -> int:

@@ -10,8 +10,9 @@ One multiplication belongs to each point p and one to infinity; the matrices eva
     G[p, k]  = p^k ∕ Π_{q≠p} (p − q)           infinity: 1 in the last column
     Bᵀ[p, k] = coefficient of x^k in Π_{q≠p} (x − q);  infinity: in the product over all points
 
-In two dimensions they are applied along both axes: Y = Aᵀ [ (G g Gᵀ) ⊙ (Bᵀ d B) ] A. (The construction is Cook's and
-Toom's; Lavin and Gray, arXiv:1509.09308; Barabasz et al., arXiv:1803.10986, on points and errors.)
+In two dimensions they are applied along both axes: Y = Aᵀ [ (G g Gᵀ) ⊙ (Bᵀ d B) ] A. Along an axis where the kernel has
+one tap F(1, 1) leaves everything as it is. (The construction is Cook's and Toom's; Lavin and Gray, arXiv:1509.09308;
+Barabasz et al., arXiv:1803.10986, on points and errors.)
 """
 
 from __future__ import annotations
@@ -23,13 +24,22 @@ from functools import cache
 Row = tuple[Fraction, ...]
 Matrix = tuple[Row, ...]
 
-TAPS = 3
-# The points beside infinity, by number of outputs. F(2, 3): all entries are 0, ±1 and ±½, so that sums of small
-# integers stay exact. F(4, 3): the relative error at 256 channels is 1.6e-6, against 3.2e-6 with 0, ±1, ±2 (measured
-# 2026-11).
+
+def _in_pairs(*points: str) -> tuple[Fraction, ...]:
+    """0, and each of these with both signs."""
+    return (Fraction(0), *(sign * Fraction(p) for p in points for sign in (1, -1)))
+
+
+# The points beside infinity, by n: the same for all (m, r) with m + r − 1 = n. With n = 4 all entries are 0, ±1 and ±½,
+# so that sums of small integers stay exact. The others make Σ_ξ |A_ξ|²·|B_ξ|²·|G_ξ|² smallest, which the squared error
+# is proportional to, up to rounding to short fractions (2026-11). Relative errors at 64 channels: F(4×4, 3×3) 7.0e-7
+# (with 0, ±¾, ±3⁄2 8.1e-7, with 0, ±1, ±2 1.6e-6); along one axis F(4, 3) 3.0e-7, F(4, 5) 6.9e-7, F(4, 7) 1.6e-6.
 POINTS: dict[int, tuple[Fraction, ...]] = {
-    2: (Fraction(0), Fraction(1), Fraction(-1)),
-    4: (Fraction(0), Fraction(3, 4), Fraction(-3, 4), Fraction(3, 2), Fraction(-3, 2)),
+    1: (),
+    4: _in_pairs("1"),
+    6: _in_pairs("5/8", "3/2"),
+    8: _in_pairs("1/2", "1", "2"),
+    10: _in_pairs("5/12", "4/5", "5/4", "12/5"),
 }
 
 
@@ -50,9 +60,9 @@ class Transforms:
 
 
 @cache
-def transforms(outputs: int, taps: int = TAPS) -> Transforms:
+def transforms(outputs: int, taps: int) -> Transforms:
     """The matrices for the points of `POINTS`."""
-    return cook_toom(POINTS[outputs], outputs, taps)
+    return cook_toom(POINTS[outputs + taps - 1], outputs, taps)
 
 
 def cook_toom(points: tuple[Fraction, ...], outputs: int, taps: int) -> Transforms:

@@ -32,7 +32,7 @@ from hubel.engine.algorithms.bias_gradient import bias_function, bias_job, bias_
 from hubel.engine.algorithms.channel_lanes import QUAD, WIDTH, even_share, odd_lines, register_tile
 from hubel.engine.algorithms.edges import number, stored
 from hubel.engine.algorithms.tiling import step_cycles
-from hubel.engine.algorithms.winograd_transforms import TAPS, transforms
+from hubel.engine.algorithms.winograd_transforms import transforms
 from hubel.engine.algorithms.winograd_weight_kernels import add_parts_function, kernel_function
 from hubel.engine.ir import module_text
 from hubel.engine.machine import MIB, Machine
@@ -41,7 +41,7 @@ from hubel.engine.spec import ConvSpec, Direction, Policy, Problem
 
 NAME = "winograd_weight_gradient"
 ANY_EDGES = True
-OUTPUTS = 4
+OUTPUTS, TAPS = 4, 3
 # Channels of a share at most, with an L2 cache of 1 MiB; tiles of a block; work items there should be at least.
 SHARE, BLOCK, ITEMS = 96, 32, 8
 # Bound on the error in units of u: measured 2.3 for up to 2304 terms and less for more, and nearly doubled.
@@ -98,7 +98,7 @@ def _declined(problem: Problem, policy: Policy) -> str:
 
 def plan_tiles(problem: Problem, machine: Machine, policy: Policy) -> Plan:
     """The plan of a problem that is not declined."""
-    spec, how, t = problem.spec, shares(problem.spec, machine), transforms(OUTPUTS)
+    spec, how, t = problem.spec, shares(problem.spec, machine), transforms(OUTPUTS, TAPS)
     lanes, tile = how.tile.lanes, how.tile
     tiles, points = how.pieces * how.piece_tiles, t.size**2
     rows, vectors = (-(-spec.out_channels // n) * n for n in (tile.rows, lanes))
@@ -138,7 +138,7 @@ def shares(spec: ConvSpec, machine: Machine) -> Shares:
 
 def _cycles(spec: ConvSpec, machine: Machine) -> float:
     """Cycles on one thread."""
-    how, lanes, points = shares(spec, machine), machine.lanes, transforms(OUTPUTS).size ** 2
+    how, lanes, points = shares(spec, machine), machine.lanes, transforms(OUTPUTS, TAPS).size ** 2
     tiles, tile = how.pieces * how.piece_tiles, how.tile
     rows, channels = -(-spec.out_channels // lanes), -(-spec.in_channels // lanes)
     transformed = tiles * points * (rows * how.channel_shares + channels * how.row_shares)
@@ -160,7 +160,7 @@ def _cycles(spec: ConvSpec, machine: Machine) -> float:
 def emit(plan: Plan) -> dict[str, Callable[[], str]]:
     """The IR of each kernel of the plan, by name."""
     main, add_parts, bias = plan.kernels
-    t, lanes = transforms(OUTPUTS), plan.tile.lanes
+    t, lanes = transforms(OUTPUTS, TAPS), plan.tile.lanes
     sources = {
         main: lambda: module_text(kernel_function(t, plan.tile, stored(plan.problem)), lanes),
         add_parts: lambda: module_text(add_parts_function(t, plan.tile), lanes),
@@ -173,7 +173,7 @@ def emit(plan: Plan) -> dict[str, Callable[[], str]]:
 def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...]) -> Bound:
     """Jobs for an input and an output gradient with strides x and y; the weight gradient is contiguous."""
     del w
-    spec, t = plan.problem.spec, transforms(OUTPUTS)
+    spec, t = plan.problem.spec, transforms(OUTPUTS, TAPS)
     how = shares(spec, plan.machine)
     tile, points, lanes = how.tile, t.size**2, how.tile.lanes
     width = how.rows + how.channels
