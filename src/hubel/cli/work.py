@@ -78,6 +78,8 @@ def bench(
     batch: Annotated[int | None, typer.Option(min=1, help="Replaces every batch size.")] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Undisturbed rounds a layer needs.")] = None,
     step: Annotated[bool, typer.Option("--step", help="Whole training steps of a network, batch 64.")] = False,
+    cold: Annotated[bool, typer.Option("--cold", help="What first calls of new layers cost, by part.")] = False,
+    errors: Annotated[bool, typer.Option("--errors", help="Distance from float64, every direction and level.")] = False,
     overhead: Annotated[bool, typer.Option("--overhead", help="What enable() adds to a tiny call.")] = False,
     targets_met: Annotated[bool, typer.Option("--targets", help="Classes beside benchmarks/targets.toml.")] = False,
     isa: Annotated[str | None, typer.Option(help="Hold every engine to an older instruction set: avx2.")] = None,
@@ -88,6 +90,8 @@ def bench(
     """Time Hubel's convolutions against other engines, interleaved in one process, after checking every answer."""
     from hubel.lab import bench as layers
     from hubel.lab import bounds, held
+    from hubel.lab import cold as first_calls
+    from hubel.lab import errors as distances
     from hubel.lab import overhead as calls
     from hubel.lab import step_time as steps
     from hubel.lab.bench_text import render_text
@@ -96,25 +100,34 @@ def bench(
         if not held.is_prepared(isa):
             return held.run_again(isa)
         held.hold(isa)
-    common: dict[str, Any] = {"threads": threads, "seed": seed} | ({} if rounds is None else {"rounds": rounds})
     words = targets or []
-    if step:
-        document = steps.run(_one(words, "--step", "lenet5"), batch=batch or 64, **common)
-    elif overhead:
-        document = calls.run(_one(words, "--overhead", calls.TINY), **common)
-    else:
-        names = [name.strip() for name in against.split(",") if name.strip()]
-        if not names:
-            raise DataError(f"--against names at least one engine. Received: {against!r}. Leave it out for torch.")
-        limits = bounds.load(bounds.shipped()) if targets_met else None
-        with Stages() as stages:
+    common: dict[str, Any] = {"threads": threads, "seed": seed}
+    timed = common | ({} if rounds is None else {"rounds": rounds})
+    with Stages() as stages:
+        if step:
+            document = steps.run(_one(words, "--step", "lenet5"), batch=batch or 64, **timed)
+        elif overhead:
+            document = calls.run(_one(words, "--overhead", calls.TINY), **timed)
+        elif cold:
+            document = first_calls.run(words, backward=backward, batch=batch, progress=stages, **common)
+        elif errors:
+            document = distances.run(words, batch=batch, progress=stages, **common)
+        else:
+            limits = bounds.load(bounds.shipped()) if targets_met else None
             document = layers.run(
-                words, against=names, backward=backward, batch=batch, bounds=limits, progress=stages, **common
+                words, against=_names(against), backward=backward, batch=batch, bounds=limits, progress=stages, **timed
             )
     console().print(document.to_json() if json else render_text(document), soft_wrap=True, end="")
     if out is not None:
         console(stderr=True).print(f"kept in {layers.save(document, out)}", soft_wrap=True)
     return INTERRUPTED if document.status == "interrupted" else OK
+
+
+def _names(against: str) -> list[str]:
+    names = [name.strip() for name in against.split(",") if name.strip()]
+    if not names:
+        raise DataError(f"--against names at least one engine. Received: {against!r}. Leave it out for torch.")
+    return names
 
 
 def _one(words: list[str], option: str, default: str) -> str:

@@ -68,7 +68,39 @@ def _overhead(record: Record) -> str:
     return f"{table(['call', 'us', '95 %', 'above empty', '95 %'], lines)}\n\n{note}/{params['rounds']}."
 
 
-_SINGLE = {"step": _step, "overhead": _overhead}
+def _cold(record: Record) -> str:
+    """Milliseconds of first calls, a layer a line, by what they are made of; medians and 95th percentiles below."""
+    params = record.method["params"]
+    parts = [*params["parts"], "other"]
+    columns = (
+        [f"cold {part}" for part in ("cost", *parts)] + [f"warm {part}" for part in ("cost", *parts)] + ["cold call"]
+    )
+    head = ["layer", "cold: ms", *parts, "warm: ms", *parts, "a later call"]
+    lines = [[params["names"][row["target"]], *(number(row[title], ".2f") for title in columns)] for row in record.rows]
+    for name in ("median", "p95"):
+        lines.append([name, *(number(params["summary"][title][name], ".2f") for title in columns)])
+    return (
+        f"{table(head, lines)}\n\nfirst call of a new layer minus a later call; cold: nothing in the cache; warm: all."
+    )
+
+
+def _errors(record: Record) -> str:
+    """Errors against float64, a problem and level a line."""
+    labels = record.method["params"]["layers"]
+    head = ["layer", "direction", "level", "algorithm", "rms", "in u", "promised", "plan's", "largest", "in u", "kept"]
+    lines = []
+    for row in record.rows:
+        label = labels[row["target"]]
+        line = [label["name"], label["work"].replace("_", " "), label["level"], label["algorithm"]]
+        line += [number(row["rms"], ".1e"), number(row["rms in u"], ".2f"), number(row["promised in u"], ".0f")]
+        line += [number(row["plan's bound in u"], ".2f"), number(row["largest"], ".1e")]
+        line += [number(row["largest in u"], ".1f"), "yes" if row["kept"] else "NO"]
+        lines.append(line)
+    declined = [f"  {one['target']}: {one['reason']}" for one in record.uncovered]
+    return "\n".join([table(head, lines, left=4), *(["", "no figure", *declined] if declined else [])])
+
+
+_SINGLE = {"step": _step, "overhead": _overhead, "cold": _cold, "errors": _errors}
 
 
 def _heading(document: Document) -> str:
