@@ -102,7 +102,7 @@ def bench(
         held.hold(isa)
     words = targets or []
     common: dict[str, Any] = {"threads": threads, "seed": seed}
-    timed = common | ({} if rounds is None else {"rounds": rounds})
+    timed: dict[str, Any] = common | ({} if rounds is None else {"rounds": rounds})
     with Stages() as stages:
         if step:
             document = steps.run(_one(words, "--step", "lenet5"), batch=batch or 64, **timed)
