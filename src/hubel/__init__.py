@@ -4,6 +4,7 @@
 
     hubel.enable()                       every convolution on Hubel's kernels, forward and backward; hubel.disable()
     with hubel.enabled() as log: ...     the same for a block; log.native, log.fallback, log.reasons
+    hubel.exclude(net.conv1)             this layer stays on torch; hubel.include(net.conv1)
     y = hubel.conv2d(x, w, b)            one convolution; also conv1d, conv3d, conv_transpose1d/2d/3d
     net = hubel.nn.swap(net)             torch's layers become Hubel's; hubel.nn.restore(net)
     print(hubel.plan(net, x))            a row a convolution: what will run, and why
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from hubel.engine.cache import cache_info
 from hubel.errors import HubelError
 from hubel.ops.accuracy import set_accuracy, set_deterministic, set_planning
+from hubel.ops.exclude import exclude, include
 from hubel.ops.functional import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
 from hubel.ops.override import disable, enable, enabled
 from hubel.ops.warm import warmup
@@ -35,7 +37,7 @@ __version__ = "0.1.0"
 __all__ = [
     "enable", "disable", "enabled",
     "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
-    "nn", "set_accuracy", "set_deterministic", "set_planning", "warmup", "repack", "cache_info",
+    "nn", "set_accuracy", "set_deterministic", "set_planning", "warmup", "repack", "cache_info", "exclude", "include",
     "export_wisdom", "import_wisdom",
     "plan", "zoo", "data", "convert", "inspect", "lab", "report",
     "HubelError",

@@ -109,6 +109,7 @@ def test_where_all_decline_their_reasons_are_told(monkeypatch: pytest.MonkeyPatc
     # The package's function of this name hides the module.
     module = importlib.import_module("hubel.engine.choose")
     monkeypatch.setattr(module, "ALGORITHMS", {"pointwise": ALGORITHMS["pointwise"]})
+    module._answers.cache_clear()
     problem = Problem(ConvSpec.parse("n1c2o2i31x31k3x3s1p1"))
     with pytest.raises(UnsupportedError, match=r"no algorithm does n1c2o2i31x31k3x3s1p1\. pointwise: needs a 1×1"):
         choose(problem, HASWELL, Policy())
@@ -261,3 +262,10 @@ def test_the_order_of_summation_is_that_of_one_image_on_one_thread(problem: Prob
     for batch, threads in ((2, 1), (16, 2), (64, 8)):
         batched = dataclasses.replace(problem, spec=dataclasses.replace(problem.spec, batch=batch))
         assert choose(batched, machine, Policy(accuracy, threads=threads)).order == alone  # type: ignore[arg-type]
+
+
+def test_workspaces_larger_than_memory_are_refused_before_anything_is_allocated() -> None:
+    spec = ConvSpec.parse("n1c1000000o1000000i8x8k3x3s1p1")
+    given = [strides(shape) for shape in (spec.input_shape, spec.weight_shape, spec.output_shape)]
+    with pytest.raises(UnsupportedError, match=r"must fit into memory\. Received: n1c1000000.* GiB of \d+ on 2 threads"):
+        prepare(Problem(spec), *given, Policy(threads=2))

@@ -264,3 +264,9 @@ def test_bad_policies() -> None:
         Policy("strictest")  # type: ignore[arg-type]
     with pytest.raises(HubelError, match=r"threads must be at least 1\. Received: 0"):
         Policy(threads=0)
+
+
+@pytest.mark.parametrize("text", ["n1c1o1i9000000000x9000000000k3x3", "n1c300000o300000i2000000x2000000k3x3s1p1"])
+def test_sizes_whose_bytes_cannot_be_counted_are_refused(text: str) -> None:
+    with pytest.raises(SpecError, match="bytes must be countable in 64 bits. Received: input of shape"):
+        ConvSpec.parse(text)

@@ -48,13 +48,13 @@ def candidates(problem: Problem, machine: Machine, policy: Policy) -> tuple[list
         raise UnsupportedError(
             "float16 needs the conversions of F16C, which this machine lacks. torch's kernel does it."
         )
-    answers = [_asked(algorithm, problem, machine, policy) for algorithm in ALGORITHMS.values()]
+    answers = _answers(problem, machine, policy)
     refusals = tuple(answer for answer in answers if isinstance(answer, Refusal))
     plans = [answer for answer in answers if isinstance(answer, Plan)]
     if not plans:
         reasons = "; ".join(f"{refusal.algorithm}: {refusal.reason}" for refusal in refusals)
         raise UnsupportedError(f"no algorithm does {problem}. {reasons}. torch's own kernel does it.")
-    order = _order(problem, machine, policy)
+    order = _order(problem, machine, policy) if len(plans) > 1 else plans[0].order
     return sorted(plans, key=lambda plan: (plan.order != order, plan.cost)), refusals
 
 
@@ -78,9 +78,14 @@ def _order(problem: Problem, machine: Machine, policy: Policy) -> str:
     """The order of summation. A weight gradient is a sum over the images, too: there the batch belongs to it."""
     if problem.direction is not Direction.WEIGHT_GRADIENT:
         problem = one_image(problem)
-    alone = replace(policy, threads=1)
-    answers = [_asked(algorithm, problem, machine, alone) for algorithm in ALGORITHMS.values()]
+    answers = _answers(problem, machine, replace(policy, threads=1))
     return min((answer for answer in answers if isinstance(answer, Plan)), key=lambda plan: plan.cost).order
+
+
+@lru_cache(maxsize=1024)
+def _answers(problem: Problem, machine: Machine, policy: Policy) -> tuple[Plan | Refusal, ...]:
+    """What every algorithm says. Kept, for a problem of one image on one thread is asked for its order, too."""
+    return tuple(_asked(algorithm, problem, machine, policy) for algorithm in ALGORITHMS.values())
 
 
 def _why_not(plan: Plan, best: Plan) -> str:

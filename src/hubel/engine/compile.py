@@ -19,7 +19,7 @@ from pathlib import Path
 
 import llvmlite.binding as llvm
 
-from hubel.engine import cache
+from hubel.engine import cache, perf_map
 from hubel.engine.machine import Machine
 from hubel.errors import HubelError, UnsupportedError
 
@@ -101,26 +101,33 @@ def compiled(key: str, ir: Callable[[], str], machine: Machine) -> Library:
 def _obtain(key: str, ir: Callable[[], str], machine: Machine) -> Library:
     store = cache.disk()
     full_key = "\n".join((key, f"engine {engine_version()}", f"llvm {llvm_version()}", machine.target))
-    library = _load_cached(store, full_key)
+    library = _load_cached(store, full_key, key)
     if library is not None:
         return library
     with store.locked(full_key):
         # Another process may have finished it while we waited.
-        library = _load_cached(store, full_key)
+        library = _load_cached(store, full_key, key)
         if library is None:
             object_code = emit_object(ir(), machine)
-            library = Library.load(object_code)
+            library = _loaded(object_code, key)
             cache.counters.compiled += 1
             store.write(full_key, object_code)
     return library
 
 
-def _load_cached(store: cache.DiskCache, full_key: str) -> Library | None:
+def _load_cached(store: cache.DiskCache, full_key: str, key: str) -> Library | None:
     object_code = store.read(full_key)
     if object_code is None:
         return None
-    library = Library.load(object_code)
+    library = _loaded(object_code, key)
     cache.counters.loaded += 1
+    return library
+
+
+def _loaded(object_code: bytes, key: str) -> Library:
+    library = Library.load(object_code)
+    if perf_map.wanted():
+        perf_map.add(key, object_code, library.address)
     return library
 
 

@@ -11,12 +11,12 @@ from hubel.engine.algorithms import ALGORITHMS
 from hubel.engine.algorithms.geometry import one_run
 from hubel.engine.choose import choose, equivalent
 from hubel.engine.compile import Library, compiled, emit_assembly
-from hubel.engine.machine import Machine
+from hubel.engine.machine import Machine, physical_memory
 from hubel.engine.plan import Plan, PlannedJob
 from hubel.engine.race import race
 from hubel.engine.spec import Policy, Problem
 from hubel.engine.threads import Block, Job, launch, prebound
-from hubel.errors import unknown
+from hubel.errors import UnsupportedError, unknown
 
 Strides = tuple[int, ...]
 
@@ -36,6 +36,7 @@ class Invocation:
 
     def __init__(self, plan: Plan, x: Strides, w: Strides, y: Strides) -> None:
         bound = ALGORITHMS[plan.algorithm].bind(plan, x, w, y)
+        _check_workspace(plan, 4 * (bound.packed + bound.shared + plan.policy.threads * bound.scratch))
         libraries = kernels(plan)
         self.plan = plan
         self.packed_bytes = 4 * bound.packed
@@ -70,6 +71,16 @@ def kernels(plan: Plan) -> dict[str, Library]:
     """The plan's kernels as loaded machine code, compiled or taken from the cache."""
     sources = ALGORITHMS[plan.algorithm].emit(plan)
     return {name: compiled(name, source, plan.machine) for name, source in sources.items()}
+
+
+def _check_workspace(plan: Plan, size: int) -> None:
+    """Raises UnsupportedError where packed weights and scratch need more bytes than this machine has memory."""
+    if size > physical_memory():
+        raise UnsupportedError(
+            f"packed weights and scratch must fit into memory. Received: {plan.problem}, which needs "
+            f"{size / 2**30:,.0f} GiB of {physical_memory() / 2**30:,.0f} on {plan.policy.threads} threads. "
+            "Use fewer images, smaller ones, or fewer threads."
+        )
 
 
 def _block(jobs: tuple[PlannedJob, ...], libraries: dict[str, Library], tables: tuple[object, ...]) -> Block:

@@ -210,6 +210,15 @@ def _caches() -> tuple[int, int, int]:
     return l1, l2, l3
 
 
+@functools.cache
+def physical_memory() -> int:
+    """Bytes of main memory; where the system does not tell, more than any has."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 2**62
+
+
 def _physical_cores() -> int:
     """Cores this process may run on; two hardware threads of a core count once."""
     if not hasattr(os, "sched_getaffinity"):

@@ -40,6 +40,8 @@ Sizes: TypeAlias = int | Sequence[int]
 LAYOUTS = ("planes", "strided")
 # Bytes of a number in memory. Sums are float32, whatever is stored.
 DTYPES = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
+# In a tensor: beyond, its bytes are no 64-bit number, with room for sums of a few such.
+MOST_NUMBERS = 2**58
 
 
 @dataclass(frozen=True, init=False)
@@ -104,6 +106,14 @@ class ConvSpec:
                 f"padding={self.padding}, dilation={self.dilation}, which gives output_size={self.output_size}. "
                 "Use a larger input, more padding, or a smaller kernel or dilation."
             )
+
+        for name in ("input", "weight", "output"):
+            shape = getattr(self, f"{name}_shape")
+            if prod(shape) > MOST_NUMBERS:
+                raise SpecError(
+                    f"a tensor's bytes must be countable in 64 bits. Received: {name} of shape {shape}, that is "
+                    f"{prod(shape):.1e} numbers. Use smaller sizes."
+                )
 
     @classmethod
     def for_transposed(

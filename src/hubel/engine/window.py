@@ -45,7 +45,7 @@ class Axis:
     step: int = 1
     shifts: tuple[int, ...] = (0,)
 
-    @property
+    @cached_property
     def pad(self) -> int:
         """Zeros before the first position; negative where the first positions are never read."""
         return -min(self.shifts, default=0)
@@ -55,7 +55,7 @@ class Axis:
         """The remainders modulo the step that some shift reads."""
         return tuple(sorted({(shift + self.pad) % self.step for shift in self.shifts})) or (0,)
 
-    @property
+    @cached_property
     def reach(self) -> int:
         """How far beyond its own place an output reads, in steps."""
         return max(((shift + self.pad) // self.step for shift in self.shifts), default=0)
@@ -87,7 +87,7 @@ class Window:
     lanes: int = 16
     like: Window | None = None
 
-    @property
+    @cached_property
     def valid(self) -> tuple[int, int, int]:
         """Positions along each axis that hold data."""
         return tuple(b + a.reach for a, b in zip(self.axes, self.box, strict=True))  # type: ignore[return-value]
@@ -103,15 +103,15 @@ class Window:
         left, right = max(x.pad, 0), max(width - max(x.pad, 0) - x.size, 0)
         return width - min(left, right)
 
-    @property
+    @cached_property
     def rows(self) -> int:
         return self.like.rows if self.like else self.valid[1]
 
-    @property
+    @cached_property
     def planes(self) -> int:
         return self.like.planes if self.like else self.valid[0]
 
-    @property
+    @cached_property
     def pitch_z(self) -> int:
         """From a plane to the next: its rows, and the last row's zeros."""
         if self.like:

@@ -11,6 +11,8 @@ import logging
 import os
 import threading
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 logger = logging.getLogger("hubel")
 
@@ -37,6 +39,7 @@ class _Ticks:
 _native = _Ticks()
 _open: list[Log] = []
 _lock = threading.Lock()
+_said = threading.local()
 
 # One more call ran wholly on Hubel's kernels.
 count_native = _native.tick
@@ -85,6 +88,19 @@ def count_fallback(call: str, reason: str) -> None:
 def announce(call: str, how: str) -> None:
     """Say once for each prepared call what will run it (HUBEL_LOG, or the logger "hubel" at level INFO)."""
     logger.info("%s: %s", call, how)
+    said = getattr(_said, "list", None)
+    if said is not None:
+        said.append(f"{how} {call}")
+
+
+@contextmanager
+def announced() -> Iterator[list[str]]:
+    """What is announced on this thread within the block."""
+    _said.list = []
+    try:
+        yield _said.list
+    finally:
+        _said.list = None
 
 
 def _listen(target: str) -> None:

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 
 import torch
 
-from hubel.ops.calls import convolution, convolution_backward
+from hubel.ops.calls import convolution, convolution_backward, prepare_in_background
 from hubel.ops.fallback import why_not_this_torch
 from hubel.ops.log import Log
 
@@ -28,8 +28,11 @@ _blocks = 0
 _library: torch.library.Library | None = None
 
 
-def enable() -> None:
+def enable(background: bool = False) -> None:
     """Run every convolution of this process on Hubel's kernels, forward and backward, until `disable()`.
+
+    background: no call waits for a compiler. torch's kernels serve each new layer and image size until Hubel's are
+    ready, some 100 ms later; which of the two a call finds depends on the clock, and the last bits of results with it.
 
     Does nothing if the environment has HUBEL_DISABLE=1. On a torch whose operators are not those that Hubel was tested
     with, it warns and leaves torch as it is.
@@ -37,6 +40,7 @@ def enable() -> None:
     global _switched_on
     with _lock:
         _switched_on = True
+        prepare_in_background(background)
         _update()
 
 
@@ -45,6 +49,7 @@ def disable() -> None:
     global _switched_on
     with _lock:
         _switched_on = False
+        prepare_in_background(False)
         _update()
 
 

@@ -74,11 +74,11 @@ def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusa
 
 def alternatives(plan: Plan) -> list[Plan]:
     """The same plan cut otherwise, cheapest first: other pieces and shares."""
-    return _plans(plan.problem, plan.machine, plan.policy)[:MOST_ALTERNATIVES]
+    return _plans(plan.problem, plan.machine, plan.policy)
 
 
 def _plans(problem: Problem, machine: Machine, policy: Policy) -> list[Plan]:
-    """The plan for each way to share the work out, cheapest first."""
+    """The plan for each of the best ways to share the work out, cheapest first."""
     spec = flattened(problem)
     (part,) = sums(Problem(spec, problem.direction))
     block = _channel_block(part, machine)
@@ -104,7 +104,7 @@ def _plans(problem: Problem, machine: Machine, policy: Policy) -> list[Plan]:
         replace(
             first, box=(1, 1, cut.piece), row_tiles=cut.row_tiles, estimate=replace(first.estimate, cycles=cut.cycles)
         )
-        for cut in cuts
+        for cut in cuts[:MOST_ALTERNATIVES]
     ]
 
 
