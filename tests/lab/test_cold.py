@@ -64,8 +64,3 @@ def test_what_goes_wrong_in_the_process_is_said(monkeypatch):
         cold.run(["c3o8i9x9k3"])
     with pytest.raises(UnknownNameError):
         cold.run(["lenet6"])
-
-
-def test_both_gradients_come_back_from_their_text():
-    (case,) = [case for case in shapes.resolve(["c3o8i9x9k3"], backward=True) if case.both]
-    assert cold._both(case.target).target == case.target

@@ -80,6 +80,35 @@ def test_peers_do_not_train():
     assert set(declined.values()) == {"it does not train: no gradients"}
 
 
+def test_other_dtypes_are_compared_with_torchs_and_with_hubels_own_float32():
+    (case,) = shapes.resolve(["c8o16i12x14k3p1"], dtype="bfloat16")
+    tensors = Tensors.of(case)
+    assert tensors.x.dtype is torch.bfloat16
+    names = engines.libraries(["all"], ["bfloat16"])
+    assert names[:3] == ["hubel", "torch", engines.FLOAT32]
+    found, declined = engines.contenders(case, names, tensors)
+    assert {declined[peer] for peer in PEERS} == {"asked for float32 only"}
+    with torch.no_grad():
+        reference = engines.float64(case, tensors)
+        for contender in found:
+            library = next(name for name in names if contender.name in engines.ENGINES[name])
+            result = engines.check(contender, case, reference, engines.error_bound(case, "default", library))
+            assert result.reason is None, contender.name
+            assert (result.error < 1e-6) == (library == engines.FLOAT32)
+    assert len(found) == 8
+
+
+def test_a_class_may_be_all_layers_that_one_thing_limits():
+    wanted = bounds.ClassBounds("narrow", ("forward bfloat16",), {engines.FLOAT32: (0.8, None)}, limit="memory")
+    layer = taken("c64o64i56x56k3p1/bfloat16", {"hubel": 1.0, engines.FLOAT32: 1.5}, flops=1e9)
+    assert layer.limit() == "memory"
+    result = Taken(["hubel", "torch", engines.FLOAT32], [layer])
+    (row,) = bounds.record(bench_record.layers(result, 15), bounds.Bounds(0.92, 0.8, 0.9, (wanted,))).rows
+    assert row[f"x {engines.FLOAT32}"] == pytest.approx(1.5)
+    arithmetic = bounds.ClassBounds("other", ("forward bfloat16",), {}, limit="arithmetic")
+    assert bounds.record(bench_record.layers(result, 15), bounds.Bounds(0.92, 0.8, 0.9, (arithmetic,))).rows == []
+
+
 def test_who_takes_part():
     kept = [f"hubel{PAGES_KEPT}", f"torch{PAGES_KEPT}"]
     assert engines.libraries(["torch"]) == ["hubel", "torch", *kept]
@@ -111,11 +140,12 @@ def test_memory_is_kept_only_where_outputs_are_large_and_is_given_back_afterward
 
     def faults(enter) -> int:
         with torch.no_grad(), enter():
-            for _ in range(3):
+            counts = []
+            for _ in range(6):
+                before = timing.Meter().faults()
                 contender.call()
-            before = timing.Meter().faults()
-            contender.call()
-            return timing.Meter().faults() - before
+                counts.append(timing.Meter().faults() - before)
+            return min(counts)
 
     # 36 MB are 9216 pages, or 18 huge ones.
     assert faults(contender.enter) == 0
@@ -223,9 +253,9 @@ def test_the_shipped_bounds_name_classes_that_exist():
     folder = bounds.shipped().parent / "shapes"
     kinds = {case.kind for path in folder.glob("*.txt") for case in shapes.parse(path.read_text())}
     named = {row.split(" ", 1)[1] for one in read.classes for row in one.rows}
-    assert named <= kinds
+    assert named - kinds == {"bfloat16"}
     assert kinds - named == {"depthwise large"}
-    assert len(read.classes) == 16
+    assert len(read.classes) == 18
 
 
 def test_files_that_hold_no_bounds(tmp_path, monkeypatch):

@@ -152,5 +152,14 @@ def test_a_transposed_convolution_is_written_as_the_convolution_whose_input_grad
     )  # fmt: skip
     assert shapes.resolve([case.target])[0].problem == case.problem
     assert shapes.resolve([case.target], batch=2, backward=True)[0].input_shape == (2, 128, 15, 28)
-    with pytest.raises(SpecError, match="one direction.*weight_gradient"):
+    with pytest.raises(SpecError, match="one direction.*weight_gradient.*Leave out"):
         shapes.case_of("c3o8i9x9k3/transposed/weight_gradient")
+
+
+@pytest.mark.parametrize("text", ["c3o8i9x9k3/bias", "c3o8i9x9k3s2p1/transposed/bias", "c3o8i9x9k3/weight_gradient"])
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_targets_come_back(text, dtype):
+    for case in shapes.resolve([text], backward=True, dtype=dtype):
+        again = shapes.case_of(case.target, case.name)
+        assert again == case
+        assert case.work.endswith("bfloat16") == (dtype is not None)

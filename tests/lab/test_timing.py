@@ -133,6 +133,8 @@ def test_a_pause_lies_between_families_only():
     measure([meter.call("a", 0.001), meter.call("c", 0.001, family="other")], rounds=10, meter=meter)
     assert len(meter.paused) >= 10
     assert set(meter.paused) == {timing.PAUSE_SECONDS}
+    measure([meter.call("a", 0.001), meter.call("c", 0.001, family="other", pause=0.5)], rounds=10, meter=meter)
+    assert set(meter.paused) == {timing.PAUSE_SECONDS, 0.5}, "as long as the library before it spins"
 
 
 def test_names_must_differ():

@@ -76,6 +76,7 @@ def bench(
     backward: Annotated[bool, typer.Option("--backward", help="The gradients instead of the forward pass.")] = False,
     threads: Threads = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Replaces every batch size.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="What is stored: bfloat16 or float16 instead of float32.")] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Undisturbed rounds a layer needs.")] = None,
     step: Annotated[bool, typer.Option("--step", help="Whole training steps of a network, batch 64.")] = False,
     cold: Annotated[bool, typer.Option("--cold", help="What first calls of new layers cost, by part.")] = False,
@@ -114,9 +115,8 @@ def bench(
             document = distances.run(words, batch=batch, progress=stages, **common)
         else:
             limits = bounds.load(bounds.shipped()) if targets_met else None
-            document = layers.run(
-                words, against=_names(against), backward=backward, batch=batch, bounds=limits, progress=stages, **timed
-            )
+            how: dict[str, Any] = {"backward": backward, "batch": batch, "dtype": dtype, "bounds": limits}
+            document = layers.run(words, against=_names(against), progress=stages, **how, **timed)
     console().print(document.to_json() if json else render_text(document), soft_wrap=True, end="")
     if out is not None:
         console(stderr=True).print(f"kept in {layers.save(document, out)}", soft_wrap=True)

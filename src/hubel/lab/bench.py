@@ -46,6 +46,7 @@ def run(
     backward: bool = False,
     threads: int | None = None,
     batch: int | None = None,
+    dtype: str | None = None,
     rounds: int = timing.CLEAN_ROUNDS,
     bounds: bounds_.Bounds | None = None,
     seed: int = 0,
@@ -56,17 +57,17 @@ def run(
     targets: problems' texts, networks of the zoo, shape lists or their files (`shapes.resolve`).
     against: "torch", peers (`engines.PEERS`), or "all".
     backward: gradients instead of the forward pass: weights', input's, both. threads: of every engine; torch's number
-    by default. batch: replaces the batch sizes. rounds: how many clean ones a layer needs. bounds: adds a table of
-    each class beside its bounds.
+    by default. batch: replaces the batch sizes. dtype: what is stored; beside another than float32 Hubel itself takes
+    part on float32. rounds: how many clean ones a layer needs. bounds: adds a table of each class beside its bounds.
     progress: called with (cases done, cases in all, what comes next).
 
     Ctrl-C ends the run after the layers it has; the document says `interrupted`.
     Raises SpecError, DataError or UnknownNameError for targets that name nothing, and for unknown engines.
     """
-    libraries = engines.libraries(against)
     if rounds < 1:
         raise DataError(f"rounds must be at least 1. Received: {rounds}. {timing.CLEAN_ROUNDS} are the default.")
-    cases = shapes.resolve(targets, batch=batch, backward=backward)
+    cases = shapes.resolve(targets, batch=batch, backward=backward, dtype=dtype)
+    libraries = engines.libraries(against, {case.problem.dtype for case in cases})
     threads_before = torch.get_num_threads()
     threads = threads or threads_before
     watch = conditions.Watch()
@@ -111,7 +112,7 @@ def measure_case(case: Case, libraries: Sequence[str], *, threads: int, rounds: 
                 timed.append(contender)
         del reference
         peak = conditions.peak(threads)
-        traffic = conditions.traffic(threads, case.spec.bytes())
+        traffic = conditions.traffic(threads, case.bytes)
         timed += [Contender(PEAK, peak.call)] if peak else []
         timed += [Contender(TRAFFIC, traffic.call)] if traffic else []
         taken = timing.measure(timed, rounds=rounds, seed=seed)

@@ -65,14 +65,22 @@ class Layer:
         scale = self.case.flops / self.peak_flops
         return [ratio * scale for ratio in self.taken.ratios(PEAK, fast)]
 
+    def limit(self) -> str | None:
+        """Whether "arithmetic" or "memory" allows the less; None if that was not timed."""
+        peak, traffic = self.taken.samples.get(PEAK), self.taken.samples.get(TRAFFIC)
+        if not peak or not traffic:
+            return None
+        arithmetic = self.planned.flops / self.peak_flops * (self.taken.seconds(PEAK).value or 0.0)
+        memory = self.case.bytes / self.traffic_bytes * (self.taken.seconds(TRAFFIC).value or 0.0)
+        return "arithmetic" if arithmetic >= memory else "memory"
+
     def roof_shares(self, library: str) -> list[float]:
         """The least time for arithmetic (after the algorithm's own reduction) or for memory, over the time taken."""
         fast = self.best(library)
         if fast is None or not (self.taken.samples.get(PEAK) and self.taken.samples.get(TRAFFIC)):
             return []
         arithmetic = self.planned.flops / self.peak_flops
-        # Both gradients read and write all three tensors about twice.
-        memory = self.case.spec.bytes() * (2 if self.case.both else 1) / self.traffic_bytes
+        memory = self.case.bytes / self.traffic_bytes
         samples, names = self.taken.samples, (PEAK, TRAFFIC, fast)
         # Disturbed rounds would have the roof down: without a clean one there is no share.
         return [
@@ -97,7 +105,7 @@ class Taken:
     @property
     def rivals(self) -> list[str]:
         """Whom Hubel is compared with; all peers together, too, where there are any."""
-        found = [name for name in self.libraries if not name.startswith("hubel")]
+        found = [name for name in self.libraries if engines.rival_of(name)]
         return found + ([ALL_PEERS] if any(name in engines.PEERS for name in found) else [])
 
 
@@ -154,6 +162,7 @@ def _label(layer: Layer, result: Taken) -> dict[str, Any]:
         "batch": layer.case.spec.batch,
         "algorithm": layer.planned.algorithm,
         "fastest": {library: best for library in result.libraries if (best := layer.best(library))},
+        "limit": layer.limit(),
         "best peer": layer.best(ALL_PEERS) if ALL_PEERS in result.rivals else None,
         "handed back": [name for name, found in layer.checked.items() if not found.native],
         "imprecise": [name for name, found in layer.checked.items() if not found.counts and not found.reason],

@@ -13,8 +13,14 @@ IMPRECISE = "!"
 # A share of the roof from which on a row says so: what bounds are replaced by.
 NEAR_ROOF = 0.92
 PAGES_KEPT = ", pages kept"
-PREPARED = "hubel prepared"
-SHORT = {"channels-last": "cl", "onnxruntime": "ort", "hubel prepared": "prepared", PAGES_KEPT: " kept"}
+PREPARED, FLOAT32 = "hubel prepared", "hubel's float32"
+SHORT = {
+    "channels-last": "cl",
+    "hubel's float32": "float32",
+    "onnxruntime": "ort",
+    "hubel prepared": "prepared",
+    PAGES_KEPT: " kept",
+}
 
 Row = dict[str, Any]
 
@@ -71,8 +77,10 @@ def _rounds(row: Row, wanted: int) -> tuple[str, str]:
 
 
 def _torch(rows: list[Row], params: dict[str, Any]) -> str:
-    shown = _names(params["engines"], ["hubel", "torch"], rows)
+    shown = _names(params["engines"], ["hubel", FLOAT32, "torch"], rows)
     head = ["layer", "problem", "algorithm", *(f"{_short(name)} ms" for name in shown)]
+    narrow = any(row.get(f"x {FLOAT32}") for row in rows)
+    head += ["x float32", "95 %", "limit"] if narrow else []
     head += ["x torch", "95 %", "GFLOP/s", "of peak", "of roof", "error", "rounds"]
     lines = []
     for row in rows:
@@ -80,6 +88,8 @@ def _torch(rows: list[Row], params: dict[str, Any]) -> str:
         rounds, unsettled = _rounds(row, params["rounds"])
         line = [label["name"], row["target"].split("/")[0], label["algorithm"] or "-"]
         line += [_milliseconds(row, name, label) for name in shown]
+        other = row.get(f"x {FLOAT32}")
+        line += [ratio(other), interval(other), label["limit"] or "-"] if narrow else []
         line += [ratio(row.get("x torch")) + unsettled, interval(row.get("x torch"))]
         line += [number(row.get("rate"), ".0f"), number(row.get("share of peak"), ".0%"), _roof(row, "hubel")]
         line += [number(row.get(f"{label['fastest'].get('hubel')} error"), ".0e"), rounds]
@@ -139,10 +149,11 @@ def _errors(rows: list[Row], params: dict[str, Any]) -> str:
 def classes(classes: Record, labels: dict[str, Any]) -> str:
     """Means and worst layers by class, a group of columns a rival; of the peers only all together."""
     worst = classes.method["params"]["worst"]
-    titles = [c["name"] for c in classes.columns if c["name"] in ("x torch", "x peers", "share of peak")]
+    shown = ("x torch", f"x {FLOAT32}", "x peers", "share of peak")
+    titles = [column["name"] for column in classes.columns if column["name"] in shown]
     head, lines = ["class", "layers"], []
     for title in titles:
-        head += ["of peak" if title == "share of peak" else title, "95 %", "worst", "which"]
+        head += ["of peak" if title == "share of peak" else _short(title), "95 %", "worst", "which"]
     for row in classes.rows:
         unsettled = f" ({row['unsettled']}{UNSETTLED})" if row["unsettled"] else ""
         line = [row["target"].replace("_", " "), f"{row['layers']}{unsettled}"]
@@ -158,12 +169,14 @@ def classes(classes: Record, labels: dict[str, Any]) -> str:
 def bounds(record: Record, labels: dict[str, Any]) -> str:
     """Each class beside what it is held to."""
     words = record.method["params"]["words"]
+    columns = [column["name"] for column in record.columns]
+    titles = [title for title in columns if title.startswith("x ") and "," not in title]
     head, lines = ["class", "layers"], []
-    for rival in ("torch", "peers"):
-        head += [f"x {rival}", "bound", "met", "worst", "bound", "met", "which"]
+    for title in titles:
+        head += [_short(title), "bound", "met", "worst", "bound", "met", "which"]
     for row in record.rows:
         line = [row["target"], str(row["layers"])]
-        for title in ("x torch", "x peers"):
+        for title in titles:
             which = words[row["target"]].get(f"{title}, worst")
             at_roof = "*" if words[row["target"]].get(f"{title}, roof") else ""
             line += [ratio(row.get(title)), ratio(row.get(f"{title}, bound")) + at_roof, _met(row, title)]

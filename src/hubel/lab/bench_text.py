@@ -113,7 +113,7 @@ def _heading(document: Document) -> str:
         f"{document.model['name']}   {document.created}   {document.status}",
         f"{machine.get('name', 'unknown machine')}, {machine.get('cores', '?')} cores, {machine.get('cpu', '?')} "
         f"({machine.get('lanes', '?')} lanes); {', '.join(quiet)}",
-        f"threads {settings['threads']}, float32, accuracy {settings['accuracy']}, seed {settings['seed']}",
+        f"threads {settings['threads']}, accuracy {settings['accuracy']}, seed {settings['seed']}",
         *([machine["held"]] if machine.get("held") else []),
         versions,
     ]

@@ -16,24 +16,29 @@ from typing import Any
 
 from hubel.errors import DataError
 from hubel.lab.bench_record import ALL_PEERS, LAYOUTS, column, compared_with
+from hubel.lab.engines import FLOAT32
 from hubel.records import Cell, Method, Record, Value
 
-RIVALS = ("torch", ALL_PEERS)
+RIVALS = ("torch", FLOAT32, ALL_PEERS)
+# How the file calls them.
+KEYS = {"torch": "torch", FLOAT32: "float32", ALL_PEERS: "peers"}
 # The only batch that has bounds of its own beside 1.
 SCALED_BATCH = 16
 
 
 @dataclass(frozen=True)
 class ClassBounds:
-    """name: for people. rows: of the record "classes". limits: by rival, (geometric mean, worst layer or None).
+    """name: for people. rows: of the record "classes", or a direction alone for all its classes. limits: by rival,
+    (geometric mean, worst layer or None).
 
-    batch: the batch size the bounds are for.
+    batch: the batch size the bounds are for. limit: only layers limited by "arithmetic", or by "memory"; "": all.
     """
 
     name: str
     rows: tuple[str, ...]
     limits: dict[str, tuple[float, float | None]]
     batch: int = 1
+    limit: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,14 +59,19 @@ def load(path: Path) -> Bounds:
             ClassBounds(
                 one["name"],
                 tuple(one["rows"]),
-                {rival: (one[rival][0], (one[rival][1:] or [None])[0]) for rival in RIVALS if rival in one},
+                {rival: _pair(one[key]) for rival, key in KEYS.items() if key in one},
                 one.get("batch", 1),
+                one.get("limit", ""),
             )
             for one in read["class"]
         )
         return Bounds(read["roof"], read["batch_16"], read["least"], classes)
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise DataError(f"Bounds are a TOML file like benchmarks/targets.toml. Received: {path} ({error}).") from None
+
+
+def _pair(numbers: list[float]) -> tuple[float, float | None]:
+    return numbers[0], numbers[1] if len(numbers) > 1 else None
 
 
 def shipped() -> Path:
@@ -79,7 +89,7 @@ def record(bench: Record, bounds: Bounds) -> Record:
     labels: dict[str, dict[str, Any]] = bench.method["params"]["layers"]
     rows, words = [], {}
     for wanted in bounds.classes:
-        members = [row for row in bench.rows if _class_of(labels[row["target"]]) in wanted.rows]
+        members = [row for row in bench.rows if _belongs(labels[row["target"]], wanted)]
         scales = {_scale(labels[row["target"]]["batch"], wanted, bounds) for row in members}
         # Batches that nothing is said about, or several at once: no bound applies.
         if not members or len(scales) != 1 or (scale := scales.pop()) is None:
@@ -90,7 +100,8 @@ def record(bench: Record, bounds: Bounds) -> Record:
             cells |= _judged(members, rival, limits, scale, bounds.roof, words[wanted.name])
         rows.append({"target": wanted.name} | cells)
     columns = [column("layers", "layers", None)]
-    for rival in RIVALS:
+    taken = [rival for rival in RIVALS if any(f"x {rival}" in row for row in rows)]
+    for rival in taken:
         for kind in (f"x {rival}", f"worst x {rival}"):
             columns += [column(kind, "ratio", "up"), column(f"{kind}, bound", "ratio", None)]
             columns += [column(f"{kind}, met", "1", "up")]
@@ -100,8 +111,10 @@ def record(bench: Record, bounds: Bounds) -> Record:
     return Record(id="targets", kind="bench", columns=columns, rows=rows, method=method)
 
 
-def _class_of(label: dict[str, Any]) -> str:
-    return f"{label['work']} {label['kind']}"
+def _belongs(label: dict[str, Any], wanted: ClassBounds) -> bool:
+    if wanted.limit and label["limit"] != wanted.limit:
+        return False
+    return label["work"] in wanted.rows or f"{label['work']} {label['kind']}" in wanted.rows
 
 
 def _scale(batch: int, wanted: ClassBounds, bounds: Bounds) -> float | None:

@@ -155,17 +155,11 @@ def child() -> None:
         _first_call(shapes.case_of(BEFORE), Path(asked["folder"]) / "before", asked["seed"])
         kept = set(compile._libraries)
         for number, target in enumerate(asked["targets"]):
-            case = shapes.case_of(target) if not target.endswith("/backward") else _both(target)
-            times.append(_first_call(case, Path(asked["folder"]) / str(number), asked["seed"]))
+            times.append(_first_call(shapes.case_of(target), Path(asked["folder"]) / str(number), asked["seed"]))
             # A layer that has a kernel of one before it would not be new.
             for known in set(compile._libraries) - kept:
                 del compile._libraries[known]
     print(json.dumps(times))
-
-
-def _both(target: str) -> Case:
-    forward = target.removesuffix("/backward")
-    return next(case for case in shapes.resolve([forward], backward=True) if case.both)
 
 
 def _first_call(case: Case, cache: Path, seed: int) -> dict[str, float]:

@@ -29,7 +29,8 @@ n1c512o512i14x14k3x3s1p1g512      mobilenet dw 512@14
 n1c6o16i14x14k5x5s1p0/bias        lenet conv2
 """
 
-TRANSPOSED = "/transposed"
+# What a case's text may say beyond a problem's.
+TRANSPOSED, BACKWARD = "transposed", "backward"
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,16 @@ class Case:
     @property
     def target(self) -> str:
         """The row's address: the problem's text, with `/backward` for both gradients, `/transposed` for that."""
-        if self.transposed:
-            return f"{self.problem.spec}{TRANSPOSED}{'/bias' if self.problem.bias else ''}"
-        return f"{self.problem.spec}/backward" if self.both else str(self.problem)
+        if not self.both and not self.transposed:
+            return str(self.problem)
+        spec, *rest = str(dataclasses.replace(self.problem, direction=Direction.FORWARD)).split("/")
+        return "/".join([spec, BACKWARD if self.both else TRANSPOSED, *rest])
 
     @property
     def work(self) -> str:
-        """What is timed: a direction, or "backward" for both gradients."""
-        return "backward" if self.both else "forward" if self.is_forward else str(self.problem.direction)
+        """What is timed: a direction, or "backward" for both gradients; and what is stored, if not float32."""
+        what = BACKWARD if self.both else "forward" if self.is_forward else str(self.problem.direction)
+        return what if self.problem.dtype == "float32" else f"{what} {self.problem.dtype}"
 
     @property
     def is_forward(self) -> bool:
@@ -98,6 +101,11 @@ class Case:
         )
 
     @property
+    def bytes(self) -> int:
+        """The least memory traffic: every tensor once, and about twice for both gradients."""
+        return self.spec.bytes(4 if self.problem.dtype == "float32" else 2) * (2 if self.both else 1)
+
+    @property
     def flops(self) -> int:
         """Two a multiply-add of the plain loops, padding counted; both gradients are twice one."""
         return self.spec.flops * (2 if self.both else 1)
@@ -125,32 +133,40 @@ def kind(spec: ConvSpec) -> str:
     return "5x5, 1x7, 7x1, 1x3"
 
 
-def resolve(targets: Sequence[str], *, batch: int | None = None, backward: bool = False) -> list[Case]:
+def resolve(
+    targets: Sequence[str], *, batch: int | None = None, backward: bool = False, dtype: str | None = None
+) -> list[Case]:
     """The cases that `targets` name, in order, each problem once. None: the quick list.
 
-    batch: replaces every batch size. backward: the weight gradient, the input gradient, and both together, of each
-    forward problem; a line that names a direction keeps it.
+    batch: replaces every batch size. dtype: what is stored, everywhere. backward: the weight gradient, the input
+    gradient, and both together, of each forward problem; a line that names a direction keeps it.
     Raises SpecError for a bad problem, UnknownNameError for a name found nowhere, DataError for a bad list.
     """
     cases: dict[str, Case] = {}
     for layer in [layer for target in targets or [""] for layer in _layers(target)]:
         spec = layer.spec if batch is None else dataclasses.replace(layer.spec, batch=batch)
-        for case in _cases(dataclasses.replace(layer, problem=dataclasses.replace(layer.problem, spec=spec)), backward):
+        problem = dataclasses.replace(layer.problem, spec=spec, dtype=dtype or layer.problem.dtype)
+        for case in _cases(dataclasses.replace(layer, problem=problem), backward):
             names = cases[case.target].name.split(", ") if case.target in cases else []
             cases[case.target] = dataclasses.replace(case, name=", ".join(dict.fromkeys([*names, case.name])))
     return list(cases.values())
 
 
 def case_of(text: str, name: str | None = None) -> Case:
-    """The case that a problem's text names, `/transposed` included. Raises SpecError."""
+    """The case that a text names: a problem's, or with `/transposed` or `/backward` in the place of a direction.
+
+    `Case.target` comes back. Raises SpecError.
+    """
     parts = text.split("/")
-    transposed = TRANSPOSED[1:] in parts[1:]
-    if not transposed:
-        return Case(Problem.parse(text), name or text)
-    problem = Problem.parse("/".join(part for part in parts if part != TRANSPOSED[1:]))
-    if problem.direction is not Direction.FORWARD:
-        raise SpecError(f'a problem has one direction. Received: "{text}". Leave out {problem.direction}.')
-    return Case(dataclasses.replace(problem, direction=Direction.INPUT_GRADIENT), name or text, transposed=True)
+    given = [part for part in parts[1:] if part in (TRANSPOSED, BACKWARD)]
+    problem = Problem.parse("/".join(part for part in parts if part not in given))
+    if not given:
+        return Case(problem, name or text)
+    if len(given) > 1 or problem.direction is not Direction.FORWARD:
+        raise SpecError(f'a problem has one direction. Received: "{text}". Leave out all but one.')
+    if given == [TRANSPOSED]:
+        return Case(dataclasses.replace(problem, direction=Direction.INPUT_GRADIENT), name or text, transposed=True)
+    return Case(dataclasses.replace(problem, direction=Direction.WEIGHT_GRADIENT), name or text, both=True)
 
 
 def parse(text: str, source: str = "shapes") -> list[Case]:

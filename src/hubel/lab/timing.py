@@ -43,8 +43,8 @@ BUDGET_SECONDS = 60.0
 FEWEST_ROUNDS = 6
 # Long against the clock's resolution and a thread's wake-up (50 us), short against a shared machine's quiet spells.
 SAMPLE_SECONDS = 0.003
-# Idle threads of one library spin for up to 50 ms (ONNX Runtime's) on the cores that the next one needs.
-PAUSE_SECONDS = 0.06
+# Idle threads of one library spin for milliseconds on the cores that the next one needs.
+PAUSE_SECONDS = 0.03
 # Calls tried before a sample's length is settled; one alone may have been interrupted.
 _GUESSES = 3
 _MOST_REPEATS = 10_000
@@ -56,7 +56,7 @@ _LONG_SECONDS = 0.2
 class Contender:
     """One side of a comparison: `call` does the work once, inside the context that `enter` returns (not timed).
 
-    family: the library whose threads do the work; a pause goes between contenders of different families.
+    family: the library whose threads do the work; between contenders of different families goes the pause of the first.
     read: makes torch's tensors of what `call` returns, for the check; not timed. None: it returns them.
     """
 
@@ -65,6 +65,7 @@ class Contender:
     enter: Callable[[], AbstractContextManager[object]] = nullcontext
     family: str = "torch"
     read: Callable[[Any], tuple[torch.Tensor, ...]] | None = None
+    pause: float = PAUSE_SECONDS
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ def measure(
         raise ValueError(f"Contenders have different names. Received: {names}.")
     guesses = {contender.name: _guess(contender, meter) for contender in contenders}
     taken = Rounds({name: [] for name in names})
-    shuffle, family = random.Random(seed), contenders[-1].family if contenders else ""
+    shuffle, last = random.Random(seed), contenders[-1] if contenders else None
     clean, end = dict.fromkeys(names, 0), meter.seconds() + budget
     while len(taken.order) < most and min(clean.values(), default=rounds) < rounds:
         if len(taken.order) >= FEWEST_ROUNDS and meter.seconds() > end:
@@ -186,9 +187,9 @@ def measure(
         order = _order(contenders, shuffle)
         this_round = {}
         for contender in order:
-            if contender.family != family:
-                meter.sleep(PAUSE_SECONDS)
-            family = contender.family
+            if last is not None and contender.family != last.family:
+                meter.sleep(last.pause)
+            last = contender
             this_round[contender.name] = _sample(contender, guesses[contender.name], sample_seconds, meter)
         # Ctrl-C inside a round leaves the rounds before it whole.
         for name, sample in this_round.items():

@@ -14,12 +14,21 @@ training: their version is bumped each time, for every engine alike, so that re-
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from hubel.errors import unknown
 from hubel.lab.engines.check import PEER_ERROR, WRONG, Checked, check, error_bound, float64
 from hubel.lab.engines.door import Declined, Engine, Outputs, Tensors, peer
-from hubel.lab.engines.eager import channels_last, enabled, hubel_enabled, pages_kept, torch_call, torch_eager
+from hubel.lab.engines.eager import (
+    FLOAT32,
+    channels_last,
+    enabled,
+    hubel_enabled,
+    on_float32,
+    pages_kept,
+    torch_call,
+    torch_eager,
+)
 from hubel.lab.engines.mnn import mnn
 from hubel.lab.engines.ncnn import ncnn
 from hubel.lab.engines.onnxruntime import onnxruntime
@@ -30,7 +39,7 @@ from hubel.lab.shapes import Case
 from hubel.lab.timing import Contender
 
 __all__ = [
-    "ENGINES", "PAGES_KEPT", "PEERS", "PEER_ERROR", "PREPARED", "WRONG",
+    "ENGINES", "FLOAT32", "PAGES_KEPT", "PEERS", "PEER_ERROR", "PREPARED", "WRONG",
     "Checked", "Declined", "Engine", "Outputs", "Tensors",
     "check", "contenders", "enabled", "error_bound", "float64", "libraries", "rival_of", "torch_call",
 ]  # fmt: skip
@@ -41,6 +50,7 @@ PAGES_KEPT = ", pages kept"
 ENGINES: dict[str, dict[str, Engine]] = {
     "hubel": {"hubel": hubel_enabled, "hubel channels-last": channels_last(hubel_enabled)},
     "torch": {"torch": torch_eager, "torch channels-last": channels_last(torch_eager)},
+    FLOAT32: {FLOAT32: on_float32(hubel_enabled), f"{FLOAT32} channels-last": channels_last(on_float32(hubel_enabled))},
     PREPARED: {PREPARED: prepared, f"{PREPARED} channels-last": channels_last(prepared)},
     "onnxruntime": {"onnxruntime": peer(onnxruntime)},
     "openvino": {"openvino": peer(openvino), "openvino channels-last": peer(openvino_channels_last)},
@@ -67,14 +77,18 @@ PEERS = {
 }
 
 
-def libraries(against: Sequence[str]) -> list[str]:
-    """Everything that takes part when Hubel is compared with `against` ("all": torch and every peer), Hubel first."""
+def libraries(against: Sequence[str], dtypes: Iterable[str] = ()) -> list[str]:
+    """Everything that takes part when Hubel is compared with `against` ("all": torch and every peer), Hubel first.
+
+    dtypes: of the cases; beside others than float32 Hubel itself runs on float32.
+    """
     asked = [name for given in against for name in (["torch", *PEERS] if given == "all" else [given])]
     for name in asked:
         if name not in ("hubel", "torch", *PEERS):
             raise unknown("engine", name, ["torch", *PEERS, "all"])
     found = ["hubel"] if "torch" in asked or not asked or asked == ["hubel"] else []
     found += ["torch"] if "torch" in asked else []
+    found += [FLOAT32] if set(dtypes) - {"float32"} else []
     peers = [name for name in dict.fromkeys(asked) if name in PEERS]
     found += [PREPARED, *peers] if peers else []
     found += [f"hubel{PAGES_KEPT}", f"torch{PAGES_KEPT}"] if "torch" in asked else []
@@ -82,9 +96,11 @@ def libraries(against: Sequence[str]) -> list[str]:
 
 
 def rival_of(library: str) -> str:
-    """Whom a library of ENGINES is compared with: which of Hubel's doors is the like of its own."""
+    """Whom a library of ENGINES is compared with: which of Hubel's doors is the like of its own; "" for these doors."""
     if library in PEERS:
         return PREPARED
+    if library.startswith("hubel") and library != FLOAT32:
+        return ""
     return f"hubel{PAGES_KEPT}" if library.endswith(PAGES_KEPT) else "hubel"
 
 

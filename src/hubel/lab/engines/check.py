@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import torch
 
+from hubel.engine.choose import STORED_ERRORS
 from hubel.engine.plan import error_unit, terms_of
 from hubel.engine.spec import Direction
 from hubel.lab.engines.door import Outputs, Tensors
-from hubel.lab.engines.eager import FUNCTIONS, TRANSPOSED, gradients_wanted
+from hubel.lab.engines.eager import FLOAT32, FUNCTIONS, TRANSPOSED, gradients_wanted
 from hubel.lab.shapes import Case
 from hubel.lab.timing import Contender
 
@@ -19,6 +20,8 @@ from hubel.lab.timing import Contender
 UNITS = {"strict": 2.0, "default": 6.0, "fast": 20.0}
 # Other libraries promise nothing. Above this their figure is shown, and does not count as one for float32.
 PEER_ERROR = 1e-5
+# Of the outputs' rounding: what a rival's result of another dtype than float32 may err by.
+STORED_ERROR = 1e-2
 # Above this it is no rounding error: the engine computed something else.
 WRONG = 1e-2
 
@@ -60,8 +63,12 @@ def error_bound(case: Case, accuracy: str, library: str) -> float:
     if case.both:
         directions.append(Direction.INPUT_GRADIENT)
     terms = max(terms_of(dataclasses.replace(case.problem, direction=direction)) for direction in directions)
+    dtype = case.problem.dtype
+    if library != FLOAT32 and dtype != "float32":
+        # Half a unit in the last place of the output, and of what is summed in it.
+        return 2 * STORED_ERRORS[dtype] if library.startswith("hubel") else STORED_ERROR
     promise = UNITS[accuracy] * error_unit(terms)
-    return promise if library == "hubel" else max(promise, PEER_ERROR)
+    return promise if library.startswith("hubel") else max(promise, PEER_ERROR)
 
 
 def worst_distance(outputs: object, reference: Outputs) -> float:

@@ -27,7 +27,7 @@ class Declined:
 
 @dataclass(frozen=True)
 class Tensors:
-    """The data of a case, contiguous float32: input, weights, bias if it has one, and the output's gradient.
+    """The data of a case, contiguous, in its dtype: input, weights, bias if it has one, and the output's gradient.
 
     In the shapes that torch's operator wants: those of a transposed case are the transposed convolution's own.
     """
@@ -39,11 +39,12 @@ class Tensors:
 
     @classmethod
     def of(cls, case: Case, seed: int = 0) -> Tensors:
-        """Drawn from N(0, 1): the data on which accuracy is stated."""
+        """Drawn from N(0, 1): the data on which accuracy is stated. Other dtypes hold the same numbers, rounded."""
         draw = torch.Generator().manual_seed(seed)
+        dtype = getattr(torch, case.problem.dtype)
 
         def normal(*shape: int) -> torch.Tensor:
-            return torch.randn(shape, generator=draw)
+            return torch.randn(shape, generator=draw).to(dtype)
 
         bias = torch.nn.Parameter(normal(case.output_shape[1])) if case.problem.bias else None
         weights = torch.nn.Parameter(normal(*case.spec.weight_shape))
@@ -51,12 +52,15 @@ class Tensors:
 
     def to(self, memory_format: torch.memory_format) -> Tensors:
         """The same data laid out in `memory_format`."""
-        return Tensors(
-            self.x.contiguous(memory_format=memory_format),
-            torch.nn.Parameter(self.w.detach().contiguous(memory_format=memory_format)),
-            self.b,
-            self.dy.contiguous(memory_format=memory_format),
-        )
+        return self._each(lambda tensor: tensor.contiguous(memory_format=memory_format), self.b)
+
+    def float32(self) -> Tensors:
+        """The same numbers stored as float32."""
+        bias = None if self.b is None else torch.nn.Parameter(self.b.detach().float())
+        return self._each(torch.Tensor.float, bias)
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor], bias: torch.nn.Parameter | None) -> Tensors:
+        return Tensors(change(self.x), torch.nn.Parameter(change(self.w.detach())), bias, change(self.dy))
 
     def arrays(self) -> tuple[Any, Any, Any]:
         """Input, weights and bias (None if there is none) as numpy arrays on the same memory."""
@@ -90,6 +94,8 @@ def peer(engine: Engine) -> Engine:
     def asked(case: Case, tensors: Tensors) -> Contender | Declined:
         if not case.is_forward:
             return Declined("it does not train: no gradients")
+        if case.problem.dtype != "float32":
+            return Declined("asked for float32 only")
         try:
             return engine(case, tensors)
         except NotThere as missing:

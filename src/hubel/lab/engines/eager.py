@@ -38,6 +38,9 @@ TRANSPOSED: dict[int, Callable[..., torch.Tensor]] = {
     3: torch.nn.functional.conv_transpose3d,
 }
 
+# Hubel itself, on tensors of float32.
+FLOAT32 = "hubel's float32"
+
 # glibc's malloc maps what is larger than this, however it was set: 32 MiB on 64 bits.
 LARGEST_KEPT = 32 * 2**20
 # mallopt's numbers for "give memory back above", "map above", "so many maps at most".
@@ -115,11 +118,27 @@ def channels_last(engine: Engine) -> Engine:
     return laid_out
 
 
+def on_float32(engine: Engine) -> Engine:
+    """The engine on the same numbers stored as float32, to see what fewer bits gain; left out where they are."""
+
+    def widened(case: Case, tensors: Tensors) -> Contender | Declined:
+        if case.problem.dtype == "float32":
+            return Declined("")
+        contender = engine(case, tensors.float32())
+        if isinstance(contender, Declined):
+            return contender
+        name = contender.name.replace("hubel", FLOAT32)
+        return Contender(name, contender.call, contender.enter, contender.family)
+
+    return widened
+
+
 def pages_kept(engine: Engine) -> Engine:
     """The engine in a process that keeps its memory, where that makes a difference; elsewhere silently left out."""
 
     def keeping(case: Case, tensors: Tensors) -> Contender | Declined:
-        if sys.platform != "linux" or 4 * math.prod(case.output_shape) <= LARGEST_KEPT or not case.is_forward:
+        size = math.prod(case.output_shape) * tensors.x.element_size()
+        if sys.platform != "linux" or size <= LARGEST_KEPT or not case.is_forward:
             return Declined("")
         contender = engine(case, tensors)
         if isinstance(contender, Declined):
@@ -139,7 +158,8 @@ def pages_kept(engine: Engine) -> Engine:
 @contextlib.contextmanager
 def keeping_pages() -> Iterator[None]:
     """malloc maps nothing and gives nothing back; afterwards as it is in a process that has run for a while."""
-    mallopt = ctypes.CDLL(None).mallopt
+    libc = ctypes.CDLL(None)
+    mallopt = libc.mallopt
     mallopt(_MAPS, 0)
     mallopt(_TRIM, 2**31 - 1)
     try:
@@ -149,3 +169,5 @@ def keeping_pages() -> Iterator[None]:
         mallopt(_MAPS, 65536)
         mallopt(_MAP_ABOVE, LARGEST_KEPT)
         mallopt(_TRIM, 2 * LARGEST_KEPT)
+        # What was kept would serve the next calls, which are to be those of another process.
+        libc.malloc_trim(0)

@@ -12,6 +12,9 @@ from hubel.lab.engines.door import Declined, Outputs, Tensors, library
 from hubel.lab.shapes import Case
 from hubel.lab.timing import Contender
 
+# Its idle threads spin for 50 ms.
+SPINS = 0.06
+
 
 def onnxruntime(case: Case, tensors: Tensors) -> Contender | Declined:
     ort = library("onnxruntime")
@@ -36,4 +39,4 @@ def onnxruntime(case: Case, tensors: Tensors) -> Contender | Declined:
     def read(output: object) -> Outputs:
         return (torch.from_numpy(result.numpy()),)
 
-    return Contender("onnxruntime", call, family="onnxruntime", read=read)
+    return Contender("onnxruntime", call, family="onnxruntime", read=read, pause=SPINS)
