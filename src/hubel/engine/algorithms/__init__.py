@@ -13,6 +13,7 @@ from __future__ import annotations
 from types import ModuleType
 
 from hubel.engine.algorithms import (
+    channels,
     depthwise,
     depthwise_weight_gradient,
     direct,
@@ -35,6 +36,7 @@ ALGORITHMS: dict[str, ModuleType] = {
     pointwise.NAME: pointwise,
     grouped.NAME: grouped,
     images.NAME: images,
+    channels.NAME: channels,
     direct.NAME: direct,
     winograd_weight_gradient.NAME: winograd_weight_gradient,
     fft_weight_gradient.NAME: fft_weight_gradient,

@@ -380,15 +380,23 @@ class Function:
         self.lines.append(f"  br label %{label}.end")
         self._open(f"{label}.end")
 
-    def call(self, callee: Function, *arguments: Value | int) -> None:
-        """Call a function of the same module."""
+    def call(self, callee: Function, *arguments: Value | int, at: Value | None = None) -> None:
+        """Call a function of the same module. at: the address of another one with the same parameters."""
         if callee not in self.callees:
             self.callees.append(callee)
         typed = [self.constant(a, t) for a, (_, t) in zip(arguments, callee.parameters, strict=True)]
         for value, (name, type_) in zip(typed, callee.parameters, strict=True):
             check_same_storage(value, type_, f"{name} of {callee.name}")
         args = ", ".join(f"{v.type} {v.text}" for v in typed)
-        self.lines.append(f"  call void @{callee.name}({args})")
+        self.lines.append(f"  call void {at.text if at else '@' + callee.name}({args})")
+
+    def one_of(self, functions: Sequence[Function], number: Value) -> Value:
+        """The address of functions[number]; all have the same parameters."""
+        self.callees += [function for function in functions if function not in self.callees]
+        address = Value(self, PTR, f"@{functions[0].name}")
+        for i, function in enumerate(functions[1:], 1):
+            address = self.select(number.equals(i), Value(self, PTR, f"@{function.name}"), address, "function")
+        return address
 
     def ret(self) -> None:
         self.lines.append("  ret void")

@@ -1,0 +1,358 @@
+"""The kernels of `channels`: fill the window, sum tile by tile, carry the sums out."""
+
+from __future__ import annotations
+
+from hubel.engine.algorithms.channel_lanes import joined, transposed_quarters
+from hubel.engine.algorithms.words import Words, job_words
+from hubel.engine.ir import F32, I64, PTR, Function, Value, vector_of
+from hubel.engine.ir.broadcast import broadcast_tile
+from hubel.engine.ir.rows import zero_row
+from hubel.engine.ir.window import WindowWords, fill_window_function
+from hubel.engine.plan import Tile
+from hubel.engine.threads import RESERVED_WORDS
+
+# The words of a job after the base pointers, in this order. Outputs come in phases: those of a forward convolution
+# are one, those of an input gradient one for each remainder of the position modulo the stride. outputs, box, boxes
+# count places of the largest phase, neighbours in which lie `step` apart in the output, whose size is `size`.
+WORDS = (
+    "phase_table", "phases", "groups", "channels", "rows", "taps", "block", "chunk_tiles", "chunks", "tiles",
+    "outputs_z", "outputs_y", "outputs_x", "box_z", "box_y", "box_x", "boxes_z", "boxes_y", "boxes_x",
+    "step_z", "step_y", "step_x", "size_z", "size_y", "size_x",
+    "in_n", "in_g", "out_n", "out_c", "out_z", "out_y", "out_x",
+    "cell", "stride_x", "row_z", "row_y", "sums_t", "sums_z", "sums_y", "bias_from", "sums_from", "window",
+)  # fmt: skip
+# A phase in `phase_table`: the table of its terms' offsets, its taps and those of the phases before it, its first
+# output, its number of outputs.
+PHASE = ("offsets", "taps", "before", "first_z", "first_y", "first_x", "count_z", "count_y", "count_x")
+AXES = "zyx"
+
+
+def convolution_function(tile: Tile) -> Function:
+    """The kernel: `kernel(args, begin, end, scratch)`. tile.rows are pixels, tile.vectors of output channels."""
+    f = Function("kernel", [("args", PTR), ("begin", I64), ("end", I64), ("scratch", PTR)])
+    args, scratch, width = f.arg("args"), f.arg("scratch"), tile.vectors * tile.lanes
+    source, weights, bias, target = (
+        f.word(args, i, n, PTR) for i, n in enumerate(("input", "weights", "bias", "output"))
+    )
+    a = job_words(f, WORDS, *WORDS[:-1])
+    window_block = f.offset(args, RESERVED_WORDS + WORDS.index("window"), I64, "window")
+    stride_c = WindowWords(f, window_block)["stride_c"]
+    planes, pixels = fill_window_function(tile.lanes), _fill_pixels_function(tile.lanes)
+    collect, compute, store = _bias_function(), _compute_function(tile), _store_function(tile)
+    nothing, sums_at = scratch + a["bias_from"], scratch + a["sums_from"]
+    biases = nothing + width
+    f.call(collect, nothing, Value(f, PTR, "null"), 0, 0, width)
+    by_planes = a["cell"].equals(1)
+    with f.loop("item", f.arg("begin"), f.arg("end")) as item:
+        rest, chunk = item.index // a["chunks"], item.index % a["chunks"]
+        origin: dict[str, Value] = {}
+        for axis in "xyz":
+            origin[axis] = (rest % a[f"boxes_{axis}"]) * a[f"box_{axis}"]
+            rest = rest // a[f"boxes_{axis}"]
+        group, image = rest % a["groups"], rest // a["groups"]
+        first = chunk * a["chunk_tiles"]
+        tiles = f.minimum(a["chunk_tiles"], a["tiles"] - first)
+        rows = f.minimum(a["rows"] - first * width, tiles * width)
+        row = group * a["rows"] + first * width
+        from_g = source + image * a["in_n"] + group * a["in_g"]
+        out = target + image * a["out_n"] + row * a["out_c"]
+        for axis in AXES:
+            out = out + origin[axis] * a[f"step_{axis}"] * a[f"out_{axis}"]
+        f.call(collect, biases, bias, row, rows, tiles * width)
+        panels = weights + group * a["tiles"] * a["channels"] * a["taps"] * width
+        with f.loop("c", 0, a["channels"], a["block"]) as c:
+            block = f.minimum(a["block"], a["channels"] - c.index)
+            from_c, x = from_g + c.index * stride_c, origin["x"] * a["stride_x"]
+            with f.when(by_planes, "planes"):
+                f.call(planes, scratch, from_c, window_block, block, origin["z"], origin["y"], x)
+            with f.when(f.negate(by_planes), "pixels"):
+                f.call(pixels, scratch, from_c, window_block, block, origin["z"], origin["y"], x, a["cell"])
+            last = c.index + a["block"] >= a["channels"]
+            f.call(
+                compute, args, panels + c.index * a["taps"] * a["tiles"] * width, scratch, sums_at, out,
+                f.select(last, biases, nothing, "addend"), f.select(c.index > 0, sums_at, nothing, "before"),
+                first, tiles, f.select(last, rows, 0), block, f.select(last, width, 0),
+                origin["z"], origin["y"], origin["x"],
+            )  # fmt: skip
+        # Whole tiles have gone straight to an output with channels last.
+        done = f.select(a["out_c"].equals(1), rows // width, 0, "done")
+        with f.loop("t", done, tiles) as t:
+            there = f.minimum(rows - t.index * width, width)
+            out_t = out + t.index * width * a["out_c"]
+            f.call(store, args, sums_at + t.index * a["sums_t"], out_t, there, origin["z"], origin["y"], origin["x"])
+    f.ret()
+    return f
+
+
+def _bias_function() -> Function:
+    """collect(target, bias, first, rows, whole): bias[first + r] for r < rows, minus zeros up to `whole` and where bias
+    is null: adding them changes no number, not even −0.
+    """
+    numbers = [(n, I64) for n in ("first", "rows", "whole")]
+    f = Function("collect", [("target", PTR), ("bias", PTR), *numbers], private=True)
+    with f.loop("none", 0, f.arg("whole")) as r:
+        f.store(f.constant(-0.0, F32), f.arg("target") + r.index)
+    with f.when(f.compare("ne", f.arg("bias"), Value(f, PTR, "null")), "given"), f.loop("row", 0, f.arg("rows")) as r:
+        f.store(f.load(f.arg("bias") + f.arg("first") + r.index, F32), f.arg("target") + r.index)
+    f.ret()
+    return f
+
+
+def _compute_function(tile: Tile) -> Function:
+    """compute(args, panels, window, sums, out, bias, before, first, tiles, rows, block, bias_step, z, y, x): a block
+    of channels for all pixels of the box whose first place is (z, y, x), and `tiles` tiles of output channels from the
+    first on.
+
+    before: the sums of the blocks before, or minus zeros. Tiles whose output channels are among the first `rows` go to
+    an output with channels last, all others to the sums.
+    """
+    pointers = [(n, PTR) for n in ("args", "panels", "window", "sums", "out", "bias", "before")]
+    numbers = [(n, I64) for n in ("first", "tiles", "rows", "block", "bias_step", "z", "y", "x")]
+    f = Function("compute", [*pointers, *numbers], private=True)
+    a = job_words(f, WORDS, *(n for n in WORDS if n not in ("window", "phase_table")))
+    table, width = f.word(f.arg("args"), RESERVED_WORDS, "phase_table", PTR), tile.vectors * tile.lanes
+    functions = [broadcast_tile(n, tile.vectors, tile.lanes) for n in range(1, tile.rows + 1)]
+    last = f.constant(tile.rows - 1)
+    straight_tiles = f.select(a["out_c"].equals(1), f.arg("rows") // width, 0, "straight_tiles")
+    pitch = {"z": a["sums_z"], "y": a["sums_y"], "x": f.constant(width)}
+    out_pitch = {axis: a[f"out_{axis}"] for axis in AXES}
+    step = {axis: a[f"step_{axis}"] * pitch[axis] for axis in AXES}
+    out_step = {axis: a[f"step_{axis}"] * out_pitch[axis] for axis in AXES}
+    apart = a["cell"] * a["stride_x"]
+    added = f.compare("eq", f.arg("before"), f.arg("sums"))
+    before_x = f.select(added, step["x"], 0, "before_x")
+    with f.loop("phase", 0, a["phases"]) as phase:
+        at = f.offset(table, phase.index * len(PHASE), I64, "phase")
+        offsets, *words = (f.word(at, i, n, PTR if n == "offsets" else I64) for i, n in enumerate(PHASE))
+        taps, before = words[:2]
+        sums, out = f.arg("sums"), f.arg("out")
+        count = {}
+        for axis, start, places in zip(AXES, words[2:5], words[5:], strict=True):
+            sums, out = sums + start * pitch[axis], out + start * out_pitch[axis]
+            count[axis] = f.minimum(a[f"box_{axis}"], places - f.arg(axis))
+        runs = (count["x"] + (tile.rows - 1)) // tile.rows
+        divisor = f.maximum(runs, 1)
+        short, longer = count["x"] // divisor, count["x"] % divisor
+        # Short rows go two by two.
+        pair = short * 2 <= tile.rows
+        pair = pair & (runs <= 1)
+        single = [f.one_of(functions, f.minimum(f.maximum(short + more - 1, 0), last)) for more in (0, 1)]
+        double = f.one_of(functions, f.minimum(f.maximum(short * 2 - 1, 0), last))
+        terms = f.arg("block") * taps
+        panel_tile = terms * width
+        panel = f.arg("panels") + before * f.arg("block") * a["tiles"] * width + f.arg("first") * panel_tile
+        with (
+            f.loop("row_z", 0, count["z"]) as z,
+            # Rows with no place in this phase are not visited.
+            f.loop("row_y", 0, f.select(runs > 0, count["y"], 0), f.select(pair, 2, 1)) as y,
+            f.loop("run", 0, runs) as run,
+        ):
+            both = pair & (y.index + 1 < count["y"])
+            more = run.index < longer
+            size = short + f.select(more, 1, 0)
+            half = (size + 1) // 2
+            begin = run.index * short + f.minimum(run.index, longer)
+            x = f.arg("window") + z.index * a["row_z"] + y.index * a["row_y"] + begin * apart
+            x2 = x + f.select(both, a["row_y"], half * apart)
+            function = f.select(both, double, f.select(more, single[1], single[0]))
+            places = [
+                start + z.index * by["z"] + y.index * by["y"] + begin * by["x"]
+                for start, by in ((sums, step), (out, out_step))
+            ]
+            further = [f.select(both, by["y"], half * by["x"]) for by in (step, out_step)]
+            # The last tiles ask for the pixels of the next run, a line each.
+            following = f.select(run.index + 1 < runs, x + size * apart, x + f.select(pair, 2, 1) * a["row_y"])
+            with f.loop("t", 0, f.arg("tiles")) as t:
+                line = f.minimum(f.arg("tiles") - 1 - t.index, 2)
+                ahead = f.select(line < 2, following + line * 16, x, "ahead")
+                parked = places[0] + t.index * a["sums_t"]
+                straight = t.index < straight_tiles
+                to = f.select(straight, places[1] + t.index * width, parked, "to")
+                to2 = to + f.select(straight, further[1], further[0])
+                f.call(
+                    functions[0], panel + t.index * panel_tile, x, x2, offsets,
+                    f.select(added, parked, f.arg("before")), f.select(added, parked + further[0], f.arg("before")),
+                    to, to2,
+                    f.arg("bias") + t.index * f.arg("bias_step"), ahead, terms, apart * 4, before_x,
+                    f.select(straight, out_step["x"], step["x"]), at=function,
+                )  # fmt: skip
+    f.ret()
+    return f
+
+
+def _store_function(tile: Tile) -> Function:
+    """store(args, sums, out, rows, z, y, x): the sums of a box go to `rows` output channels."""
+    numbers = [(n, I64) for n in ("rows", "z", "y", "x")]
+    f = Function("store", [("args", PTR), ("sums", PTR), ("out", PTR), *numbers], private=True)
+    names = (*(f"{n}_{axis}" for n in ("box", "step", "size", "out") for axis in AXES), "out_c", "sums_z", "sums_y")
+    a = job_words(f, WORDS, *names)
+    width = tile.vectors * tile.lanes
+    size = {}
+    for axis in AXES:
+        step = a[f"step_{axis}"]
+        size[axis] = f.minimum(a[f"box_{axis}"] * step, a[f"size_{axis}"] - f.arg(axis) * step)
+    # Rows that follow each other here and there are one.
+    one = (size["x"] * width).equals(a["sums_y"]) & (size["x"] * a["out_x"]).equals(a["out_y"])
+    lines, count = f.select(one, 1, size["y"]), f.select(one, size["y"] * size["x"], size["x"])
+    put = _put_function(tile)
+    with f.loop("plane", 0, size["z"]) as z, f.loop("line", 0, lines) as y:
+        from_ = f.arg("sums") + z.index * a["sums_z"] + y.index * a["sums_y"]
+        out = f.arg("out") + z.index * a["out_z"] + y.index * a["out_y"]
+        f.call(put, out, from_, count, f.arg("rows"), a["out_c"], a["out_x"])
+    f.ret()
+    return f
+
+
+def _put_function(tile: Tile) -> Function:
+    """put(out, sums, pixels, rows, out_c, out_x): out[row·out_c + pixel·out_x] = sums[pixel·width + row]."""
+    numbers = [(n, I64) for n in ("pixels", "rows", "out_c", "out_x")]
+    f = Function("put", [("out", PTR), ("sums", PTR), *numbers], private=True)
+    lanes, width = tile.lanes, tile.vectors * tile.lanes
+    out, sums, pixels, rows, out_c, out_x = (f.arg(n) for n in ("out", "sums", "pixels", "rows", "out_c", "out_x"))
+    side_by_side = out_x.equals(1)
+    # AVX-512 stores under a mask at full speed; elsewhere the last vector overlaps, and fewer go one by one.
+    masks = lanes == 16
+    whole = pixels // lanes * lanes
+    turned = side_by_side if masks else side_by_side & (pixels >= lanes)
+    mask = f.lanes_below(pixels - whole, lanes) if masks else None
+
+    def turn(at: Value, mask: Value | None = None) -> None:
+        with f.loop("rows4", 0, rows, 4) as four:
+            from_, to = sums + at * width + four.index, out + four.index * out_c + at
+            starts = [[from_ + (q + p) * width for q in range(0, lanes, 4)] for p in range(4)]
+            vectors = [joined(f, [f.load(place, vector_of(4)) for place in places]) for places in starts]
+            for i, vector in enumerate(transposed_quarters(f, vectors)):
+                with f.when(four.index + i < rows, "exists"):
+                    if mask:
+                        f.store_masked(vector, to + out_c * i, mask)
+                    else:
+                        f.store(vector, to + out_c * i)
+
+    with f.when(turned, "turned"):
+        with f.loop("vector", 0, whole, lanes) as q:
+            turn(q.index)
+        with f.when(whole < pixels, "rest"):
+            turn(whole if masks else pixels - lanes, mask)
+    with f.when(f.negate(turned), "single"), f.loop("pixel", 0, pixels) as p, f.loop("row", 0, rows) as r:
+        f.store(f.load(sums + p.index * width + r.index, F32), out + p.index * out_x + r.index * out_c)
+    f.ret()
+    return f
+
+
+def _fill_pixels_function(lanes: int) -> Function:
+    """fill_pixels(target, source, window, channels, z, y, x, cell): as `fill_window`, of an input whose channels follow
+    each other: each place of the window is a cell of channels.
+    """
+    numbers = [(n, I64) for n in ("channels", "z", "y", "x", "cell")]
+    f = Function("fill_pixels", [("target", PTR), ("source", PTR), ("window", PTR), *numbers], private=True)
+    words = WindowWords(f, f.arg("window"))
+    words.load("phases_z", "phases_y", "pitch_phase")
+    row_function = _fill_cells_function(lanes)
+    with f.loop("pz", 0, words["phases_z"]) as pz, f.loop("py", 0, words["phases_y"]) as py:
+        phase = pz.index * words["phases_y"] + py.index
+        f.call(
+            row_function, f.arg("target") + phase * words["pitch_phase"] * f.arg("cell"), f.arg("source"),
+            f.arg("window"), f.arg("channels"), pz.index, py.index, f.arg("z"), f.arg("y"), f.arg("x"), f.arg("cell"),
+        )  # fmt: skip
+    f.ret()
+    return f
+
+
+def _fill_cells_function(lanes: int) -> Function:
+    """fill_cells(target, source, window, channels, phase_z, phase_y, z, y, x, cell): every row of one phase."""
+    numbers = [(n, I64) for n in ("channels", "phase_z", "phase_y", "z", "y", "x", "cell")]
+    f = Function("fill_cells", [("target", PTR), ("source", PTR), ("window", PTR), *numbers], private=True)
+    words = WindowWords(f, f.arg("window"))
+    words.load(
+        "table_z", "table_y", "table_x", "valid_x", "valid_y", "valid_z", "pitch_y", "pitch_z", "planes", "rows",
+        "step_z", "step_y", "size_z", "size_y", "stride_z", "stride_y", "stride_x",
+    )  # fmt: skip
+    start_z, start_y = (
+        f.load(f.offset(words[f"table_{axis}"], f.arg(f"phase_{axis}") * 3, I64), I64, f"start_{axis}") for axis in "zy"
+    )
+    start_x, first, last = (f.word(words["table_x"], i, n) for i, n in enumerate(("start_x", "first", "last")))
+    x, cell, width = f.arg("x"), f.arg("cell"), words["valid_x"]
+    left = f.maximum(f.minimum(first - x, width), 0)
+    right = f.maximum(f.minimum(last - x, width), left)
+    end = f.maximum(width, words["pitch_y"])
+    data = f.arg("source") + (x + left + start_x) * words["stride_x"]
+    channels = f.arg("channels")
+    whole = channels // lanes * lanes
+    rest = f.lanes_below(channels - whole, lanes)
+    with f.loop("plane", 0, words["planes"]) as plane, f.loop("line", 0, words["rows"]) as line:
+        inside, at = Value(f, "i1", "true"), {}
+        for axis, index, start in (("z", plane.index, start_z), ("y", line.index, start_y)):
+            at[axis] = (f.arg(axis) + index) * words[f"step_{axis}"] + start
+            within = (at[axis] >= 0) & (at[axis] < words[f"size_{axis}"]) & (index < words[f"valid_{axis}"])
+            inside = inside & within
+        target = f.arg("target") + (plane.index * words["pitch_z"] + line.index * words["pitch_y"]) * cell
+        source = data + at["z"] * words["stride_z"] + at["y"] * words["stride_y"]
+        zero_row(f, target, left * cell, lanes)
+        with f.when(inside, "inside"), f.loop("col", 0, right - left) as col:
+            from_, to = source + col.index * words["stride_x"], target + (left + col.index) * cell
+            with f.loop("c", 0, whole, lanes) as c:
+                f.store(f.load(from_ + c.index, vector_of(lanes)), to + c.index)
+            with f.when(whole < channels, "some"):
+                f.store(f.load_masked(from_ + whole, rest, lanes), to + whole)
+        zeros = f.select(inside, right, left, "zeros")
+        zero_row(f, target + zeros * cell, (end - zeros) * cell, lanes)
+        last_line = (line.index + 1).equals(words["rows"])
+        behind = words["rows"] * words["pitch_y"]
+        with f.when(last_line, "behind"):
+            begin = f.arg("target") + (plane.index * words["pitch_z"] + behind) * cell
+            zero_row(f, begin, (words["pitch_z"] - behind) * cell, lanes)
+    f.ret()
+    return f
+
+
+def pack_function(tile: Tile) -> Function:
+    """The weights in the order in which they are read: [group][block][phase][tile][c][tap][lane].
+
+    One work item a tile of output channels; lanes beyond the last output channel are zeros. See `PACK_WORDS`.
+    """
+    width = tile.vectors * tile.lanes
+    f = Function("kernel", [("args", PTR), ("begin", I64), ("end", I64), ("scratch", PTR)])
+    args = f.arg("args")
+    source, packed = f.word(args, 0, "weights", PTR), f.word(args, 1, "packed", PTR)
+    a = job_words(f, PACK_WORDS)
+    part = _pack_part_function(tile.lanes, width)
+    with f.loop("item", f.arg("begin"), f.arg("end")) as item:
+        group, number = item.index // a["tiles"], item.index % a["tiles"]
+        panels = packed + group * a["tiles"] * a["channels"] * a["taps"] * width
+        with f.loop("c", 0, a["channels"], a["block"]) as c, f.loop("v", 0, width, tile.lanes) as v:
+            m = number * width + v.index
+            block = f.minimum(a["block"], a["channels"] - c.index)
+            from_ = source + group * a["from_g"] + m * a["from_m"] + c.index * a["from_c"]
+            rows = f.maximum(f.minimum(a["rows"] - m, tile.lanes), 0)
+            panel = panels + c.index * a["taps"] * a["tiles"] * width + v.index
+            f.call(part, args, panel, from_, block, rows, number)
+    f.ret()
+    return f
+
+
+# taps_at: for each tap its place in the weights, the taps of the phases before its own, those of its phase, and its
+# number among these.
+PACK_WORDS = ("taps_at", "rows", "channels", "taps", "tiles", "block", "from_g", "from_m", "from_c")
+TAP = ("place", "before", "of_phase", "number")
+
+
+def _pack_part_function(lanes: int, width: int) -> Function:
+    """part(args, panel, source, block, rows, number): a vector of output channels, a block of input channels."""
+    f = Function(
+        "part",
+        [("args", PTR), ("panel", PTR), ("source", PTR), ("block", I64), ("rows", I64), ("number", I64)],
+        private=True,
+    )
+    a: Words = job_words(f, PACK_WORDS, "taps_at", "taps", "tiles", "from_m", "from_c")
+    block, rows = f.arg("block"), f.arg("rows")
+    with f.loop("tap", 0, a["taps"]) as tap:
+        at = f.offset(a["taps_at"], tap.index * len(TAP), I64, "tap")
+        place, before, of_phase, number = (f.word(at, i, n) for i, n in enumerate(TAP))
+        panel = f.arg("panel") + ((before * a["tiles"] + f.arg("number") * of_phase) * block + number) * width
+        with f.loop("c", 0, block) as c:
+            to, from_ = panel + c.index * of_phase * width, f.arg("source") + place + c.index * a["from_c"]
+            f.store(f.constant(0.0, vector_of(lanes)), to)
+            with f.loop("row", 0, rows) as r:
+                f.store(f.load(from_ + r.index * a["from_m"], F32), to + r.index)
+    f.ret()
+    return f

@@ -1,0 +1,113 @@
+"""Output channels in lanes: exact, the bits of direct convolution, and chosen where it pays."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from hubel.engine import Plan, Policy, Refusal, choose, reference
+from hubel.engine.algorithms import channels, direct
+from hubel.engine.compile import emit_assembly
+from hubel.engine.ir import module_text
+from hubel.engine.ir.broadcast import broadcast_tile
+from hubel.engine.machine import Machine
+from hubel.engine.plan import Tile
+from hubel.engine.spec import ConvSpec, Direction, Problem
+from tests.engine.guards import convolve, normal, operands, same_bits
+from tests.engine.test_generated_code import arithmetic_loops, check_loop
+
+HERE = Machine.detect()
+MACHINES = [HERE, *(m for m in [Machine.named("haswell")] if m.runs_here() and m.isa != HERE.isa)]
+BOTH = (Direction.FORWARD, Direction.INPUT_GRADIENT)
+# Rows shorter than a tile and than half of one, and longer; ragged output channels; strides with and without rows that
+# no kernel reads; several blocks of channels; dilation, groups, one and three dimensions; no image.
+LAYERS = [
+    "n2c20o34i15x17k3x3s2p1",
+    "n1c40o70i9x9k3x3s2p0",
+    "n1c4o16i20x44k7x7s2p3",
+    "n2c6o16i7x7k3x3s1p1",
+    "n1c12o20i11x3k3x1s1x2p1x0d3x1",
+    "n2c8o36i6x6k3x3s2x1p2x3d2x1g2",
+    "n1c24o33i8x8k4x4s2p1",
+    "n1c70o40i9x9k1x1s2p0",
+    "n1c20o9i5x6x7k3x3x3s2p1",
+    "n1c17o33i200k3s2p4d2",
+    "n1c64o65i2x2k2x2s1p0",
+    "n1c5o7i9x9k2x2s3p0",
+    "n0c4o5i4x4k3x3s1p1",
+]
+LAYOUTS = [
+    ("contiguous", "contiguous"),
+    ("channels_last", "channels_last"),
+    ("contiguous", "sliced"),
+    ("channels_last", "contiguous"),
+]
+
+
+def planned(problem: Problem, machine: Machine = HERE, threads: int = 1) -> Plan:
+    """The plan, whether it is the cheapest or not."""
+    plan = channels.propose(problem, machine, Policy(threads=threads))
+    assert isinstance(plan, Plan), plan
+    return plan
+
+
+@pytest.mark.parametrize("machine", MACHINES, ids=lambda machine: machine.isa)
+@pytest.mark.parametrize("direction", BOTH)
+@pytest.mark.parametrize("text", LAYERS)
+def test_exact(text: str, direction: Direction, machine: Machine) -> None:
+    problem = Problem(ConvSpec.parse(text), direction, bias=direction is Direction.FORWARD)
+    for n, (of_input, of_output) in enumerate(LAYOUTS):
+        first, second, *bias = operands(problem, n, (of_input, of_input))
+        if direction is Direction.FORWARD:
+            expected = reference.forward(problem.spec, first, second, bias[0])
+        else:
+            expected = reference.input_gradient(problem.spec, first, second)
+        team = 1 + n % 2
+        plan = planned(problem, machine, team)
+        result, _ = convolve(problem, first, second, *bias, policy=plan, layout=of_output, team=team)
+        assert np.array_equal(result, expected), (of_input, of_output)
+
+
+@pytest.mark.parametrize("machine", MACHINES, ids=lambda machine: machine.isa)
+@pytest.mark.parametrize("direction", BOTH)
+@pytest.mark.parametrize("text", LAYERS[:-1])
+def test_the_bits_are_those_of_direct_convolution(text: str, direction: Direction, machine: Machine) -> None:
+    """So the one may take the other's place."""
+    problem = Problem(ConvSpec.parse(text), direction)
+    x, w, b, dy = normal(problem.spec)
+    first, bias = (x, b) if direction is Direction.FORWARD else (dy, None)
+    other = direct.propose(problem, machine, Policy())
+    assert isinstance(other, Plan)
+    mine, _ = convolve(problem, first, w, bias, policy=planned(problem, machine))
+    assert same_bits(mine, convolve(problem, first, w, bias, policy=other)[0])
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("n1c64o64i14x14k3x3s2/weight_gradient", "weight gradients"),
+        ("n1c64o64i14x14k1x1", "pointwise"),
+        ("n1c64o64i56x56k3x3s2g64", "to fill its lanes"),
+    ],
+)
+def test_refusals(text: str, reason: str) -> None:
+    answer = channels.propose(Problem.parse(text), Machine.named("skylake-avx512"), Policy())
+    assert isinstance(answer, Refusal)
+    assert reason in answer.reason
+
+
+def test_strided_layers_are_its_own() -> None:
+    for name in ("haswell", "skylake-avx512"):
+        for text in ("n1c128o128i56x56k3x3s2p1", "n1c256o128i16x16k4x4s2p1/input_gradient", "n1c192o192i17x17k1x7p0x3"):
+            assert choose(Problem.parse(text), Machine.named(name), Policy()).algorithm == channels.NAME
+
+
+@pytest.mark.parametrize("name", ["haswell", "skylake-avx512", "neoverse-n1"])
+def test_tiles_stay_in_registers(name: str) -> None:
+    machine = Machine.named(name)
+    for rows in (6, 16, 32, 48):
+        tile, used = channels._tile(machine, rows)
+        function = broadcast_tile(tile.rows, tile.vectors, tile.lanes)
+        function.private = False
+        (loop,) = arithmetic_loops(emit_assembly(module_text(function, tile.lanes), used), tile.lanes)
+        check_loop(loop, Tile(tile.rows, tile.vectors, tile.lanes), machine.arch)
