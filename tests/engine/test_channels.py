@@ -22,9 +22,9 @@ BOTH = (Direction.FORWARD, Direction.INPUT_GRADIENT)
 # Rows shorter than a tile and than half of one, and longer; ragged output channels; strides with and without rows that
 # no kernel reads; several blocks of channels; dilation, groups, one and three dimensions; no image.
 LAYERS = [
-    "n2c20o34i15x17k3x3s2p1",
+    "n2c18o34i9x17k3x3s2p1",
     "n1c40o70i9x9k3x3s2p0",
-    "n1c4o16i20x44k7x7s2p3",
+    "n1c4o16i12x44k7x7s2p3",
     "n2c6o16i7x7k3x3s1p1",
     "n1c12o20i11x3k3x1s1x2p1x0d3x1",
     "n2c8o36i6x6k3x3s2x1p2x3d2x1g2",
@@ -56,11 +56,12 @@ def planned(problem: Problem, machine: Machine = HERE, threads: int = 1) -> Plan
 @pytest.mark.parametrize("text", LAYERS)
 def test_exact(text: str, direction: Direction, machine: Machine) -> None:
     problem = Problem(ConvSpec.parse(text), direction, bias=direction is Direction.FORWARD)
+    expected = None
     for n, (of_input, of_output) in enumerate(LAYOUTS):
-        first, second, *bias = operands(problem, n, (of_input, of_input))
-        if direction is Direction.FORWARD:
+        first, second, *bias = operands(problem, 0, (of_input, of_input))
+        if expected is None and direction is Direction.FORWARD:
             expected = reference.forward(problem.spec, first, second, bias[0])
-        else:
+        elif expected is None:
             expected = reference.input_gradient(problem.spec, first, second)
         team = 1 + n % 2
         plan = planned(problem, machine, team)
