@@ -24,7 +24,7 @@ Constants. 14 pixels by two AVX-512 vectors take 14 cycles of arithmetic a term,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 from math import prod
@@ -131,14 +131,14 @@ def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusa
     spec, shape = problem.spec, Shape(tuple(sums(problem)))
     if shape.rows < FEWEST:
         return Refusal(NAME, f"needs {FEWEST} output channels a group to fill its lanes")
-    tile, used = _tile(machine, shape.rows)
+    tile = _tile(machine, shape.rows)
     best = _cut(problem, machine, policy)
     width = tile.vectors * tile.lanes
     wasted = -(-shape.rows // width) * width / shape.rows
     block = channel_block(_largest(shape), machine)
     return Plan(
         problem, machine, policy, NAME, tile,
-        kernels=(f"conv_f32_channels_{tile}_{used.isa}", f"pack_f32_channels_{tile.vectors}x{tile.lanes}_{used.isa}"),
+        kernels=tuple(f"{what}_f32_channels_{tile}_{machine.isa}" for what in ("conv", "pack")),
         channel_block=block, box=best.box, row_tiles=best.row_tiles,
         estimate=Estimate(spec.flops, int(spec.flops * wasted), problem.bytes(), best.cycles),
         error_bound=error_bound(problem), reason="pixels far apart or in short rows: output channels in lanes",
@@ -151,17 +151,16 @@ def _largest(shape: Shape) -> Sum:
     return max(shape.parts, key=lambda part: part.tap_count * prod(part.outputs))
 
 
-def _tile(machine: Machine, rows: int) -> tuple[Tile, Machine]:
-    """The tile with the fewest cycles a pixel for so many output channels, and the machine as it is used."""
-    used = replace(machine, lanes=8) if machine.lanes == 16 and rows <= 8 else machine
+def _tile(machine: Machine, rows: int) -> Tile:
+    """The tile with the fewest cycles a pixel for so many output channels."""
     widths = (1, 2, 3, 4) if machine.lanes == 4 else (1, 2, 3)
-    tiles = [Tile(_pixels_that_fit(used, v), v, used.lanes) for v in widths]
+    tiles = [Tile(_pixels_that_fit(machine, v), v, machine.lanes) for v in widths]
 
     def cost(tile: Tile) -> float:
         return -(-rows // (tile.vectors * tile.lanes)) * _step(tile, tile.rows) / tile.rows
 
     # Three vectors leave room for few pixels, and short rows fill such tiles badly.
-    return min(tiles, key=lambda tile: cost(tile) * (1.03 if tile.vectors == 3 else 1.0)), used
+    return min(tiles, key=lambda tile: cost(tile) * (1.03 if tile.vectors == 3 else 1.0))
 
 
 def _pixels_that_fit(machine: Machine, vectors: int) -> int:
@@ -180,7 +179,7 @@ def _step(tile: Tile, pixels: int) -> float:
 def _cut(problem: Problem, machine: Machine, policy: Policy) -> Cut:
     """The cheapest way to share the work out."""
     spec, shape = problem.spec, Shape(tuple(sums(problem)))
-    tile, _ = _tile(machine, shape.rows)
+    tile = _tile(machine, shape.rows)
     tiles = -(-shape.rows // (tile.vectors * tile.lanes))
     block = channel_block(_largest(shape), machine)
     best: Cut | None = None

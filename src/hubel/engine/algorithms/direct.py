@@ -82,7 +82,7 @@ def _plan(problem: Problem, machine: Machine, policy: Policy, part: Sum, used: M
         problem, machine, policy, NAME, best.tile,
         kernels=(kernel_name(problem, best.tile, used), pack_name(problem, best.tile, used)),
         channel_block=channel_block(part, machine), box=best.box, row_tiles=best.row_tiles,
-        estimate=Estimate(spec.flops, int(2 * best.computed * useful), problem.bytes(), best.cycles * useful),
+        estimate=Estimate(spec.flops, int(2 * best.computed * useful), problem.bytes(), max(1.0, best.cycles * useful)),
         error_bound=error_bound(problem), reason="any shape: windows in scratch, pixels in lanes",
     )  # fmt: skip
 
