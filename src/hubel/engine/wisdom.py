@@ -20,7 +20,6 @@ from hubel.engine.compile import engine_version
 from hubel.engine.machine import Machine
 from hubel.engine.plan import Plan
 from hubel.errors import DataError
-from hubel.records.codec import write_atomically
 
 logger = logging.getLogger("hubel")
 
@@ -57,6 +56,8 @@ def forget() -> None:
 
 def export_wisdom(path: Path | str) -> int:
     """Write what was measured on this machine to a file; returns how many problems it knows. Raises DataError."""
+    from hubel.records.codec import write_atomically
+
     with _lock:
         _read()
         document = {"format": FORMAT, "for": _key(), "entries": dict(sorted(_entries.items()))}
