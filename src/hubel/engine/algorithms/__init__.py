@@ -21,6 +21,7 @@ from hubel.engine.algorithms import (
     fft_weight_gradient,
     grouped,
     images,
+    outer_products,
     pointwise,
     pointwise_weight_gradient,
     weight_gradient,
@@ -41,5 +42,6 @@ ALGORITHMS: dict[str, ModuleType] = {
     winograd_weight_gradient.NAME: winograd_weight_gradient,
     fft_weight_gradient.NAME: fft_weight_gradient,
     pointwise_weight_gradient.NAME: pointwise_weight_gradient,
+    outer_products.NAME: outer_products,
     weight_gradient.NAME: weight_gradient,
 }
