@@ -266,5 +266,7 @@ def test_the_order_of_summation_is_that_of_one_image_on_one_thread(problem: Prob
 def test_workspaces_larger_than_memory_are_refused_before_anything_is_allocated() -> None:
     spec = ConvSpec.parse("n1c1000000o1000000i8x8k3x3s1p1")
     given = [strides(shape) for shape in (spec.input_shape, spec.weight_shape, spec.output_shape)]
-    with pytest.raises(UnsupportedError, match=r"must fit into memory\. Received: n1c1000000.* GiB of \d+ on 2 threads"):
+    with pytest.raises(
+        UnsupportedError, match=r"must fit into memory\. Received: n1c1000000.* GiB of \d+ on 2 threads"
+    ):
         prepare(Problem(spec), *given, Policy(threads=2))

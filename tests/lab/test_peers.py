@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import math
 from types import SimpleNamespace
@@ -10,12 +11,12 @@ import pytest
 import torch
 
 from hubel.errors import DataError, UnknownNameError
-from hubel.lab import bench_record, bench_tables, bounds, engines, held, shapes, timing
+from hubel.lab import bench_record, bench_tables, bounds, engines, held, kept, shapes
 from hubel.lab.bench_record import Layer, Taken
 from hubel.lab.conditions import Planned
-from hubel.lab.engines import PAGES_KEPT, PEERS, PREPARED, Checked, Declined, Tensors, door, eager
+from hubel.lab.engines import PEERS, PREPARED, Checked, Tensors, door
 from hubel.lab.engines.ncnn import network
-from hubel.lab.timing import Contender, Rounds, Sample
+from hubel.lab.timing import Rounds, Sample
 
 MODULES = {
     "onnxruntime": "onnxruntime",
@@ -110,18 +111,17 @@ def test_a_class_may_be_all_layers_that_one_thing_limits():
 
 
 def test_who_takes_part():
-    kept = [f"hubel{PAGES_KEPT}", f"torch{PAGES_KEPT}"]
-    assert engines.libraries(["torch"]) == ["hubel", "torch", *kept]
+    assert engines.libraries(["torch"]) == ["hubel", "torch"]
     assert engines.libraries(["ncnn"]) == [PREPARED, "ncnn"]
-    assert engines.libraries(["all"]) == ["hubel", "torch", PREPARED, *PEERS, *kept]
+    assert engines.libraries(["all"]) == ["hubel", "torch", PREPARED, *PEERS]
     with pytest.raises(UnknownNameError, match='unknown engine "opnvino".*"openvino"'):
         engines.libraries(["opnvino"])
 
 
 def test_what_a_library_prints_past_python_is_not_seen(capfd):
     with door.quiet():
-        eager.ctypes.CDLL(None).puts(b"noise")
-        eager.ctypes.CDLL(None).fflush(None)
+        ctypes.CDLL(None).puts(b"noise")
+        ctypes.CDLL(None).fflush(None)
     assert capfd.readouterr().out == ""
 
 
@@ -131,25 +131,27 @@ def test_ncnns_parameters_run_from_the_innermost_axis():
     assert line == "Convolution layer 1 1 x y 0=16 1=7 2=1 3=1 4=3 5=1 6=896 11=1 12=1 13=2 14=0"
 
 
-def test_memory_is_kept_only_where_outputs_are_large_and_is_given_back_afterwards():
-    small, large = shapes.resolve(["c8o16i12x14k3p1", "n16c1o64i96x96k1"])
-    engine = eager.pages_kept(eager.torch_eager)
-    assert engine(small, Tensors.of(small)) == Declined("")
-    contender = engine(large, Tensors.of(large))
-    assert isinstance(contender, Contender) and contender.name == f"torch{PAGES_KEPT}"
+def test_large_outputs_run_once_more_in_a_process_that_keeps_its_memory():
+    small, large, gradient = shapes.resolve(["c8o16i12x14k3p1", "n16c1o64i96x96k1", "n16c1o64i96x96k1/weight_gradient"])
+    assert [kept.matters(case) for case in (small, large, gradient)] == [False, True, False]
+    rounds = kept.measure(large, ["hubel", "torch"], threads=1, rounds=1, seed=0)
+    assert rounds is not None
+    assert set(rounds.samples) >= {"hubel", "hubel channels-last", "torch", "torch channels-last"}
+    # 36 MB are 9216 pages; the calls before the timed ones have touched them.
+    assert min(sample.faults for sample in rounds.samples["torch"]) < 100
+    layer = taken(large.target, TIMES)
+    layer.kept = rounds
+    record = bench_record.layers(Taken(["hubel", "torch"], [layer]), 15)
+    (row,) = record.rows
+    assert row["torch, pages kept ms"].value > 0 and row["x torch, pages kept"].value > 0
+    ((_, against), (title, table)) = bench_tables.of(record.rows, record.method["params"])
+    assert "above 32 MB" in title and "torch kept ms" in table and "kept" not in against
 
-    def faults(enter) -> int:
-        with torch.no_grad(), enter():
-            counts = []
-            for _ in range(6):
-                before = timing.Meter().faults()
-                contender.call()
-                counts.append(timing.Meter().faults() - before)
-            return min(counts)
 
-    # 36 MB are 9216 pages, or 18 huge ones.
-    assert faults(contender.enter) == 0
-    assert faults(eager.contextlib.nullcontext) > 0
+def test_a_process_that_fails_leaves_no_figure(monkeypatch):
+    monkeypatch.setattr(kept.sys, "executable", "/bin/false")
+    (large,) = shapes.resolve(["n16c1o64i96x96k1"])
+    assert kept.measure(large, ["hubel", "torch"], threads=1, rounds=1, seed=0) is None
 
 
 # A run put together by hand: `ms` of every contender, the same in each of 15 rounds.

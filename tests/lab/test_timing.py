@@ -126,6 +126,14 @@ def test_the_budget_ends_a_run_that_has_enough_for_an_interval():
     assert len(taken.order) == timing.FEWEST_ROUNDS
 
 
+def test_an_engine_that_is_never_clean_is_not_waited_for_for_ever():
+    meter = FakeMeter()
+    taken = measure([meter.call("a", 0.001), meter.call("b", 0.001, waits=0.5)], rounds=10, meter=meter)
+    assert len(taken.order) == 20
+    taken = measure([meter.call("b", 0.001, waits=0.5), meter.call("a", 0.001)], rounds=10, meter=meter)
+    assert len(taken.order) == 40, "the first one is what all are compared with"
+
+
 def test_a_pause_lies_between_families_only():
     meter = FakeMeter()
     measure([meter.call("a", 0.001), meter.call("b", 0.001)], rounds=10, meter=meter)

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from hubel.errors import DataError, UnsupportedError
-from hubel.lab import bench_record, conditions, engines, shapes, timing
+from hubel.lab import bench_record, conditions, engines, kept, shapes, timing
 from hubel.lab import bounds as bounds_
 from hubel.lab.bench_record import PEAK, TRAFFIC, Layer, Taken
 from hubel.lab.bench_text import render_text
@@ -93,8 +93,10 @@ def run(
     return document
 
 
-def measure_case(case: Case, libraries: Sequence[str], *, threads: int, rounds: int, seed: int = 0) -> Layer:
-    """Check every engine on a case, then time the ones that are right."""
+def measure_case(
+    case: Case, libraries: Sequence[str], *, threads: int, rounds: int, seed: int = 0, keep: bool = True
+) -> Layer:
+    """Check every engine on a case, then time the ones that are right. keep: large outputs with memory kept, too."""
     tensors = Tensors.of(case, seed)
     with torch.no_grad():
         candidates, declined = engines.contenders(case, libraries, tensors)
@@ -116,9 +118,12 @@ def measure_case(case: Case, libraries: Sequence[str], *, threads: int, rounds: 
         timed += [Contender(PEAK, peak.call)] if peak else []
         timed += [Contender(TRAFFIC, traffic.call)] if traffic else []
         taken = timing.measure(timed, rounds=rounds, seed=seed)
+    through_torch = [name for name in ("hubel", "torch") if name in libraries]
+    again = keep and len(through_torch) == 2 and kept.matters(case)
     return Layer(
         case, checked, taken, declined, conditions.planned(case, threads),
         peak.flops if peak else 0.0, traffic.flops if traffic else 0.0,
+        kept.measure(case, through_torch, threads=threads, rounds=rounds, seed=seed) if again else None,
     )  # fmt: skip
 
 

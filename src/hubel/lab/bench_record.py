@@ -17,6 +17,8 @@ from hubel.records import Cell, Column, Record, Uncovered, Value
 
 # Contenders that are no engines: fused multiply-adds only, and reading only.
 PEAK, TRAFFIC = "fma peak", "memory"
+# Behind the names of those that ran in a process that keeps its memory.
+PAGES_KEPT = ", pages kept"
 # All engines for inference together; the best of them is a rival, too.
 ALL_PEERS = "peers"
 
@@ -25,7 +27,10 @@ LAYOUTS = {"same NCHW": "", "same channels-last": " channels-last"}
 
 @dataclass
 class Layer:
-    """What was found out about one case. peak_flops, traffic_bytes: what a call of the two that are no engines does."""
+    """What was found out about one case. peak_flops, traffic_bytes: what a call of the two that are no engines does.
+
+    kept: the rounds of torch and Hubel in a process that keeps its memory, where that matters.
+    """
 
     case: Case
     checked: dict[str, Checked]
@@ -34,6 +39,7 @@ class Layer:
     planned: Planned = field(default_factory=lambda: Planned("", 0))
     peak_flops: float = 0.0
     traffic_bytes: float = 0.0
+    kept: Rounds | None = None
 
     def best(self, library: str) -> str | None:
         """The fastest contender of a library (or of "peers"); None if it has none that is right and precise."""
@@ -124,6 +130,11 @@ def layers(result: Taken, rounds: int) -> Record:
     for name in contenders:
         columns += [column(f"{name} ms", "ms", "down"), column(f"{name} error", "1", "down")]
         columns += [column(f"{name} page faults", "a call", "down")]
+    if any(layer.kept for layer in result.layers):
+        columns.append(column(f"x torch{PAGES_KEPT}", "ratio", "up"))
+        for name in [*engines.ENGINES["hubel"], *engines.ENGINES["torch"]]:
+            columns.append(column(f"{name}{PAGES_KEPT} ms", "ms", "down"))
+            columns.append(column(f"{name}{PAGES_KEPT} page faults", "a call", "down"))
     columns += [column("clean rounds", "rounds", "up"), column("rounds", "rounds", None)]
     rows, uncovered, labels = [], [], {}
     for layer in result.layers:
@@ -199,7 +210,22 @@ def _cells(layer: Layer, result: Taken) -> dict[str, Cell]:
         if taken.samples.get(name):
             cells[f"{name} ms"] = timing.scaled(taken.seconds(name), 1e3)
             cells[f"{name} page faults"] = taken.faults(name)
+    if layer.kept is not None:
+        cells |= _kept_cells(layer.kept)
     cells["clean rounds"], cells["rounds"] = layer.clean_rounds(result.rivals), len(taken.order)
+    return cells
+
+
+def _kept_cells(kept: Rounds) -> dict[str, Cell]:
+    """The cells of torch and Hubel where memory is kept, each name with PAGES_KEPT behind it."""
+    cells: dict[str, Cell] = {}
+    names = [name for name in kept.samples if name not in (PEAK, TRAFFIC) and kept.samples[name]]
+    for name in names:
+        cells[f"{name}{PAGES_KEPT} ms"] = timing.scaled(kept.seconds(name), 1e3)
+        cells[f"{name}{PAGES_KEPT} page faults"] = kept.faults(name)
+    sides = [[name for name in names if name in engines.ENGINES[library]] for library in ("torch", "hubel")]
+    if all(sides):
+        cells[f"x torch{PAGES_KEPT}"] = kept.ratio(kept.best(sides[0]), kept.best(sides[1]))
     return cells
 
 

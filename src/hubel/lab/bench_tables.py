@@ -32,7 +32,7 @@ def of(rows: list[Row], params: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield (" against torch" if peers else "", _torch(rows, params)) if "torch" in engines else ("", "")
     if peers:
         yield " against engines for inference", _peers(rows, params, peers)
-    large = [row for row in rows if any(name.endswith(PAGES_KEPT + " ms") for name in row)]
+    large = [row for row in rows if f"x torch{PAGES_KEPT}" in row]
     if large:
         yield (
             " with outputs above 32 MB, with memory given back on every call and with memory kept",
@@ -114,8 +114,8 @@ def _peers(rows: list[Row], params: dict[str, Any], peers: list[str]) -> str:
 
 def _kept(rows: list[Row], params: dict[str, Any]) -> str:
     engines = params["engines"]
-    given_back, kept = ("hubel", "torch"), [f"{name}{PAGES_KEPT}" for name in ("hubel", "torch")]
-    shown = _names(engines, [*given_back, *kept], rows)
+    names = [*engines["hubel"], *engines["torch"]]
+    shown = [*_names(engines, ["hubel", "torch"], rows), *(f"{name}{PAGES_KEPT}" for name in names)]
     head = [
         "layer",
         *(f"{_short(name)} ms" for name in shown),
@@ -137,7 +137,7 @@ def _kept(rows: list[Row], params: dict[str, Any]) -> str:
 
 
 def _errors(rows: list[Row], params: dict[str, Any]) -> str:
-    names = [name for library in params["engines"].values() for name in library if not name.endswith(PAGES_KEPT)]
+    names = [name for library in params["engines"].values() for name in library]
     shown = [name for name in names if any(row.get(f"{name} error") is not None for row in rows)]
     lines = [
         [params["layers"][row["target"]]["name"], *(number(row.get(f"{name} error"), ".1e") for name in shown)]

@@ -25,7 +25,6 @@ from hubel.lab.engines.eager import (
     enabled,
     hubel_enabled,
     on_float32,
-    pages_kept,
     torch_call,
     torch_eager,
 )
@@ -39,13 +38,12 @@ from hubel.lab.shapes import Case
 from hubel.lab.timing import Contender
 
 __all__ = [
-    "ENGINES", "FLOAT32", "PAGES_KEPT", "PEERS", "PEER_ERROR", "PREPARED", "WRONG",
+    "ENGINES", "FLOAT32", "PEERS", "PEER_ERROR", "PREPARED", "WRONG",
     "Checked", "Declined", "Engine", "Outputs", "Tensors",
     "check", "contenders", "enabled", "error_bound", "float64", "libraries", "rival_of", "torch_call",
 ]  # fmt: skip
 
 PREPARED = "hubel prepared"
-PAGES_KEPT = ", pages kept"
 
 ENGINES: dict[str, dict[str, Engine]] = {
     "hubel": {"hubel": hubel_enabled, "hubel channels-last": channels_last(hubel_enabled)},
@@ -57,14 +55,6 @@ ENGINES: dict[str, dict[str, Engine]] = {
     "xnnpack": {"xnnpack": peer(xnnpack)},
     "ncnn": {"ncnn": peer(ncnn)},
     "mnn": {"mnn": peer(mnn)},
-    f"hubel{PAGES_KEPT}": {
-        f"hubel{PAGES_KEPT}": pages_kept(hubel_enabled),
-        f"hubel channels-last{PAGES_KEPT}": pages_kept(channels_last(hubel_enabled)),
-    },
-    f"torch{PAGES_KEPT}": {
-        f"torch{PAGES_KEPT}": pages_kept(torch_eager),
-        f"torch channels-last{PAGES_KEPT}": pages_kept(channels_last(torch_eager)),
-    },
 }
 
 # Engines for inference, and the packages they come in.
@@ -91,7 +81,6 @@ def libraries(against: Sequence[str], dtypes: Iterable[str] = ()) -> list[str]:
     found += [FLOAT32] if set(dtypes) - {"float32"} else []
     peers = [name for name in dict.fromkeys(asked) if name in PEERS]
     found += [PREPARED, *peers] if peers else []
-    found += [f"hubel{PAGES_KEPT}", f"torch{PAGES_KEPT}"] if "torch" in asked else []
     return found
 
 
@@ -101,7 +90,7 @@ def rival_of(library: str) -> str:
         return PREPARED
     if library.startswith("hubel") and library != FLOAT32:
         return ""
-    return f"hubel{PAGES_KEPT}" if library.endswith(PAGES_KEPT) else "hubel"
+    return "hubel"
 
 
 def contenders(case: Case, libraries: Sequence[str], tensors: Tensors) -> tuple[list[Contender], dict[str, str]]:

@@ -1,20 +1,13 @@
-"""torch and Hubel through torch's own operators, in both layouts; and both with memory kept between calls.
+"""torch and Hubel through torch's own operators, in both layouts, and Hubel on float32 beside other dtypes.
 
 The same call for both: F.conv2d and its kin (forward) or aten::convolution_backward (gradients) through torch's
 dispatcher, outputs allocated by torch on every call, weights an nn.Parameter; Hubel inside hubel.enabled().
-
-Outputs of more than 32 MB are a case of their own: glibc maps and unmaps them on every call, and each page is faulted
-in anew. `pages kept` is the same call in a process that tells malloc to keep its memory, as servers may.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import importlib.util
-import math
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -40,11 +33,6 @@ TRANSPOSED: dict[int, Callable[..., torch.Tensor]] = {
 
 # Hubel itself, on tensors of float32.
 FLOAT32 = "hubel's float32"
-
-# glibc's malloc maps what is larger than this, however it was set: 32 MiB on 64 bits.
-LARGEST_KEPT = 32 * 2**20
-# mallopt's numbers for "give memory back above", "map above", "so many maps at most".
-_TRIM, _MAP_ABOVE, _MAPS = -1, -3, -4
 
 
 def torch_call(case: Case, tensors: Tensors) -> Callable[[], Outputs]:
@@ -131,43 +119,3 @@ def on_float32(engine: Engine) -> Engine:
         return Contender(name, contender.call, contender.enter, contender.family)
 
     return widened
-
-
-def pages_kept(engine: Engine) -> Engine:
-    """The engine in a process that keeps its memory, where that makes a difference; elsewhere silently left out."""
-
-    def keeping(case: Case, tensors: Tensors) -> Contender | Declined:
-        size = math.prod(case.output_shape) * tensors.x.element_size()
-        if sys.platform != "linux" or size <= LARGEST_KEPT or not case.is_forward:
-            return Declined("")
-        contender = engine(case, tensors)
-        if isinstance(contender, Declined):
-            return Declined("")
-        enter = contender.enter
-
-        @contextlib.contextmanager
-        def entered() -> Iterator[object]:
-            with keeping_pages(), enter() as log:
-                yield log
-
-        return Contender(f"{contender.name}, pages kept", contender.call, entered, contender.family)
-
-    return keeping
-
-
-@contextlib.contextmanager
-def keeping_pages() -> Iterator[None]:
-    """malloc maps nothing and gives nothing back; afterwards as it is in a process that has run for a while."""
-    libc = ctypes.CDLL(None)
-    mallopt = libc.mallopt
-    mallopt(_MAPS, 0)
-    mallopt(_TRIM, 2**31 - 1)
-    try:
-        yield
-    finally:
-        # Where glibc's own adjustment ends once large blocks were freed.
-        mallopt(_MAPS, 65536)
-        mallopt(_MAP_ABOVE, LARGEST_KEPT)
-        mallopt(_TRIM, 2 * LARGEST_KEPT)
-        # What was kept would serve the next calls, which are to be those of another process.
-        libc.malloc_trim(0)
