@@ -114,7 +114,7 @@ def test_a_sample_is_clean_below_four_per_cent_of_waiting():
 
 def test_unclean_rounds_are_repeated_up_to_the_limit():
     meter = FakeMeter()
-    taken = measure([meter.call("a", 0.001), meter.call("b", 0.001, waits=0.5)], rounds=5, meter=meter)
+    taken = measure([meter.call("b", 0.001, waits=0.5), meter.call("a", 0.001)], rounds=5, meter=meter)
     assert len(taken.order) == 20
     assert taken.clean_rounds() == []
     assert taken.clean_rounds(["a"]) == list(range(20))
