@@ -42,7 +42,7 @@ from hubel.engine.algorithms.words import job_words
 from hubel.engine.ir import F32, I64, PTR, Function, Pointer, Value, module_text
 from hubel.engine.ir.epilogue import PLAIN, Ending
 from hubel.engine.ir.function import vector_of
-from hubel.engine.ir.rows import gather_row, store_rows_function
+from hubel.engine.ir.rows import gather_row, store_rows_function, store_tile_function
 from hubel.engine.ir.tile import ADD, BIAS, panel_tile
 from hubel.engine.machine import Machine
 from hubel.engine.plan import Bound, Estimate, Plan, PlannedJob, Refusal, Tile
@@ -235,9 +235,9 @@ def _run_function(tile: Tile, takes_odd: bool, ending: Ending) -> Function:
         multiply[tile.vectors + 1] = _multiply_function(tile, tile.vectors, ending, odd=True)
     parked = panel + a["sums_from"]
     vectors = (pixels + (tile.lanes - 1)) // tile.lanes
-    # Ragged runs, and outputs that are no row of sums, pass through scratch.
+    # Ragged runs, and pixels that do not follow each other in the output, pass through scratch.
     straight = (vectors * tile.lanes).equals(pixels) & a["out_x"].equals(1)
-    whole = f.select(straight, rows // tile.rows, 0, "whole") if ending.plain else f.constant(0)
+    whole = f.select(straight, rows // tile.rows, 0, "whole")
     with f.loop("c", 0, a["channels"], a["block"]) as c:
         channels = f.minimum(a["block"], a["channels"] - c.index)
         block = source + c.index * a["in_c"]
@@ -247,13 +247,12 @@ def _run_function(tile: Tile, takes_odd: bool, ending: Ending) -> Function:
         with f.when(more.equals(1), "odd"), f.loop("o", 0, channels) as o:
             f.store(f.load(block + o.index * a["in_c"] + width, F32), panel + o.index * pitch + width)
         mode = f.select(c.index > 0, ADD, 0)
-        if ending.plain:
-            mode = mode + f.select(done & operands.given, BIAS, 0)
+        mode = mode + f.select(done & operands.given if ending.plain else done, BIAS, 0)
         weights = f.arg("weights") + c.index * tile.rows
         for v, function in multiply.items():
             with f.when((vectors + more).equals(v), f"vectors{v}"):
                 f.call(
-                    function, weights, panel, out, parked, operands.arguments[0], following,
+                    function, weights, panel, out, parked, *operands.arguments, following,
                     channels, f.arg("tiles"), whole, a["channels"], a["out_c"], a["in_c"], mode,
                 )  # fmt: skip
     with f.loop("row", whole * tile.rows, rows) as r:
@@ -309,30 +308,36 @@ def _pitch(tile: Tile) -> int:
 
 
 def _multiply_function(tile: Tile, vectors: int, ending: Ending, odd: bool = False) -> Function:
-    """multiply(weights, panel, out, parked, bias, following, terms, tiles, whole, channels, out_c, in_c, mode): the
+    """multiply(weights, panel, out, parked, operands, following, terms, tiles, whole, channels, out_c, in_c, mode): the
     tiles of output channels of one run and block of channels.
 
     The first `whole` tiles go to the output, the others to parked[row][pixel]. The last tiles ask for the lines of the
-    pixels at `following`, the others for the weights of the tile behind them.
+    pixels at `following`, the others for the weights of the tile behind them. Where the output takes no sums as they
+    are, all go to parked[row][pixel], and with BIAS, which then means the last block, the first `whole` on to the
+    output.
     """
-    pointers = [("weights", PTR), ("panel", PTR), ("out", ending.stored), ("parked", PTR), ending.parameters[0]]
+    pointers = [("weights", PTR), ("panel", PTR), ("out", ending.stored), ("parked", PTR), *ending.parameters]
     pointers += [("following", ending.stored)]
     numbers = [(n, I64) for n in ("terms", "tiles", "whole", "channels", "out_c", "in_c", "mode")]
     f = Function(f"multiply_{'odd' if odd else vectors}", [*pointers, *numbers], private=True)
     inner, row_pitch = panel_tile(tile.rows, vectors, tile.lanes, odd, ending.stored), _pitch(tile)
+    put = store_tile_function(vectors, tile.lanes, ending, odd)
     lines = max(1, tile.vectors * tile.lanes // 16) + 1
     step = f.arg("channels") * tile.rows
     with f.loop("t", 0, f.arg("tiles")) as t:
         row = t.index * tile.rows
-        parked = f.arg("parked") + row * row_pitch
+        parked, straight = f.arg("parked") + row * row_pitch, t.index < f.arg("whole")
         weights = f.arg("weights") + t.index * step
         left = f.arg("tiles") - 1 - t.index
-        to, pitch, mode, bias = parked, f.constant(row_pitch), f.arg("mode"), Value(f, PTR, "null")
+        out, mode = f.arg("out") + row * f.arg("out_c"), f.arg("mode")
         if ending.plain:
-            straight, bias = t.index < f.arg("whole"), f.arg("bias") + row
-            to = f.select(straight, f.arg("out") + row * f.arg("out_c"), parked, "to")
+            bias, to = f.arg("bias") + row, f.select(straight, out, parked, "to")
             pitch = f.select(straight, f.arg("out_c"), row_pitch, "pitch")
             mode = f.select(straight, mode, mode % BIAS, "tile_mode")
+        else:
+            # Sums of one block of channels need no place of their own: the first is still in L1.
+            parked = f.select(straight & mode.equals(BIAS), f.arg("parked"), parked, "tile_at")
+            bias, to, pitch, mode = Value(f, PTR, "null"), parked, f.constant(row_pitch), mode % BIAS
         stored = ending.stored
         ahead = f.select(left < lines, f.arg("following") + left * 16, (weights + step).seen_as(stored), "ahead")
         ahead_pitch = f.select(left < lines, f.arg("in_c"), tile.rows * PTR.bytes // stored.bytes, "ahead_pitch")
@@ -340,6 +345,10 @@ def _multiply_function(tile: Tile, vectors: int, ending: Ending, odd: bool = Fal
             inner, weights, f.arg("panel"), to, bias, ahead,
             f.arg("terms"), row_pitch, pitch, ahead_pitch, mode,
         )  # fmt: skip
+        if not ending.plain:
+            with f.when(straight & (f.arg("mode") >= BIAS), "finished"):
+                of_row = ending.given(f).further(row).arguments
+                f.call(put, out, parked, *of_row, tile.rows, f.arg("out_c"), row_pitch)
     f.ret()
     return f
 

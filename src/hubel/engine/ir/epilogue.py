@@ -79,21 +79,28 @@ class Channels:
         """Whether there is a bias, where it is all there may be."""
         return _given(self.f, self.arguments[0])
 
-    def load(self, widths: Sequence[int]) -> Finish:
-        """What is done to values of the first of these channels, that have one of these widths."""
-        f, epilogue, (bias, *channel) = self.f, self.ending.epilogue, self.arguments
-        block = bias
-        # Adding −0 changes no number, not even −0.
+    def bias(self) -> Value:
+        """The bias of the first of these channels, −0 if there is none: adding it changes no number, not even −0."""
+        f, (bias, *channel) = self.f, self.arguments
         f.store(f.constant(-0.0, F32), nothing := f.room(self.ending.stored, "nothing"))
-        if epilogue:
-            bias = f.word(block, 0, "bias", self.ending.stored)
-            (at,) = channel
-        given = _given(f, bias)
-        scalars = [f.load(f.select(given, bias + at if epilogue else bias, nothing, "addend"), F32, "bias")]
+        if channel:
+            bias = f.word(bias, 0, "bias", self.ending.stored)
+        there = bias + channel[0] if channel else bias
+        return f.load(f.select(_given(f, bias), there, nothing, "addend"), F32, "bias")
+
+    def load(self, widths: Sequence[int], bias: bool = True) -> Finish:
+        """What is done to values of the first of these channels, that have one of these widths.
+
+        bias: whether it is still to be added.
+        """
+        f, epilogue, (block, *channel) = self.f, self.ending.epilogue, self.arguments
+        scalars = {"bias": self.bias()} if bias else {}
         if epilogue and epilogue.scale:
-            scalars += [f.load(f.word(block, i, n, PTR) + at, F32, n) for i, n in ((1, "scale"), (2, "shift"))]
+            for i, name in ((1, "scale"), (2, "shift")):
+                scalars[name] = f.load(f.word(block, i, name, PTR) + channel[0], F32, name)
         splats = {
-            w: [s if w == 1 else f.splat(s, w, f"{s.text[1:].split('.')[0]}_{w}") for s in scalars] for w in widths
+            width: {n: s if width == 1 else f.splat(s, width, f"{n}_{width}") for n, s in scalars.items()}
+            for width in widths
         }
         residual = f.word(block, 3, "residual") if epilogue and epilogue.residual else None
         return Finish(f, epilogue, splats, residual)
@@ -107,16 +114,18 @@ class Finish:
 
     f: Function
     epilogue: Epilogue | None
-    splats: dict[int, list[Value]]
+    splats: dict[int, dict[str, Value]]
     residual: Value | None
 
     def __call__(self, value: Value, place: Value, mask: Value | None = None) -> Value:
         """The float32 numbers to be stored at `place`; with a mask, nothing is read outside of it."""
         f, epilogue = self.f, self.epilogue
-        bias, *affine = self.splats[1 if value.type == F32 else int(value.type[1:].split()[0])]
-        value = value + bias
-        if affine:
-            value = f.fma(value, affine[0], affine[1], "scaled")
+        width = 1 if value.type == F32 else int(value.type[1:].split()[0])
+        operands = self.splats[width]
+        if "bias" in operands:
+            value = value + operands["bias"]
+        if "scale" in operands:
+            value = f.fma(value, operands["scale"], operands["shift"], "scaled")
         if self.residual:
             # Another tensor: nothing is known of where it lies but the distance.
             text = f"getelementptr i8, ptr {place.text}, i64 {self.residual.text}"
@@ -124,7 +133,7 @@ class Finish:
             if mask is None:
                 value = value + f.load(beside, value.type, "residual")
             else:
-                value = value + f.load_masked(beside, mask, int(value.type[1:].split()[0]), "residual")
+                value = value + f.load_masked(beside, mask, width, "residual")
         if epilogue and epilogue.activation:
             value = activated(f, epilogue.activation, epilogue.slope, value)
         return value

@@ -122,6 +122,7 @@ class Function:
         self.name, self.private = name, private
         self.parameters = list(parameters)
         self.lines: list[str] = []
+        self._rooms: list[str] = []
         self.declarations: set[str] = set()
         self.callees: list[Function] = []
         self.block = "entry"
@@ -297,8 +298,10 @@ class Function:
         self.lines.append(f"  call void {callee}({args})")
 
     def room(self, pointer: Pointer, name: str) -> Value:
-        """Memory on the stack for one number, and a pointer of this type to it."""
-        return self._emit(pointer, f"alloca {pointer.number}, align 8", name)
+        """Memory on the stack for one number, taken once however often this is reached, and a pointer to it."""
+        unique = self._unique(name)
+        self._rooms.append(f"  %{unique} = alloca {pointer.number}, align 8")
+        return Value(self, pointer, f"%{unique}")
 
     def store(self, value: Value, pointer: Value) -> None:
         """Write a number or vector; float32 is rounded to whatever is stored there."""
@@ -405,4 +408,6 @@ class Function:
         """The function as LLVM IR."""
         parameters = ", ".join(f"{t} noundef %{n}.arg" for n, t in self.parameters)
         linkage = "internal " if self.private else ""
-        return "\n".join([f"define {linkage}void @{self.name}({parameters}) nounwind #0 {{", *self.lines, "}"])
+        entry, *rest = self.lines
+        lines = [entry, *self._rooms, *rest]
+        return "\n".join([f"define {linkage}void @{self.name}({parameters}) nounwind #0 {{", *lines, "}"])

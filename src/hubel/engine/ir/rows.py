@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from hubel.engine.ir.epilogue import PLAIN, Ending
 from hubel.engine.ir.function import F32, I64, PTR, Function, Value, vector_of
+from hubel.engine.ir.storage import Pointer
 
 # (value, where it goes) → the value that is stored there
 Change = Callable[[Value, Value], Value]
@@ -75,14 +76,36 @@ def scatter_row(f: Function, target: Value, source: Value, count: Value, stride:
         f.store(change(value, place := target + col.index * stride), place)
 
 
-def store_rows_function(lanes: int, ending: Ending = PLAIN) -> Function:
+def store_tile_function(vectors: int, lanes: int, ending: Ending, odd: bool = False) -> Function:
+    """store_tile_<vectors>(target, source, operands, rows, target_pitch, source_pitch): so many whole vectors of `rows`
+    channels leave scratch, finished on their way.
+
+    `odd`: one number more behind the vectors.
+    """
+    parameters = [("target", ending.stored), ("source", PTR), *ending.parameters]
+    parameters += [(n, I64) for n in ("rows", "target_pitch", "source_pitch")]
+    f = Function(f"store_tile_{'odd' if odd else vectors}", parameters, private=True)
+    channels = ending.given(f)
+    with f.loop("row", 0, f.arg("rows")) as row:
+        finish = channels.further(row.index).load([lanes, 1] if odd else [lanes])
+        target = f.arg("target") + row.index * f.arg("target_pitch")
+        source = f.arg("source") + row.index * f.arg("source_pitch")
+        for v in range(vectors + odd):
+            value = f.load(source + v * lanes, vector_of(lanes) if v < vectors else F32)
+            f.store(finish(value, place := target + v * lanes), place)
+    f.ret()
+    return f
+
+
+def store_rows_function(lanes: int, ending: Ending = PLAIN, source: Pointer = PTR) -> Function:
     """store_rows(target, source, operands, rows, target_pitch, source_pitch, count, stride): rows of one channel of the
     output leave scratch.
 
     `count` numbers of each row go to places `stride` apart, finished on their way (operands: those of `ending`).
+    source: how they lie in scratch.
     """
     numbers = [(n, I64) for n in ("rows", "target_pitch", "source_pitch", "count", "stride")]
-    parameters = [("target", ending.stored), ("source", PTR), *ending.parameters, *numbers]
+    parameters = [("target", ending.stored), ("source", source), *ending.parameters, *numbers]
     f = Function("store_rows", parameters, private=True)
     count, stride = f.arg("count"), f.arg("stride")
     finish = ending.given(f).load([width for width in (1, 4, 8, 16) if width <= lanes])
@@ -90,16 +113,16 @@ def store_rows_function(lanes: int, ending: Ending = PLAIN) -> Function:
     mask = f.lanes_below(count - whole, lanes) if lanes == 16 else None
     with f.when(stride.equals(1), "contiguous"), f.loop("row", 0, f.arg("rows")) as row:
         target = f.arg("target") + row.index * f.arg("target_pitch")
-        source = f.arg("source") + row.index * f.arg("source_pitch")
+        row_at = f.arg("source") + row.index * f.arg("source_pitch")
         if mask is None:
-            copy_row(f, target, source, count, lanes, finish)
+            copy_row(f, target, row_at, count, lanes, finish)
         else:
             # AVX-512 stores under a mask at full speed; elsewhere the last vectors overlap.
             with f.loop("col", 0, whole, lanes) as col:
-                value = f.load(source + col.index, vector_of(lanes))
+                value = f.load(row_at + col.index, vector_of(lanes))
                 f.store(finish(value, place := target + col.index), place)
             with f.when(whole < count, "rest"):
-                value = f.load(source + whole, vector_of(lanes))
+                value = f.load(row_at + whole, vector_of(lanes))
                 f.store_masked(finish(value, place := target + whole, mask), place, mask)
     with f.when(f.compare("ne", stride, 1), "strided"), f.loop("row", 0, f.arg("rows")) as row:
         target = f.arg("target") + row.index * f.arg("target_pitch")
