@@ -33,13 +33,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 
-from hubel.engine.algorithms.depthwise_kernels import WORDS, depthwise_function
+from hubel.engine.algorithms.depthwise_kernels import WORDS, depthwise_function, read_as
 from hubel.engine.algorithms.depthwise_planes import Plane, plane_function
 from hubel.engine.algorithms.depthwise_streams import stream_function
 from hubel.engine.algorithms.edges import ending_of, number
 from hubel.engine.algorithms.geometry import Sum, sums, three
 from hubel.engine.algorithms.tiling import error_bound
-from hubel.engine.ir import PTR, module_text
+from hubel.engine.ir import module_text
 from hubel.engine.ir.stencil import Stencil, Tap, mask_words
 from hubel.engine.machine import Machine
 from hubel.engine.plan import Bound, Estimate, Plan, PlannedJob, Refusal, Tile
@@ -264,8 +264,8 @@ def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...])
     over = lanes < 16 and (units_x < lanes * side_by_side or units_x * stencil.out[1] != out_width)
     # Rows that lie closer than they are long are no part of a plane.
     ending = ending_of(problem)
-    copy_in = int(in_x != 1 or in_y < width or ending.stored is not PTR)
-    copy_out = int(out_x != 1 or over or not ending.plain)
+    copy_in = int(in_x != 1 or in_y < width or read_as(ending.stored, lanes) is not ending.stored)
+    copy_out = int(out_x != 1 or over or not ending.local)
     copy_weights = int(w_x != 1 or w_y != k_x)
     rows_in = min(height, (per_band + 1) * stencil.rows * stencil.step[0] + stencil.span) * stencil.planes
     rows_out = (min(units_y, (per_band + 1) * stencil.rows) + stencil.rows) * stencil.planes

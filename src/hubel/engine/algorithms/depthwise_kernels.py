@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from hubel.engine.algorithms.words import Words, job_words
-from hubel.engine.ir import F32, I64, PTR, Function, Value, vector_of
-from hubel.engine.ir.epilogue import PLAIN, Channels, Ending
+from hubel.engine.ir import I64, PTR, Function, Pointer, Value, vector_of
+from hubel.engine.ir.epilogue import PLAIN, Channels, Ending, Finish
 from hubel.engine.ir.rows import copy_rows, gather_row, store_rows_function, zero_row
-from hubel.engine.ir.stencil import Masks, Stencil, load_masks, load_weight, outputs, sweep
+from hubel.engine.ir.stencil import Masks, Stencil, halves, load_masks, load_weight, outputs, sweep
 from hubel.engine.ir.storage import stored_as
 
 # The words of a job after the base pointers, in this order.
@@ -48,7 +48,6 @@ def depthwise_function(stencil: Stencil, plane: Function | None = None, ending: 
     plane = plane or _plane_function(stencil, ending)
     zeros = scratch + a["zeros_at"]
     zero_row(f, zeros, a["width"], stencil.lanes)
-    has_bias = operands.given if ending.plain else None
     begin = f.arg("begin")
     rest = begin // a["bands"]
     start = [begin % a["bands"], rest % a["channels"], rest // a["channels"]]
@@ -60,8 +59,6 @@ def depthwise_function(stencil: Stencil, plane: Function | None = None, ending: 
         with f.loop("m", 0, a["multiplier"], at_least_once=True) as m:
             channel = c * a["multiplier"] + m.index
             of_channel = operands.further(channel).arguments
-            if has_bias:
-                of_channel = (f.select(has_bias, operands.arguments[0] + channel, zeros, "bias_at"),)
             to_c = target + n * a["out_n"] + channel * a["out_c"]
             f.call(plane, args, scratch, from_c, to_c, weights + channel * a["w_o"], *of_channel, first, last)
         following = band + 1
@@ -74,16 +71,35 @@ def depthwise_function(stencil: Stencil, plane: Function | None = None, ending: 
 
 
 def plane_parameters(ending: Ending) -> list[tuple[str, str]]:
-    """(args, scratch, source, target, weights, operands, first, last). A plain ending's bias is never null."""
+    """(args, scratch, source, target, weights, operands, first, last)"""
     pointers = [("args", PTR), ("scratch", PTR), *((n, ending.stored) for n in ("source", "target", "weights"))]
     return [*pointers, *ending.parameters, ("first", I64), ("last", I64)]
 
 
-def first_sum(f: Function, stencil: Stencil, ending: Ending) -> Value:
-    """What sums begin with: the bias, where the ending does not add it."""
-    if ending.plain:
-        return f.splat(f.load(f.arg("bias"), F32, "bias"), stencil.lanes, "bias")
-    return f.constant(0.0, vector_of(stencil.lanes))
+def first_sum(channels: Sequence[Channels], stencil: Stencil) -> Value:
+    """What sums begin with: the bias of each plane, where sums are finished in registers."""
+    f = channels[0].f
+    if not channels[0].ending.local:
+        return f.constant(0.0, vector_of(stencil.lanes))
+    splats = [f.splat(each.bias(), stencil.lanes, "bias") for each in channels]
+    return splats[0] if len(splats) == 1 else halves(f, *splats)
+
+
+def finishes_of(channels: Sequence[Channels], stencil: Stencil) -> list[Finish]:
+    """What is done to the sums of each plane before they are stored: in scratch for other endings than local ones."""
+    if not channels[0].ending.local:
+        return []
+    return [each.load([stencil.stored[1]], bias=False) for each in channels]
+
+
+def read_as(stored: Pointer, lanes: int) -> Pointer:
+    """What the register tile reads. Only AVX-512 loads numbers of 16 bits under a mask: elsewhere rows are widened."""
+    return stored if lanes == 16 else PTR
+
+
+def written_as(ending: Ending) -> Pointer:
+    """What the register tile writes: a residual's place is known of outputs alone, not of rows in scratch."""
+    return ending.stored if ending.local else PTR
 
 
 def _plane_function(stencil: Stencil, ending: Ending) -> Function:
@@ -91,7 +107,9 @@ def _plane_function(stencil: Stencil, ending: Ending) -> Function:
     f = Function("plane", plane_parameters(ending), private=True)
     a = job_words(f, WORDS)
     scratch, rows = f.arg("scratch"), stencil.rows
-    zeros, dump = scratch + a["zeros_at"], scratch + a["dump_at"]
+    zeros = (scratch + a["zeros_at"]).seen_as(read_as(ending.stored, stencil.lanes))
+    dump = (scratch + a["dump_at"]).seen_as(written_as(ending))
+    channels = [ending.given(f)]
 
     def place(tile: Value) -> Value:
         """The first row of a tile; the last tile overlaps the one before it instead of running over the end."""
@@ -103,10 +121,11 @@ def _plane_function(stencil: Stencil, ending: Ending) -> Function:
     top = f.maximum(low * stencil.step[0] + a["lead_y"], 0)
     reach = stencil.span - rows * stencil.step[0] + a["lead_y"]
     bottom = f.minimum(f.maximum(high, low + rows) * stencil.step[0] + reach, a["height"])
-    source, in_y = own_rows(f, a, f.arg("source"), scratch + a["in_at"], top, bottom, stencil.lanes)
-    parked = scratch + (a["out_at"] - low * stencil.out[0] * a["out_pitch"])
+    in_at = (scratch + a["in_at"]).seen_as(read_as(ending.stored, stencil.lanes))
+    source, in_y = own_rows(f, a, f.arg("source"), in_at, top, bottom, stencil.lanes)
+    parked = (scratch + a["out_at"]).seen_as(written_as(ending)) + (0 - low * stencil.out[0] * a["out_pitch"])
     target, out_y = own_target(f, a, f.arg("target"), parked, ending)
-    bias = first_sum(f, stencil, ending)
+    bias, finishes = first_sum(channels, stencil), finishes_of(channels, stencil)
 
     def weight(index: int) -> Value:
         return load_weight(f, stencil, [weights], index)
@@ -123,16 +142,18 @@ def _plane_function(stencil: Stencil, ending: Ending) -> Function:
         base, out = source + top * in_y, target + out_top * out_y
         ahead = base + (in_y * stencil.span), in_y, out + out_below, out_y
         with f.when(inside.equals(1), "middle"):
-            _columns(f, stencil, a, lambda i: base + in_y * i, lambda i: out + out_y * i, weight, bias, ahead, True)
+            _columns(
+                f, stencil, a, lambda i: base + in_y * i, lambda i: out + out_y * i, weight, bias, finishes, ahead, True
+            )
         with f.when(inside.equals(0), "edge"):
             ins = [
                 f.select(within(top + i, a["height"]), base + in_y * i, zeros, f"row_{i}") for i in range(stencil.span)
             ]
             count = rows * stencil.out[0]
             outs = [f.select(out_top + i < a["out_height"], out + out_y * i, dump, f"out_{i}") for i in range(count)]
-            _columns(f, stencil, a, lambda i: ins[i], lambda i: outs[i], weight, bias, ahead, False)
+            _columns(f, stencil, a, lambda i: ins[i], lambda i: outs[i], weight, bias, finishes, ahead, False)
     end = f.minimum(high * stencil.out[0], a["out_height"])
-    put_rows(f, a, [(f.arg("target"), parked, ending.given(f))], low * stencil.out[0], end, stencil.lanes)
+    put_rows(f, a, [(f.arg("target"), parked, channels[0])], low * stencil.out[0], end, stencil.lanes)
     f.ret()
     return f
 
@@ -155,11 +176,12 @@ def own_weights(f: Function, a: Words, weights: Value, copy: Value, lanes: int) 
 def own_rows(
     f: Function, a: Words, source: Value, copy: Value, first: Value, last: Value, lanes: int
 ) -> tuple[Value, Value]:
-    """(pointer to row 0 of the channel, distance of rows) with pixels side by side, as float32.
+    """(pointer to row 0 of the channel, distance of rows) with pixels side by side, as `read_as` says.
 
     Where it lies, or rows `first` to `last` copied, beginning at `copy`.
     """
-    if stored_as(source) is not PTR:
+    stored = stored_as(source)
+    if read_as(stored, lanes) is not stored:
         from_row = source + first * a["in_y"]
         copy_rows(f, copy, from_row, last - first, a["width"], a["in_y"], a["in_x"], lanes)
         return copy + (0 - first * a["width"]), a["width"]
@@ -173,7 +195,7 @@ def own_rows(
 
 def own_target(f: Function, a: Words, target: Value, parked: Value, ending: Ending) -> tuple[Value, Value]:
     """(where row 0 of the sums goes, distance of rows): into the output, or into scratch."""
-    if not ending.plain:
+    if not ending.local:
         return parked, a["out_pitch"]
     copied = a["copy_out"].equals(1)
     return f.select(copied, parked, target, "to"), f.select(copied, a["out_pitch"], a["out_y"], "to_y")
@@ -182,16 +204,17 @@ def own_target(f: Function, a: Words, target: Value, parked: Value, ending: Endi
 def put_rows(
     f: Function, a: Words, planes: list[tuple[Value, Value, Channels]], first: Value, last: Value, lanes: int
 ) -> None:
-    """Rows `first` to `last` of outputs leave scratch, if they are there, finished unless sums begin with the bias.
+    """Rows `first` to `last` of outputs leave scratch, if they are there, finished if they were not before.
 
     planes: (the output's row 0, where row 0 would be in scratch, the operands of its channel).
     """
-    ending = planes[0][2].ending
-    put, pitches = store_rows_function(lanes, ending), (a["out_y"], a["out_pitch"])
+    ending, pitches = planes[0][2].ending, (a["out_y"], a["out_pitch"])
+    left = Ending(ending.stored) if ending.local else ending
+    put = store_rows_function(lanes, left, written_as(ending))
     with f.when(a["copy_out"].equals(1), "out"):
         for target, source, channels in planes:
             to, at = target + first * a["out_y"], source + first * a["out_pitch"]
-            operands = (Value(f, PTR, "null"),) if ending.plain else channels.arguments
+            operands = (Value(f, PTR, "null"),) if ending.local else channels.arguments
             f.call(put, to, at, *operands, last - first, *pitches, a["out_width"], a["out_x"])
 
 
@@ -203,6 +226,7 @@ def _columns(
     out: Callable[[int], Value],
     weight: Callable[[int], Value],
     bias: Value,
+    finishes: list[Finish],
     ahead: tuple[Value, Value, Value, Value],
     middle: bool,
 ) -> None:
@@ -228,7 +252,7 @@ def _columns(
         for j in range(stencil.rows):
             for y in range(out_y):
                 to = out(j * out_y + y) + x * out_x
-                put_vectors(f, stencil, outputs(f, stencil, sums, j, y), [to], masks)
+                put_vectors(f, stencil, outputs(f, stencil, sums, j, y), [to], masks, finishes)
 
     with f.loop("column", 0, a["columns"]) as column:
         x = f.maximum(f.minimum(column.index * lanes, a["units_x"] - lanes), 0)
@@ -240,14 +264,23 @@ def _columns(
             tile(x, load_masks(f, stencil, a["masks"], column.index))
 
 
-def put_vectors(f: Function, stencil: Stencil, vectors: list[Value], rows: list[Value], masks: Masks | None) -> None:
-    """Store the vectors of one output row, side by side, or one in each plane.
+def put_vectors(
+    f: Function,
+    stencil: Stencil,
+    vectors: list[Value],
+    rows: list[Value],
+    masks: Masks | None,
+    finishes: list[Finish],
+) -> None:
+    """Store the vectors of one output row, side by side, or one in each plane, finished as each plane's `finishes` say.
 
     Only AVX-512 has masks for it: for the others, whatever runs over the end of a row goes to scratch (`copy_out`).
     """
     count, width = stencil.stored
     places = [row + i * width for row in rows for i in range(count)]
     for i, (vector, place) in enumerate(zip(vectors, places, strict=True)):
+        if finishes:
+            vector = finishes[i // count](vector, place)
         if masks and stencil.lanes == 16:
             f.store_masked(vector, place, masks.stores[i % count])
         else:

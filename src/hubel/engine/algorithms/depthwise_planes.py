@@ -12,16 +12,20 @@ from dataclasses import dataclass, replace
 
 from hubel.engine.algorithms.depthwise_kernels import (
     WORDS,
+    finishes_of,
+    first_sum,
     own_rows,
     own_weights,
     put_rows,
     put_vectors,
+    read_as,
+    written_as,
 )
 from hubel.engine.algorithms.words import Words, job_words
-from hubel.engine.ir import F32, I64, PTR, Function, Value, vector_of
-from hubel.engine.ir.epilogue import PLAIN, Ending
+from hubel.engine.ir import I64, PTR, Function, Value
+from hubel.engine.ir.epilogue import PLAIN, Channels, Ending
 from hubel.engine.ir.rows import zero_row
-from hubel.engine.ir.stencil import Masks, Stencil, halves, load_masks, load_weight, outputs, sweep
+from hubel.engine.ir.stencil import Masks, Stencil, load_masks, load_weight, outputs, sweep
 from hubel.engine.ir.storage import stored_as
 
 
@@ -70,7 +74,6 @@ def plane_function(stencil: Stencil, plane: Plane, ending: Ending = PLAIN) -> Fu
     a = job_words(f, WORDS)
     zeros = scratch + a["zeros_at"]
     zero_row(f, zeros, f.constant(stencil.lanes), stencil.lanes)
-    has_bias = operands.given if ending.plain else None
     begin, count = f.arg("begin"), stencil.planes
     sets = (a["channels"] + (count - 1)) // count
     with f.loop("item", begin, f.arg("end"), carry=[begin % sets * count, begin // sets]) as item:
@@ -86,19 +89,14 @@ def plane_function(stencil: Stencil, plane: Plane, ending: Ending = PLAIN) -> Fu
                 )
                 for i, out in enumerate(outs)
             ]
-            both = f.constant(0.0, vector_of(stencil.lanes))
-            if has_bias:
-                places = [f.select(has_bias, operands.arguments[0] + out, zeros, "bias_at") for out in outs]
-                splats = [f.splat(f.load(at, F32, "bias"), stencil.lanes, "bias") for at in places]
-                both = splats[0] if count == 1 else halves(f, *splats)
+            of_channels = [operands.further(out) for out in outs]
             targets = [target + n * a["out_n"] + out * a["out_c"] for out in outs]
             if stencil.out[1] > 1:
                 # Four outputs to an input: the planes to be written next are asked for.
                 for line in range(0, plane.out_height * stencil.out[1] * stencil.lanes, 16):
                     f.prefetch(targets[0] + a["out_c"] * count + line, write=True)
             to, parked = _target(f, plane, a, targets, outs, ending)
-            _plane(f, stencil, plane, a, source_side, to, taps, both)
-            of_channels = [operands if ending.plain else operands.further(out) for out in outs]
+            _plane(f, stencil, plane, a, source_side, to, taps, of_channels)
             done = list(zip(targets, parked, of_channels, strict=True))
             put_rows(f, a, done, f.constant(0), f.constant(plane.out_height), stencil.lanes)
         following = first + count
@@ -112,9 +110,10 @@ def _source(f: Function, plane: Plane, a: Words, image: Value, channels: list[Va
     """The planes to read, where they lie or copied to scratch."""
     size = a["width"] * plane.height
     rows = f.constant(0), f.constant(plane.height)
-    copies = [f.arg("scratch") + a["in_at"] + size * i for i in range(len(channels))]
+    start = (f.arg("scratch") + a["in_at"]).seen_as(read_as(stored_as(image), lanes))
+    copies = [start + size * i for i in range(len(channels))]
     places = [own_rows(f, a, image + c * a["in_c"], at, *rows, lanes) for c, at in zip(channels, copies, strict=True)]
-    if stored_as(image) is not PTR:
+    if read_as(stored_as(image), lanes) is not stored_as(image):
         return Side(places[0][0], [size * i for i in range(len(channels))], places[0][1])
     copied = a["copy_in"].equals(1)
     apart = [
@@ -128,8 +127,9 @@ def _target(
 ) -> tuple[Side, list[Value]]:
     """(the planes to write, where they lie or in scratch; where each begins in scratch)"""
     size, copied = a["out_pitch"] * plane.out_height, a["copy_out"].equals(1)
-    parked = [f.arg("scratch") + a["out_at"] + size * i for i in range(len(targets))]
-    if not ending.plain:
+    start = (f.arg("scratch") + a["out_at"]).seen_as(written_as(ending))
+    parked = [start + size * i for i in range(len(targets))]
+    if not ending.local:
         return Side(parked[0], [size * i for i in range(len(targets))], a["out_pitch"]), parked
     apart = [
         f.select(copied, size * i, (c - channels[0]) * a["out_c"], "apart") for i, c in enumerate(channels) if i > 0
@@ -139,9 +139,17 @@ def _target(
 
 
 def _plane(
-    f: Function, stencil: Stencil, plane: Plane, a: Words, source: Side, target: Side, taps: list[Value], bias: Value
+    f: Function,
+    stencil: Stencil,
+    plane: Plane,
+    a: Words,
+    source: Side,
+    target: Side,
+    taps: list[Value],
+    channels: list[Channels],
 ) -> None:
     """One plane of each channel."""
+    bias, finishes = first_sum(channels, stencil), finishes_of(channels, stencil)
 
     def weight(index: int) -> Value:
         return load_weight(f, stencil, taps, index)
@@ -163,7 +171,7 @@ def _plane(
                 for y in range(stencil.out[0]):
                     line = (first + j) * stencil.out[0] + y
                     if line < plane.out_height:
-                        put_vectors(f, tile, outputs(f, tile, sums, j, y), outs[line], masks)
+                        put_vectors(f, tile, outputs(f, tile, sums, j, y), outs[line], masks, finishes)
 
     if stencil.lanes == 16:
         # Planes are no wider than a vector.

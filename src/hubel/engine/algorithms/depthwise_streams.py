@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from hubel.engine.algorithms.depthwise_kernels import (
     WORDS,
+    finishes_of,
     first_sum,
     own_rows,
     own_target,
@@ -24,11 +25,13 @@ from hubel.engine.algorithms.depthwise_kernels import (
     plane_parameters,
     put_rows,
     put_vectors,
+    read_as,
     within,
+    written_as,
 )
 from hubel.engine.algorithms.words import Words, job_words
 from hubel.engine.ir import Function, Value
-from hubel.engine.ir.epilogue import PLAIN, Ending
+from hubel.engine.ir.epilogue import PLAIN, Ending, Finish
 from hubel.engine.ir.stencil import Masks, Stencil, load_masks, load_weight, outputs, stream
 
 # Rows (in units) asked for ahead of the one that is read.
@@ -47,6 +50,8 @@ class Band:
     out_y: Value
     weights: list[Value]
     bias: Value
+    finishes: list[Finish]
+    ending: Ending
 
 
 def stream_function(stencil: Stencil, ending: Ending = PLAIN) -> Function:
@@ -58,11 +63,14 @@ def stream_function(stencil: Stencil, ending: Ending = PLAIN) -> Function:
     weights = own_weights(f, a, f.arg("weights"), scratch + a["weights_at"], stencil.lanes)
     top = f.maximum(first * step[0] + a["lead_y"], 0)
     bottom = f.minimum((last - 1) * step[0] + (stencil.span + a["lead_y"]), a["height"])
-    source, in_y = own_rows(f, a, f.arg("source"), scratch + a["in_at"], top, bottom, stencil.lanes)
-    parked = scratch + (a["out_at"] - first * out_y * a["out_pitch"])
+    in_at = (scratch + a["in_at"]).seen_as(read_as(ending.stored, stencil.lanes))
+    source, in_y = own_rows(f, a, f.arg("source"), in_at, top, bottom, stencil.lanes)
+    parked = (scratch + a["out_at"]).seen_as(written_as(ending)) + (0 - first * out_y * a["out_pitch"])
+    channels = [ending.given(f)]
     band = Band(
         first, last, source, in_y, *own_target(f, a, f.arg("target"), parked, ending),
-        [load_weight(f, stencil, [weights], i) for i in range(stencil.weights)], first_sum(f, stencil, ending),
+        [load_weight(f, stencil, [weights], i) for i in range(stencil.weights)],
+        first_sum(channels, stencil), finishes_of(channels, stencil), ending,
     )  # fmt: skip
     size = stencil.streams * stencil.lanes
 
@@ -84,7 +92,7 @@ def stream_function(stencil: Stencil, ending: Ending = PLAIN) -> Function:
             with f.when(plain.equals(0), "masked"):
                 column(each.index, True)
     end = f.minimum(last * out_y, a["out_height"])
-    put_rows(f, a, [(f.arg("target"), parked, ending.given(f))], first * out_y, end, stencil.lanes)
+    put_rows(f, a, [(f.arg("target"), parked, channels[0])], first * out_y, end, stencil.lanes)
     f.ret()
     return f
 
@@ -92,7 +100,8 @@ def stream_function(stencil: Stencil, ending: Ending = PLAIN) -> Function:
 def _column(f: Function, stencil: Stencil, a: Words, band: Band, x: Value, masks: Sequence[Masks | None]) -> None:
     """All rows of a band, of one column of vectors."""
     step, (out_y, out_x), depth, size = stencil.step, stencil.out, stencil.depth, stencil.streams * stencil.lanes
-    zeros, dump = f.arg("scratch") + a["zeros_at"], f.arg("scratch") + a["dump_at"]
+    zeros = (f.arg("scratch") + a["zeros_at"]).seen_as(read_as(band.ending.stored, stencil.lanes))
+    dump = (f.arg("scratch") + a["dump_at"]).seen_as(written_as(band.ending))
     at = x * step[1] + a["lead_x"]
     end = band.last + (depth - 1)
     # Turns in which all rows lie inside, whole vectors may be read of them, and an output row is complete.
@@ -104,7 +113,7 @@ def _column(f: Function, stencil: Stencil, a: Words, band: Band, x: Value, masks
 
     def store(row: int, vectors: list[list[Value]], to: Value) -> None:
         for i, (each, mask) in enumerate(zip(vectors, masks, strict=True)):
-            put_vectors(f, stencil, each, [to + (x + i * stencil.lanes) * out_x], mask)
+            put_vectors(f, stencil, each, [to + (x + i * stencil.lanes) * out_x], mask, band.finishes)
 
     def turn(sums: list[Value], rows: list[Value], outs: list[Value], guarded: bool) -> list[Value]:
         sums = stream(f, stencil, sums, rows, band.weights, masks, guarded)

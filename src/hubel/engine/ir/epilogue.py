@@ -36,6 +36,11 @@ class Ending:
         return self.stored is PTR and self.epilogue is None
 
     @property
+    def local(self) -> bool:
+        """Whether nothing but the channel's own operands is needed to finish a sum."""
+        return self.epilogue is None or not self.epilogue.residual
+
+    @property
     def name(self) -> str:
         """What it adds to the names of kernels."""
         return f"_{self.epilogue}" if self.epilogue else ""
