@@ -9,6 +9,7 @@ element leaves it there.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -18,14 +19,18 @@ from numpy.lib.stride_tricks import as_strided
 
 from hubel.engine import Invocation, Plan, Policy, Problem, choose, invoke, prepare, threads
 from hubel.engine.algorithms import ALGORITHMS
+from hubel.engine.epilogue import operand_words
 from hubel.engine.invoke import laid_out
 from hubel.engine.machine import Machine
 from hubel.engine.spec import ConvSpec, Direction
+from tests.engine.stored import STORED, narrow, widen
 from tests.strategies import integers
 
 T = TypeVar("T")
 
 CANARY = 0x7FC0BEEF
+# A NaN of bfloat16 and of float16.
+SHORT_CANARY = 0x7FDE
 GUARD = 512
 STRICT = Policy("strict")
 
@@ -34,18 +39,20 @@ OUTPUT_LAYOUTS = ("contiguous", "channels_last", "transposed", "sliced", "window
 
 
 class Guarded:
-    """A float32 tensor among guards: `values` shows it, `memory` is all of it."""
+    """A tensor among guards: `values` shows it as it is stored, `memory` is all of it."""
 
-    def __init__(self, like: np.ndarray, filled: bool = True) -> None:
-        """A tensor with the shape and strides of `like`, and its values if `filled`."""
-        strides = [s if n > 1 else 0 for s, n in zip(like.strides, like.shape, strict=True)]
-        reach = sum((n - 1) * s // 4 for s, n in zip(strides, like.shape, strict=True)) + 1 if like.size else 0
-        self.memory = np.full(GUARD + reach + GUARD, CANARY, np.uint32)
-        self.values = as_strided(self.memory.view(np.float32)[GUARD:], like.shape, like.strides)
-        self.address = self.values.ctypes.data
+    def __init__(self, like: np.ndarray, filled: bool = True, dtype: str = "float32") -> None:
+        """A tensor with the shape and strides (in numbers) of `like`, which is float32, and its values if `filled`."""
+        self.dtype, self._canary = dtype, CANARY if dtype == "float32" else SHORT_CANARY
+        number = np.dtype(STORED[dtype])
         self.strides = tuple(s // 4 for s in like.strides)
+        reach = sum((n - 1) * s for n, s in zip(like.shape, self.strides, strict=True) if n > 1) + 1 if like.size else 0
+        self.memory = np.full(GUARD + reach + GUARD, self._canary, f"u{number.itemsize}")
+        self._steps = [s * number.itemsize for s in self.strides]
+        self.values = as_strided(self.memory.view(number)[GUARD:], like.shape, self._steps)
+        self.address = self.values.ctypes.data
         if filled:
-            self.values[...] = like
+            self.values[...] = narrow(like, dtype)
         self._before = self.memory.copy()
 
     def assert_untouched(self, name: str) -> None:
@@ -53,17 +60,17 @@ class Guarded:
         assert np.array_equal(self.memory, self._before), f"the {name} changed"
 
     def take(self, name: str) -> np.ndarray:
-        """A copy of what was written. Fails if anything was written beside the tensor."""
-        result = self.values.copy()
-        as_strided(self.memory[GUARD:], self.values.shape, self.values.strides)[...] = CANARY
-        beside = np.flatnonzero(self.memory != CANARY)
+        """A copy of what was written, as float32. Fails if anything was written beside the tensor."""
+        result = widen(self.values.copy(), self.dtype)
+        as_strided(self.memory[GUARD:], self.values.shape, self._steps)[...] = self._canary
+        beside = np.flatnonzero(self.memory != self._canary)
         assert not beside.size, f"written beside the {name}, at {beside[:8] - GUARD} of {self.memory.size - 2 * GUARD}"
         return result
 
 
-def output(shape: tuple[int, ...], layout: str = "contiguous") -> Guarded:
+def output(shape: tuple[int, ...], layout: str = "contiguous", dtype: str = "float32") -> Guarded:
     """A result to be: canaries in the given layout."""
-    return Guarded(integers(shape, layout=layout), filled=False)
+    return Guarded(integers(shape, layout=layout), filled=False, dtype=dtype)
 
 
 @contextmanager
@@ -138,10 +145,13 @@ def convolve_in_every_way(
     """As `convolve`, by every plan that there is for these tensors on a machine: the chosen one first."""
     machine = machine or Machine.detect()
     result = _result(problem, layout)
-    x, _, y = _by_position(problem, first, second, result.values)
-    laid = laid_out(problem, *(tuple(s // 4 for s in tensor.strides) for tensor in (x, y)))
+    strides = [tuple(s // 4 for s in first.strides), tuple(s // 4 for s in second.strides), result.strides]
+    x, _, y = _by_position(problem, *strides)
+    laid = laid_out(problem, x, y)
     chosen = choose(laid, machine, policy)
-    answers = [a.propose(laid, machine, policy) for name, a in ALGORITHMS.items() if name != chosen.algorithm]
+    plain = problem.dtype == "float32" and problem.epilogue is None
+    others = [a for name, a in ALGORITHMS.items() if name != chosen.algorithm and (plain or hasattr(a, "ANY_EDGES"))]
+    answers = [a.propose(laid, machine, policy) for a in others]
     plans = [chosen, *(answer for answer in answers if isinstance(answer, Plan))]
     return [(plan, *_run(problem, first, second, bias, layout, team, plan)) for plan in plans]
 
@@ -156,9 +166,8 @@ def _by_position(problem: Problem, first: T, second: T, result: T) -> tuple[T, T
 def _result(problem: Problem, layout: str) -> Guarded:
     if problem.direction is Direction.WEIGHT_GRADIENT:
         return output(problem.spec.weight_shape)
-    return output(
-        problem.spec.output_shape if problem.direction is Direction.FORWARD else problem.spec.input_shape, layout
-    )
+    forward = problem.direction is Direction.FORWARD
+    return output(problem.spec.output_shape if forward else problem.spec.input_shape, layout, problem.dtype)
 
 
 def _run(
@@ -170,21 +179,41 @@ def _run(
     team: int,
     how: Plan | Policy,
 ) -> tuple[np.ndarray, np.ndarray]:
-    a, b, result = Guarded(first), Guarded(second), _result(problem, layout)
+    a, b = (Guarded(operand, dtype=problem.dtype) for operand in (first, second))
+    result = _result(problem, layout)
     strides = [tensor.strides for tensor in _by_position(problem, a, b, result)]
     # Not the remembered one: it may have been made when tiny problems stayed on one thread.
     run = prepare.__wrapped__(problem, *strides, how) if isinstance(how, Policy) else Invocation(how, *strides)
-    vector = Guarded(bias) if bias is not None else None
+    vector = Guarded(bias, dtype=problem.dtype) if bias is not None else None
     gradient = output((problem.spec.out_channels,)) if problem.direction is Direction.WEIGHT_GRADIENT else None
     with guarded_scratch():
         ready = packed(run, b, team)
         third = (gradient if problem.bias else None) or vector
-        run(a.address, (ready or b).address, third.address if third else 0, result.address, team)
-    for name, tensor in (("first operand", a), ("second operand", b), ("packed weights", ready), ("bias", vector)):
+        address, more = third.address if third else 0, {}
+        if problem.epilogue:
+            more = _following(problem, result)
+            places = (more[name].address for name in ("scale", "shift", "residual"))
+            words = operand_words(address, *places, result.address)
+            address = ctypes.addressof(words)
+        run(a.address, (ready or b).address, address, result.address, team)
+    inputs = {"first operand": a, "second operand": b, "packed weights": ready, "bias": vector, **more}
+    for name, tensor in inputs.items():
         if tensor:
             tensor.assert_untouched(name)
     db = gradient.take("bias gradient") if gradient else np.empty(0, np.float32)
     return result.take("result"), db if problem.bias else db[:0]
+
+
+def following(problem: Problem, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """scale, shift and residual of a problem whose result has this shape: small integers."""
+    return integers((shape[1],), 91), integers((shape[1],), 92), integers(shape, 93)
+
+
+def _following(problem: Problem, result: Guarded) -> dict[str, Guarded]:
+    scale, shift, residual = following(problem, result.values.shape)
+    like = as_strided(np.zeros(result.memory.size, np.float32), residual.shape, [4 * s for s in result.strides])
+    like[...] = residual
+    return {"scale": Guarded(scale), "shift": Guarded(shift), "residual": Guarded(like, dtype=problem.dtype)}
 
 
 def operands(problem: Problem, seed: int, layouts: tuple[str, str] = ("contiguous", "contiguous")) -> list[np.ndarray]:

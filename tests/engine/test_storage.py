@@ -11,26 +11,10 @@ from hubel.engine.compile import emit_assembly
 from hubel.engine.ir import F32, I64, PTR, Function, module_text, pointer_to, vector_of
 from hubel.engine.machine import Machine
 from tests.engine.calls import LANES, native
+from tests.engine.stored import narrow, widen
 
 NARROW = ("bfloat16", "float16")
 EVERY = np.arange(65536, dtype=np.uint16)
-
-
-def widen(stored: np.ndarray, dtype: str) -> np.ndarray:
-    """16 bits → float32."""
-    if dtype == "float16":
-        return stored.view(np.float16).astype(np.float32)
-    return (stored.astype(np.uint32) << 16).view(np.float32)
-
-
-def narrow(values: np.ndarray, dtype: str) -> np.ndarray:
-    """float32 → 16 bits: to nearest, ties to even; NaN stays NaN."""
-    if dtype == "float16":
-        with np.errstate(over="ignore"):
-            return values.astype(np.float16).view(np.uint16)
-    bits = values.view(np.uint32).astype(np.uint64)
-    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
-    return np.where(np.isnan(values), bits >> 16 | 0x40, rounded).astype(np.uint16)
 
 
 def copy(source: str, target: str, lanes: int, masked: bool = False) -> Function:

@@ -30,7 +30,7 @@ ERFCX = (
 ROUNDER = 1.5 * 2**23
 LN2_HIGH = 0.693359375
 LN2_LOW = log(2) - LN2_HIGH
-# e^y of smaller y is too small for a number with all its digits.
+# e^y of smaller y is too small for a number with all its digits: 0.
 LEAST = -87.0
 
 
@@ -70,10 +70,11 @@ def _tanh(f: Function, x: Value) -> Value:
 
 
 def _gelu(f: Function, x: Value) -> Value:
+    # Half a square whose last digits are kept: the power's relative error is the absolute one of its exponent.
+    square = x * x
+    lost = f.fma(x, x, 0.0 - square)
+    power, _ = _exponential(f, square * -0.5, lost * -0.5)
     z = _magnitude(f, x) * sqrt(0.5)
-    square = z * z
-    lost = f.fma(z, z, 0.0 - square)
-    power, _ = _exponential(f, 0.0 - square, 0.0 - lost)
     t = f.binary("div", f.constant(1.0, x.type), f.fma(z, f.constant(0.4, x.type), f.constant(1.0, x.type)))
     tail = power * t * _polynomial(f, ERFCX, t) * 0.5
     return x * _where(f, _less(f, x, 0.0), tail, 1.0 - tail)
@@ -81,8 +82,9 @@ def _gelu(f: Function, x: Value) -> Value:
 
 def _exponential(f: Function, y: Value, more: Value | None = None) -> tuple[Value, Value]:
     """(e^y, e^y − 1) of y ≤ 0. more: a small number to be added to y, whose digits y has no room for."""
-    type_ = y.type
-    y = _where(f, _less(f, y, LEAST), LEAST, y)
+    type_, nothing = y.type, _less(f, y, LEAST)
+    y = _where(f, nothing, LEAST, y)
+    more = _where(f, nothing, 0.0, more) if more else None
     shifted = f.fma(y, f.constant(1 / log(2), type_), f.constant(ROUNDER, type_))
     whole = shifted - ROUNDER
     r = f.fma(whole, f.constant(-LN2_HIGH, type_), y)
@@ -95,7 +97,8 @@ def _exponential(f: Function, y: Value, more: Value | None = None) -> tuple[Valu
     moved = f._emit(bits, f"shl {bits} {lowest.text}, {_whole(23, bits)}", "moved")
     biased = f._emit(bits, f"add {bits} {moved.text}, {_whole(127 << 23, bits)}", "biased")
     scale = f._emit(type_, f"bitcast {bits} {biased.text} to {type_}", "scale")
-    return f.fma(scale, rest, scale), f.fma(scale, rest, scale - 1.0)
+    power = _where(f, nothing, 0.0, f.fma(scale, rest, scale))
+    return power, f.fma(scale, rest, scale - 1.0)
 
 
 def _polynomial(f: Function, coefficients: Sequence[float], x: Value) -> Value:
