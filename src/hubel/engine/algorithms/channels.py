@@ -30,6 +30,7 @@ from itertools import product
 from math import prod
 
 from hubel.engine.algorithms import channels_kernels, direct
+from hubel.engine.algorithms.channels_kernels import TAP
 from hubel.engine.algorithms.direct import SLACK, channel_block
 from hubel.engine.algorithms.geometry import Axes, Sum, flattened, sums, three
 from hubel.engine.algorithms.tiling import ITEM, UNEVEN, error_bound
@@ -271,7 +272,9 @@ def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...])
     if not forward:
         key += (spec.stride, spec.padding, spec.dilation)
     jobs = (PlannedJob(plan.kernels[0], items, words),)
-    return Bound(jobs, (packing,) if packed else (), packed, key, scratch, 0, tables.keep())
+    return Bound(
+        jobs, (packing,) if packed else (), packed, key, max(scratch, shape.taps * tile.lanes), 0, tables.keep()
+    )
 
 
 def _job_words(
@@ -330,8 +333,11 @@ def _packing_job(plan: Plan, shape: Shape, w: tuple[int, ...], tables: Tables) -
     else:
         by_group, by_row, by_channel = shape.channels * out_stride, in_stride, out_stride
     tiles = -(-shape.rows // (plan.tile.vectors * plan.tile.lanes))
+    run = 0
+    if sorted(taps[:: len(TAP)]) == [*range(shape.taps)]:
+        run = 2 if by_channel == shape.taps and len(shape.parts) == 1 else 1
     words = (
         tables.add(taps), shape.rows, shape.channels, shape.taps, tiles, plan.channel_block,
-        by_group, by_row, by_channel,
+        by_group, by_row, by_channel, run,
     )  # fmt: skip
     return PlannedJob(plan.kernels[1], plan.problem.spec.groups * tiles, words)

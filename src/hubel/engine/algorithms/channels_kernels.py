@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from hubel.engine.algorithms.channel_lanes import joined, transposed_quarters
+from collections.abc import Iterator
+
+from hubel.engine.algorithms.channel_lanes import fill_function, joined, transposed_quarters
 from hubel.engine.algorithms.words import Words, job_words
 from hubel.engine.ir import F32, I64, PTR, Function, Value, vector_of
 from hubel.engine.ir.broadcast import broadcast_tile
@@ -325,34 +327,47 @@ def pack_function(tile: Tile) -> Function:
             from_ = source + group * a["from_g"] + m * a["from_m"] + c.index * a["from_c"]
             rows = f.maximum(f.minimum(a["rows"] - m, tile.lanes), 0)
             panel = panels + c.index * a["taps"] * a["tiles"] * width + v.index
-            f.call(part, args, panel, from_, block, rows, number)
+            f.call(part, args, panel, from_, f.arg("scratch"), block, rows, number)
     f.ret()
     return f
 
 
 # taps_at: for each tap its place in the weights, the taps of the phases before its own, those of its phase, and its
-# number among these.
-PACK_WORDS = ("taps_at", "rows", "channels", "taps", "tiles", "block", "from_g", "from_m", "from_c")
+# number among these. run: what follows each other in the weights: 0 anything, 1 the taps, 2 the channels' taps.
+# Channels ahead, far apart from each other, whose weights are asked for.
+AHEAD = 2
+PACK_WORDS = ("taps_at", "rows", "channels", "taps", "tiles", "block", "from_g", "from_m", "from_c", "run")
 TAP = ("place", "before", "of_phase", "number")
 
 
 def _pack_part_function(lanes: int, width: int) -> Function:
-    """part(args, panel, source, block, rows, number): a vector of output channels, a block of input channels."""
-    f = Function(
-        "part",
-        [("args", PTR), ("panel", PTR), ("source", PTR), ("block", I64), ("rows", I64), ("number", I64)],
-        private=True,
-    )
-    a: Words = job_words(f, PACK_WORDS, "taps_at", "taps", "tiles", "from_m", "from_c")
-    block, rows = f.arg("block"), f.arg("rows")
-    with f.loop("tap", 0, a["taps"]) as tap:
-        at = f.offset(a["taps_at"], tap.index * len(TAP), I64, "tap")
-        place, before, of_phase, number = (f.word(at, i, n) for i, n in enumerate(TAP))
-        panel = f.arg("panel") + ((before * a["tiles"] + f.arg("number") * of_phase) * block + number) * width
-        with f.loop("c", 0, block) as c:
-            to, from_ = panel + c.index * of_phase * width, f.arg("source") + place + c.index * a["from_c"]
-            f.store(f.constant(0.0, vector_of(lanes)), to)
-            with f.loop("row", 0, rows) as r:
-                f.store(f.load(from_ + r.index * a["from_m"], F32), to + r.index)
+    """part(args, panel, source, buffer, block, rows, number): a vector of output channels of tile `number`, a block of
+    input channels. buffer: room for a vector a tap.
+    """
+    pointers, numbers = ("args", "panel", "source", "buffer"), ("block", "rows", "number")
+    f = Function("part", [*((n, PTR) for n in pointers), *((n, I64) for n in numbers)], private=True)
+    a: Words = job_words(f, PACK_WORDS, "taps_at", "taps", "tiles", "from_m", "from_c", "run")
+    block, rows, source, buffer = f.arg("block"), f.arg("rows"), f.arg("source"), f.arg("buffer")
+    fill = fill_function(lanes)
+
+    def each_tap() -> Iterator[tuple[Value, Value, Value]]:
+        """Where a tap lies in the weights, where its first channel goes, and how far apart channels are there."""
+        with f.loop("tap", 0, a["taps"]) as tap:
+            at = f.offset(a["taps_at"], tap.index * len(TAP), I64, "tap")
+            place, before, of_phase, number = (f.word(at, i, n) for i, n in enumerate(TAP))
+            to = f.arg("panel") + ((before * a["tiles"] + f.arg("number") * of_phase) * block + number) * width
+            yield place, to, of_phase * width
+
+    with f.when(a["run"].equals(2), "all"):
+        to = f.arg("panel") + f.arg("number") * a["taps"] * block * width
+        f.call(fill, to, source, rows, 1, block * a["taps"], a["from_m"], 0, 1, 0, width, 16)
+    with f.when(a["run"].equals(1), "taps"), f.loop("c", 0, block) as c:
+        from_ = source + c.index * a["from_c"]
+        f.call(fill, buffer, from_, rows, 1, a["taps"], a["from_m"], 0, 1, 0, lanes, a["from_c"] * AHEAD)
+        for place, to, apart in each_tap():
+            f.store(f.load(buffer + place * lanes, vector_of(lanes)), to + c.index * apart)
+    with f.when(a["run"].equals(0), "any"):
+        for place, to, apart in each_tap():
+            f.call(fill, to, source + place, rows, 1, block, a["from_m"], 0, a["from_c"], 0, apart, 16)
     f.ret()
     return f
