@@ -19,7 +19,7 @@ Four kernels do a layer, whatever image sizes come, each for a class of planes (
 
     7 high, 5 to 8 wide             two planes to a vector, written out (`depthwise_planes`)
     14 high, 9 to 16 wide           written out too
-    17 to 32 wide                   rows stream through registers (`depthwise_streams`), where all weights stay in them
+    17 to 32 wide, AVX-512          rows stream through registers (`depthwise_streams`), where all weights stay in them
     all others                      tiles of 8 rows; of 7, if fewer rows are computed so, where there are no streams
 
 Constants. The sums of 8 rows and the weights on one offset leave half of the AVX-512 registers free. Reached on one
@@ -128,7 +128,8 @@ def shape_of(problem: Problem, machine: Machine) -> tuple[Stencil, Plane | None,
     """
     of, lead = stencils(problem, machine)
     height, width = units(problem)
-    streams = problem.spec.ndim == 2 and of(1).streamable(STREAMS)
+    # With shorter vectors few planes would stream, and the others would do without a second height of tiles.
+    streams = problem.spec.ndim == 2 and machine.lanes == 16 and of(1).streamable(STREAMS)
     heights = _heights(problem, streams)
     fitting = [of(rows) for rows in heights if of(rows).fits] or [of(heights[-1])]
     stencil = min(fitting, key=lambda s: (-(-height // s.rows) * s.rows, -s.rows))

@@ -10,6 +10,8 @@ neighbourhood. Lanes are neighbouring units along x:
             for weights on it:  acc[unit row][phase] += weight · vector
 
 Where units lie two pixels apart, two vectors are loaded and sorted into even and odd pixels, which serve two offsets.
+AVX2 sorts within halves of a vector in one instruction, across them in two: there the sums keep the order that one
+gives, and only what is stored, or what they are multiplied with, is brought into order (`_ORDER`).
 Planes of less than half a vector go in twos: one in the lower half of all vectors, one in the upper.
 
 Left and right of a row lie zeros that are not there. Masked loads put them into the vectors, and touch no memory
@@ -27,6 +29,9 @@ from hubel.engine.ir.function import F32, I64, Function, Value, vector_of
 
 # From the number of a row to where it begins (in each plane); None for a row of padding.
 Pointers = Callable[[int], Value | Sequence[Value] | None]
+
+# The units in the lanes of eight, two pixels apart, after sorting within halves of vectors. Its own opposite.
+_ORDER = (0, 1, 4, 5, 2, 3, 6, 7)
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,11 @@ class Stencil:
             if not pairs or column > pairs[-1] + 1:
                 pairs.append(column)
         return tuple(pairs)
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """The unit in each lane of a sum."""
+        return _ORDER if self.step[1] == 2 and self.lanes == 8 else tuple(range(self.lanes))
 
     @property
     def width(self) -> int:
@@ -131,7 +141,7 @@ class Stencil:
     def fits(self) -> bool:
         """Whether the weights on one offset stay in registers, beside the sums and what is loaded."""
         widest = max(sum(tap.column - load in range(self.step[1]) for tap in self.taps) for load in self.loads)
-        return widest + self.sums + self.step[1] <= self.registers
+        return widest + self.sums + (1 if self.step[1] == 1 else 3) <= self.registers
 
 
 def load_weight(f: Function, stencil: Stencil, weights: Sequence[Value], index: int) -> Value:
@@ -269,7 +279,7 @@ def _pixels(
     a, b = vectors
     wanted = {tap.column for tap in stencil.taps}
     return [
-        (load + odd, f.shuffle(a, b, range(odd, 2 * stencil.lanes, 2), "odd" if odd else "even"))
+        (load + odd, f.shuffle(a, b, [2 * unit + odd for unit in stencil.order], "odd" if odd else "even"))
         for odd in (0, 1)
         if load + odd in wanted
     ]
@@ -322,7 +332,8 @@ def correlate(
             rows = dy(j)
             parts = [rows] if isinstance(rows, Value) else rows or []
             mask = masks.stores[0] if masks and not whole_dy[j] else None
-            gradients[j] = _joined(f, [_vector(f, p, stencil.width, mask, "dy") for p in parts])
+            joined = _joined(f, [_vector(f, p, stencil.width, mask, "dy") for p in parts])
+            gradients[j] = _ordered(f, stencil, joined)
         whole = can and not guarded(i)
         for number in loads:
             for column, pixels in _pixels(f, stencil, at, number, stencil.loads[number], None if whole else masks):
@@ -335,11 +346,18 @@ def correlate(
     return sums
 
 
+def _ordered(f: Function, stencil: Stencil, vector: Value) -> Value:
+    """Neighbouring units in the order of the sums' lanes, or the sums as neighbouring units."""
+    if stencil.order == tuple(range(stencil.lanes)):
+        return vector
+    return f.shuffle(vector, vector, stencil.order, "ordered")
+
+
 def outputs(f: Function, stencil: Stencil, sums: dict[tuple[int, int, int], Value], j: int, y: int) -> list[Value]:
     """The vectors of one output row of a tile, in the order in which they are stored: along x, or plane by plane."""
     lanes = stencil.lanes
     if stencil.out[1] == 1:
-        total = sums[j, y, 0]
+        total = _ordered(f, stencil, sums[j, y, 0])
         if stencil.planes == 1:
             return [total]
         return [f.shuffle(total, total, range(h * lanes // 2, (h + 1) * lanes // 2), "half") for h in (0, 1)]
