@@ -130,6 +130,8 @@ LAYERS = (
     "n17c6o10i6x6k3x3s2p1",
     "n1c12o8i33k5s1p2",
     "n1c8o12i4x6x7k3x3x3s1p1g4",
+    "n1c3o20i15x17k3x3s2p1",
+    "n1c16o16i9x11k3x3s1p1g4",
 )
 
 

@@ -32,6 +32,7 @@ from math import prod
 from hubel.engine.algorithms import channels_kernels, direct
 from hubel.engine.algorithms.channels_kernels import TAP
 from hubel.engine.algorithms.direct import SLACK, channel_block
+from hubel.engine.algorithms.edges import ending_of, number
 from hubel.engine.algorithms.geometry import Axes, Sum, flattened, sums, three
 from hubel.engine.algorithms.tiling import ITEM, UNEVEN, error_bound
 from hubel.engine.ir import module_text
@@ -42,6 +43,7 @@ from hubel.engine.tables import Tables
 from hubel.engine.window import Axis, Window
 
 NAME = "channels"
+ANY_EDGES = True
 # Most pixels of a tile: more need more pointers than there are, and ARM's have to be added up one by one.
 MOST_PIXELS, MOST_PIXELS_ARM = 14, 8
 # Fewest output channels a group.
@@ -139,7 +141,10 @@ def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusa
     block = channel_block(_largest(shape), machine)
     return Plan(
         problem, machine, policy, NAME, tile,
-        kernels=tuple(f"{what}_f32_channels_{tile}_{machine.isa}" for what in ("conv", "pack")),
+        kernels=(
+            f"conv_{number(problem)}_channels_{tile}_{machine.isa}{ending_of(problem).name}",
+            f"pack_{number(problem)}_channels_{tile}_{machine.isa}",
+        ),
         channel_block=block, box=best.box, row_tiles=best.row_tiles,
         estimate=Estimate(spec.flops, int(spec.flops * wasted), problem.bytes(), best.cycles),
         error_bound=error_bound(problem), reason="pixels far apart or in short rows: output channels in lanes",
@@ -251,10 +256,10 @@ def _item(shape: Shape, tile: Tile, block: int, box: tuple[int, int, int], machi
 def emit(plan: Plan) -> dict[str, Callable[[], str]]:
     """The IR of each kernel of the plan, by name."""
     main, pack = plan.kernels
-    lanes = plan.tile.lanes
+    lanes, ending = plan.tile.lanes, ending_of(plan.problem)
     return {
-        main: lambda: module_text(channels_kernels.convolution_function(plan.tile), lanes),
-        pack: lambda: module_text(channels_kernels.pack_function(plan.tile), lanes),
+        main: lambda: module_text(channels_kernels.convolution_function(plan.tile, ending), lanes),
+        pack: lambda: module_text(channels_kernels.pack_function(plan.tile, ending.stored), lanes),
     }
 
 
@@ -325,8 +330,8 @@ def _packing_job(plan: Plan, shape: Shape, w: tuple[int, ...], tables: Tables) -
     taps, before = [], 0
     for part in shape.parts:
         places = [sum(t * s for t, s in zip(tap, strides, strict=True)) for tap in product(*part.taps)]
-        for number, place in enumerate(places):
-            taps += [place, before, len(places), number]
+        for order, place in enumerate(places):
+            taps += [place, before, len(places), order]
         before += len(places)
     if plan.problem.direction is Direction.FORWARD:
         by_group, by_row, by_channel = shape.rows * out_stride, out_stride, in_stride

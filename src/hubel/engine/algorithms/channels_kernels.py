@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 from hubel.engine.algorithms.channel_lanes import fill_function, joined, transposed_quarters
 from hubel.engine.algorithms.words import Words, job_words
-from hubel.engine.ir import F32, I64, PTR, Function, Value, vector_of
+from hubel.engine.ir import F32, I64, PTR, Function, Pointer, Value, vector_of
 from hubel.engine.ir.broadcast import broadcast_tile
+from hubel.engine.ir.epilogue import PLAIN, Ending
 from hubel.engine.ir.rows import zero_row
 from hubel.engine.ir.window import WindowWords, fill_window_function
 from hubel.engine.plan import Tile
@@ -29,18 +30,21 @@ PHASE = ("offsets", "taps", "before", "first_z", "first_y", "first_x", "count_z"
 AXES = "zyx"
 
 
-def convolution_function(tile: Tile) -> Function:
-    """The kernel: `kernel(args, begin, end, scratch)`. tile.rows are pixels, tile.vectors of output channels."""
+def convolution_function(tile: Tile, ending: Ending = PLAIN) -> Function:
+    """The kernel: `kernel(args, begin, end, scratch)`. tile.rows are pixels, tile.vectors of output channels.
+
+    Where the output takes no sums as they are, all go through scratch, and the bias is added there, too.
+    """
     f = Function("kernel", [("args", PTR), ("begin", I64), ("end", I64), ("scratch", PTR)])
     args, scratch, width = f.arg("args"), f.arg("scratch"), tile.vectors * tile.lanes
-    source, weights, bias, target = (
-        f.word(args, i, n, PTR) for i, n in enumerate(("input", "weights", "bias", "output"))
-    )
+    source, weights = f.word(args, 0, "input", ending.stored), f.word(args, 1, "weights", PTR)
+    operands, target = ending.of_call(f, args), f.word(args, 3, "output", ending.stored)
     a = job_words(f, WORDS, *WORDS[:-1])
     window_block = f.offset(args, RESERVED_WORDS + WORDS.index("window"), I64, "window")
     stride_c = WindowWords(f, window_block)["stride_c"]
-    planes, pixels = fill_window_function(tile.lanes), _fill_pixels_function(tile.lanes)
-    collect, compute, store = _bias_function(), _compute_function(tile), _store_function(tile)
+    planes = fill_window_function(tile.lanes, ending.stored)
+    pixels = _fill_pixels_function(tile.lanes, ending.stored)
+    collect, compute, store = _bias_function(), _compute_function(tile), _store_function(tile, ending)
     nothing, sums_at = scratch + a["bias_from"], scratch + a["sums_from"]
     biases = nothing + width
     f.call(collect, nothing, Value(f, PTR, "null"), 0, 0, width)
@@ -60,6 +64,7 @@ def convolution_function(tile: Tile) -> Function:
         out = target + image * a["out_n"] + row * a["out_c"]
         for axis in AXES:
             out = out + origin[axis] * a[f"step_{axis}"] * a[f"out_{axis}"]
+        bias = operands.arguments[0] if ending.plain else Value(f, PTR, "null")
         f.call(collect, biases, bias, row, rows, tiles * width)
         panels = weights + group * a["tiles"] * a["channels"] * a["taps"] * width
         with f.loop("c", 0, a["channels"], a["block"]) as c:
@@ -71,17 +76,19 @@ def convolution_function(tile: Tile) -> Function:
                 f.call(pixels, scratch, from_c, window_block, block, origin["z"], origin["y"], x, a["cell"])
             last = c.index + a["block"] >= a["channels"]
             f.call(
-                compute, args, panels + c.index * a["taps"] * a["tiles"] * width, scratch, sums_at, out,
+                compute, args, panels + c.index * a["taps"] * a["tiles"] * width, scratch, sums_at,
+                out if ending.plain else sums_at,
                 f.select(last, biases, nothing, "addend"), f.select(c.index > 0, sums_at, nothing, "before"),
-                first, tiles, f.select(last, rows, 0), block, f.select(last, width, 0),
+                first, tiles, f.select(last, rows, 0) if ending.plain else 0, block, f.select(last, width, 0),
                 origin["z"], origin["y"], origin["x"],
             )  # fmt: skip
         # Whole tiles have gone straight to an output with channels last.
-        done = f.select(a["out_c"].equals(1), rows // width, 0, "done")
+        done = f.select(a["out_c"].equals(1), rows // width, 0, "done") if ending.plain else f.constant(0)
         with f.loop("t", done, tiles) as t:
             there = f.minimum(rows - t.index * width, width)
-            out_t = out + t.index * width * a["out_c"]
-            f.call(store, args, sums_at + t.index * a["sums_t"], out_t, there, origin["z"], origin["y"], origin["x"])
+            out_t, of_tile = out + t.index * width * a["out_c"], operands.further(row + t.index * width).arguments
+            sums_t, at = sums_at + t.index * a["sums_t"], (origin["z"], origin["y"], origin["x"])
+            f.call(store, args, sums_t, out_t, *of_tile, there, *at)
     f.ret()
     return f
 
@@ -182,10 +189,11 @@ def _compute_function(tile: Tile) -> Function:
     return f
 
 
-def _store_function(tile: Tile) -> Function:
-    """store(args, sums, out, rows, z, y, x): the sums of a box go to `rows` output channels."""
+def _store_function(tile: Tile, ending: Ending) -> Function:
+    """store(args, sums, out, operands, rows, z, y, x): the sums of a box go to `rows` output channels."""
     numbers = [(n, I64) for n in ("rows", "z", "y", "x")]
-    f = Function("store", [("args", PTR), ("sums", PTR), ("out", PTR), *numbers], private=True)
+    pointers = [("args", PTR), ("sums", PTR), ("out", ending.stored)]
+    f = Function("store", [*pointers, *ending.parameters, *numbers], private=True)
     names = (*(f"{n}_{axis}" for n in ("box", "step", "size", "out") for axis in AXES), "out_c", "sums_z", "sums_y")
     a = job_words(f, WORDS, *names)
     width = tile.vectors * tile.lanes
@@ -196,19 +204,30 @@ def _store_function(tile: Tile) -> Function:
     # Rows that follow each other here and there are one.
     one = (size["x"] * width).equals(a["sums_y"]) & (size["x"] * a["out_x"]).equals(a["out_y"])
     lines, count = f.select(one, 1, size["y"]), f.select(one, size["y"] * size["x"], size["x"])
-    put = _put_function(tile)
+    put, operands = _put_function(tile, ending), ending.given(f).arguments
     with f.loop("plane", 0, size["z"]) as z, f.loop("line", 0, lines) as y:
         from_ = f.arg("sums") + z.index * a["sums_z"] + y.index * a["sums_y"]
         out = f.arg("out") + z.index * a["out_z"] + y.index * a["out_y"]
-        f.call(put, out, from_, count, f.arg("rows"), a["out_c"], a["out_x"])
+        f.call(put, out, from_, *operands, count, f.arg("rows"), a["out_c"], a["out_x"])
     f.ret()
     return f
 
 
-def _put_function(tile: Tile) -> Function:
-    """put(out, sums, pixels, rows, out_c, out_x): out[row·out_c + pixel·out_x] = sums[pixel·width + row]."""
+def _put_function(tile: Tile, ending: Ending) -> Function:
+    """put(out, sums, operands, pixels, rows, out_c, out_x): out[row·out_c + pixel·out_x] = sums[pixel·width + row],
+    finished unless the sums are outputs.
+    """
     numbers = [(n, I64) for n in ("pixels", "rows", "out_c", "out_x")]
-    f = Function("put", [("out", PTR), ("sums", PTR), *numbers], private=True)
+    pointers = [("out", ending.stored), ("sums", PTR), *ending.parameters]
+    f = Function("put", [*pointers, *numbers], private=True)
+    operands = ending.given(f)
+
+    def finished(value: Value, place: Value, row: Value, mask: Value | None = None) -> Value:
+        if ending.plain:
+            return value
+        width = lanes if value.type != F32 else 1
+        return operands.further(row).load([width])(value, place, mask)
+
     lanes, width = tile.lanes, tile.vectors * tile.lanes
     out, sums, pixels, rows, out_c, out_x = (f.arg(n) for n in ("out", "sums", "pixels", "rows", "out_c", "out_x"))
     side_by_side = out_x.equals(1)
@@ -225,10 +244,12 @@ def _put_function(tile: Tile) -> Function:
             vectors = [joined(f, [f.load(place, vector_of(4)) for place in places]) for places in starts]
             for i, vector in enumerate(transposed_quarters(f, vectors)):
                 with f.when(four.index + i < rows, "exists"):
+                    place = to + out_c * i
+                    vector = finished(vector, place, four.index + i, mask)
                     if mask:
-                        f.store_masked(vector, to + out_c * i, mask)
+                        f.store_masked(vector, place, mask)
                     else:
-                        f.store(vector, to + out_c * i)
+                        f.store(vector, place)
 
     with f.when(turned, "turned"):
         with f.loop("vector", 0, whole, lanes) as q:
@@ -236,20 +257,21 @@ def _put_function(tile: Tile) -> Function:
         with f.when(whole < pixels, "rest"):
             turn(whole if masks else pixels - lanes, mask)
     with f.when(f.negate(turned), "single"), f.loop("pixel", 0, pixels) as p, f.loop("row", 0, rows) as r:
-        f.store(f.load(sums + p.index * width + r.index, F32), out + p.index * out_x + r.index * out_c)
+        total, place = f.load(sums + p.index * width + r.index, F32), out + p.index * out_x + r.index * out_c
+        f.store(finished(total, place, r.index), place)
     f.ret()
     return f
 
 
-def _fill_pixels_function(lanes: int) -> Function:
+def _fill_pixels_function(lanes: int, stored: Pointer) -> Function:
     """fill_pixels(target, source, window, channels, z, y, x, cell): as `fill_window`, of an input whose channels follow
     each other: each place of the window is a cell of channels.
     """
     numbers = [(n, I64) for n in ("channels", "z", "y", "x", "cell")]
-    f = Function("fill_pixels", [("target", PTR), ("source", PTR), ("window", PTR), *numbers], private=True)
+    f = Function("fill_pixels", [("target", PTR), ("source", stored), ("window", PTR), *numbers], private=True)
     words = WindowWords(f, f.arg("window"))
     words.load("phases_z", "phases_y", "pitch_phase")
-    row_function = _fill_cells_function(lanes)
+    row_function = _fill_cells_function(lanes, stored)
     with f.loop("pz", 0, words["phases_z"]) as pz, f.loop("py", 0, words["phases_y"]) as py:
         phase = pz.index * words["phases_y"] + py.index
         f.call(
@@ -260,10 +282,10 @@ def _fill_pixels_function(lanes: int) -> Function:
     return f
 
 
-def _fill_cells_function(lanes: int) -> Function:
+def _fill_cells_function(lanes: int, stored: Pointer) -> Function:
     """fill_cells(target, source, window, channels, phase_z, phase_y, z, y, x, cell): every row of one phase."""
     numbers = [(n, I64) for n in ("channels", "phase_z", "phase_y", "z", "y", "x", "cell")]
-    f = Function("fill_cells", [("target", PTR), ("source", PTR), ("window", PTR), *numbers], private=True)
+    f = Function("fill_cells", [("target", PTR), ("source", stored), ("window", PTR), *numbers], private=True)
     words = WindowWords(f, f.arg("window"))
     words.load(
         "table_z", "table_y", "table_x", "valid_x", "valid_y", "valid_z", "pitch_y", "pitch_z", "planes", "rows",
@@ -307,7 +329,7 @@ def _fill_cells_function(lanes: int) -> Function:
     return f
 
 
-def pack_function(tile: Tile) -> Function:
+def pack_function(tile: Tile, stored: Pointer = PTR) -> Function:
     """The weights in the order in which they are read: [group][block][phase][tile][c][tap][lane].
 
     One work item a tile of output channels; lanes beyond the last output channel are zeros. See `PACK_WORDS`.
@@ -315,9 +337,9 @@ def pack_function(tile: Tile) -> Function:
     width = tile.vectors * tile.lanes
     f = Function("kernel", [("args", PTR), ("begin", I64), ("end", I64), ("scratch", PTR)])
     args = f.arg("args")
-    source, packed = f.word(args, 0, "weights", PTR), f.word(args, 1, "packed", PTR)
+    source, packed = f.word(args, 0, "weights", stored), f.word(args, 1, "packed", PTR)
     a = job_words(f, PACK_WORDS)
-    part = _pack_part_function(tile.lanes, width)
+    part = _pack_part_function(tile.lanes, width, stored)
     with f.loop("item", f.arg("begin"), f.arg("end")) as item:
         group, number = item.index // a["tiles"], item.index % a["tiles"]
         panels = packed + group * a["tiles"] * a["channels"] * a["taps"] * width
@@ -340,15 +362,15 @@ PACK_WORDS = ("taps_at", "rows", "channels", "taps", "tiles", "block", "from_g",
 TAP = ("place", "before", "of_phase", "number")
 
 
-def _pack_part_function(lanes: int, width: int) -> Function:
+def _pack_part_function(lanes: int, width: int, stored: Pointer) -> Function:
     """part(args, panel, source, buffer, block, rows, number): a vector of output channels of tile `number`, a block of
     input channels. buffer: room for a vector a tap.
     """
-    pointers, numbers = ("args", "panel", "source", "buffer"), ("block", "rows", "number")
-    f = Function("part", [*((n, PTR) for n in pointers), *((n, I64) for n in numbers)], private=True)
+    pointers = [("args", PTR), ("panel", PTR), ("source", stored), ("buffer", PTR)]
+    f = Function("part", [*pointers, *((n, I64) for n in ("block", "rows", "number"))], private=True)
     a: Words = job_words(f, PACK_WORDS, "taps_at", "taps", "tiles", "from_m", "from_c", "run")
     block, rows, source, buffer = f.arg("block"), f.arg("rows"), f.arg("source"), f.arg("buffer")
-    fill = fill_function(lanes)
+    fill = fill_function(lanes, stored)
 
     def each_tap() -> Iterator[tuple[Value, Value, Value]]:
         """Where a tap lies in the weights, where its first channel goes, and how far apart channels are there."""

@@ -24,6 +24,7 @@ from functools import lru_cache
 from math import prod
 
 from hubel.engine.algorithms import direct
+from hubel.engine.algorithms.edges import ending_of, number
 from hubel.engine.algorithms.geometry import Sum, sums, three
 from hubel.engine.algorithms.grouped_kernels import Taps, kernel_function, pack_function
 from hubel.engine.algorithms.tiling import ITEM, UNEVEN, error_bound
@@ -34,6 +35,7 @@ from hubel.engine.spec import Direction, Policy, Problem
 from hubel.engine.tables import Tables
 
 NAME = "grouped"
+ANY_EDGES = True
 # Channels of a group at most: their sums are one block, and their inputs stay in the caches.
 MOST_CHANNELS, MOST_TAPS = 80, 11
 # Widths of tiles that are compiled, beside the widest: those of the usual maps, and 1 for all others.
@@ -76,7 +78,7 @@ def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusa
     cycles, computed = sum(each.cycles for each in shares), sum(each.computed for each in shares)
     return Plan(
         problem, machine, policy, NAME, Tile(rows * width, 1, machine.lanes),
-        kernels=(*(_name(kind, machine) for kind in kinds), f"pack_f32_grouped_{machine.isa}"),
+        kernels=(*(_name(problem, kind, machine) for kind in kinds), f"pack_{number(problem)}_grouped_{machine.isa}"),
         channel_block=part.channels, box=(1, how.box_y, part.outputs[2]), row_tiles=how.vectors,
         estimate=Estimate(spec.flops, computed, problem.bytes(), cycles), least_gain=LEAST_GAIN,
         error_bound=error_bound(problem), reason="few channels a group: output channels in lanes",
@@ -84,8 +86,8 @@ def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusa
     )  # fmt: skip
 
 
-def _name(kind: Taps, machine: Machine) -> str:
-    return f"conv_f32_grouped_{kind}_{machine.isa}"
+def _name(problem: Problem, kind: Taps, machine: Machine) -> str:
+    return f"conv_{number(problem)}_grouped_{kind}_{machine.isa}{ending_of(problem).name}"
 
 
 def _declined(problem: Problem, machine: Machine) -> str:
@@ -158,14 +160,14 @@ def _shares(problem: Problem, part: Sum, machine: Machine, threads: int) -> Shar
         copied = rows * read_x * TURN * panels
         items = groups * -(-y // box_y)
         busy = items / threads
-        for number, (r, width) in enumerate(shapes(taps, machine)):
+        for index, (r, width) in enumerate(shapes(taps, machine)):
             if width > x:
                 continue
             tiles = -(-box_y // r) * -(-x // width)
             each = tiles * (terms * _step(taps, r, width, lanes) + TILE + STORE * r * width) + box_y * x * TURN
             cycles = (ITEM + copied + vectors * each) * max(busy, 1.0) * (1 + (UNEVEN / busy if threads > 1 else 0))
             computed = 2 * items * vectors * tiles * r * width * terms * len(taps.shifts) * lanes
-            found.append(Shares(bundle, vectors, panels, number, box_y, cycles, computed))
+            found.append(Shares(bundle, vectors, panels, index, box_y, cycles, computed))
     return min(found, key=lambda share: share.cycles)
 
 
@@ -182,12 +184,12 @@ def _window_x(part: Sum) -> int:
 
 def emit(plan: Plan) -> dict[str, Callable[[], str]]:
     """The IR of each kernel of the plan, by name."""
-    lanes = plan.machine.lanes
+    lanes, ending = plan.machine.lanes, ending_of(plan.problem)
     *names, pack = plan.kernels
     kinds = dict.fromkeys(_taps(part, plan.machine) for part in sums(plan.problem))
-    sources: dict[str, Callable[[], str]] = {pack: lambda: module_text(pack_function(lanes), lanes)}
+    sources: dict[str, Callable[[], str]] = {pack: lambda: module_text(pack_function(lanes, ending.stored), lanes)}
     for name, kind in zip(names, kinds, strict=True):
-        function = lambda kind=kind: kernel_function(kind, shapes(kind, plan.machine), lanes)  # noqa: E731
+        function = lambda kind=kind: kernel_function(kind, shapes(kind, plan.machine), lanes, ending)  # noqa: E731
         sources[name] = lambda function=function: module_text(function(), lanes)
     return sources
 
@@ -207,7 +209,7 @@ def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...])
         bundles = -(-spec.groups // how.bundle)
         items = spec.batch * bundles * -(-part.outputs[1] // how.box_y)
         kind = _taps(part, plan.machine)
-        jobs.append(PlannedJob(_name(kind, plan.machine), items, words))
+        jobs.append(PlannedJob(_name(problem, kind, plan.machine), items, words))
         if part.tap_count:
             packing.append(_packing(plan, part, how, w, packed, tables))
             packed += bundles * how.vectors * lanes * part.channels * part.tap_count
@@ -251,7 +253,8 @@ def _words(
         out_from, target[0], target[1], *out[1:],
         how.shape, plane, at_sums, at_bias,
     )  # fmt: skip
-    return words, at_bias + lanes
+    beside = 0 if ending_of(plan.problem).plain else at_bias - at_sums
+    return words, at_bias + lanes + beside
 
 
 def _packing(plan: Plan, part: Sum, how: Shares, w: tuple[int, ...], packed: int, tables: Tables) -> PlannedJob:

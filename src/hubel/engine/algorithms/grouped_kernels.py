@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from hubel.engine.algorithms.channel_lanes import fill_function, region_function, turn_back_function
 from hubel.engine.algorithms.words import Words, job_words
-from hubel.engine.ir import F32, I64, PTR, Function, Value, vector_of
+from hubel.engine.ir import F32, I64, PTR, Function, Pointer, Value, vector_of
+from hubel.engine.ir.epilogue import PLAIN, Ending
+from hubel.engine.ir.rows import store_rows_function
 from hubel.engine.ir.spread import SpreadFunction
 
 # The words of a job after the base pointers, in this order.
@@ -48,17 +50,22 @@ class Taps:
         return f"{shared}s{self.step}x{'_'.join(map(str, self.shifts))}"
 
 
-def kernel_function(taps: Taps, shapes: tuple[tuple[int, int], ...], lanes: int) -> Function:
-    """The kernel: some rows of outputs of the groups that share their vectors, one image."""
+def kernel_function(taps: Taps, shapes: tuple[tuple[int, int], ...], lanes: int, ending: Ending = PLAIN) -> Function:
+    """The kernel: some rows of outputs of the groups that share their vectors, one image.
+
+    Where the output takes no sums as they are, all go through scratch, and the bias is added there, too.
+    """
     f = Function("kernel", [("args", PTR), ("begin", I64), ("end", I64), ("scratch", PTR)])
     args, window = f.arg("args"), f.arg("scratch")
-    source, weights, bias, target = (
-        f.word(args, i, n, PTR) for i, n in enumerate(("input", "weights", "bias", "output"))
-    )
+    source, weights = f.word(args, 0, "input", ending.stored), f.word(args, 1, "weights", PTR)
+    operands, target = ending.of_call(f, args), f.word(args, 3, "output", ending.stored)
+    bias = operands.arguments[0] if ending.plain else Value(f, PTR, "null")
     a = job_words(f, WORDS)
     fill = fill_function(lanes)
-    read = _read_function(region_function(lanes, fill), lanes)
-    compute, put = _compute_function(taps, shapes, lanes), _put_function(lanes, turn_back_function(lanes, fill))
+    region = region_function(lanes, fill if ending.stored is PTR else None, ending.stored)
+    read = _read_function(region, lanes, ending.stored)
+    compute = _compute_function(taps, shapes, lanes)
+    put = _put_function(lanes, turn_back_function(lanes, fill), ending)
     sums, addends = window + a["sums_from"], window + a["bias_from"]
     panel = a["channels"] * a["terms"] * (len(taps.shifts) * lanes)
     with f.loop("item", f.arg("begin"), f.arg("end")) as item:
@@ -74,15 +81,19 @@ def kernel_function(taps: Taps, shapes: tuple[tuple[int, int], ...], lanes: int)
             count = f.minimum(groups * a["rows"] - v.index * lanes, lanes)
             _collect(f, addends, bias, row, count, lanes)
             out = target + a["out_from"] + image * a["out_n"] + row * a["out_c"] + y * a["out_y"]
-            straight = a["out_c"].equals(1) & count.equals(lanes)
             line = a["outputs_x"] * lanes
-            f.call(
-                compute, args, weights + a["weights_from"] + (bundle * a["vectors"] + v.index) * panel, window,
-                f.select(straight, out, sums), addends, rows,
-                f.select(straight, a["out_y"], line), f.select(straight, a["out_x"], lanes),
-            )  # fmt: skip
-            with f.when(f.negate(straight), "put"):
-                f.call(put, args, out, sums, rows, count)
+            panels = weights + a["weights_from"] + (bundle * a["vectors"] + v.index) * panel
+            if not ending.plain:
+                f.call(compute, args, panels, window, sums, addends, rows, line, lanes)
+                f.call(put, args, out, sums, addends + lanes, *operands.further(row).arguments, rows, count)
+            else:
+                straight = a["out_c"].equals(1) & count.equals(lanes)
+                f.call(
+                    compute, args, panels, window, f.select(straight, out, sums), addends, rows,
+                    f.select(straight, a["out_y"], line), f.select(straight, a["out_x"], lanes),
+                )  # fmt: skip
+                with f.when(f.negate(straight), "put"):
+                    f.call(put, args, out, sums, sums, *operands.arguments, rows, count)
     f.ret()
     return f
 
@@ -97,12 +108,12 @@ def _collect(f: Function, addends: Value, bias: Value, first: Value, count: Valu
         f.store(f.load(bias + first + c.index, F32), addends + c.index)
 
 
-def _read_function(region: Function, lanes: int) -> Function:
+def _read_function(region: Function, lanes: int, stored: Pointer) -> Function:
     """read(args, window, source, channels, y, rows): what `rows` rows of outputs from y on read of so many channels.
 
     window[c ∕ lanes][row][col][c mod lanes]
     """
-    pointers = [(n, PTR) for n in ("args", "window", "source")]
+    pointers = [("args", PTR), ("window", PTR), ("source", stored)]
     f = Function("read", [*pointers, *((n, I64) for n in ("channels", "y", "rows"))], private=True)
     names = ("step_y", "first_y", "first_x", "reach_y", "window_x", "size_y", "size_x", "in_c", "in_y", "in_x", "plane")
     a = job_words(f, WORDS, *names)
@@ -194,29 +205,38 @@ def _tile_function(taps: Taps, rows: int, width: int, lanes: int) -> Function:
     return f
 
 
-def _put_function(lanes: int, turn_back: Function) -> Function:
-    """put(args, out, sums, rows, count): sums[row][x][c] of `count` channels go where they belong."""
-    pointers = [(n, PTR) for n in ("args", "out", "sums")]
+def _put_function(lanes: int, turn_back: Function, ending: Ending) -> Function:
+    """put(args, out, sums, beside, operands, rows, count): sums[row][x][c] of `count` channels go where they belong,
+    those that are to be finished channel by channel: beside[c][row][x].
+    """
+    pointers = [("args", PTR), ("out", ending.stored), ("sums", PTR), ("beside", PTR), *ending.parameters]
     f = Function("put", [*pointers, *((n, I64) for n in ("rows", "count"))], private=True)
+    finish, operands, beside = store_rows_function(lanes, ending), ending.given(f), f.arg("beside")
     a = job_words(f, WORDS, "outputs_x", "out_c", "out_y", "out_x")
     # Rows that follow each other go as one.
     single = a["out_y"].equals(a["outputs_x"] * a["out_x"])
     lines, pixels = f.select(single, 1, f.arg("rows")), f.select(single, f.arg("rows"), 1) * a["outputs_x"]
     with f.loop("line", 0, lines) as y:
         out, sums = f.arg("out") + y.index * a["out_y"], f.arg("sums") + y.index * pixels * lanes
-        f.call(turn_back, out, sums, pixels, f.arg("count"), a["out_c"], a["out_x"])
+        if ending.plain:
+            f.call(turn_back, out, sums, pixels, f.arg("count"), a["out_c"], a["out_x"])
+        else:
+            f.call(turn_back, beside, sums, pixels, f.arg("count"), pixels, 1)
+            with f.loop("channel", 0, f.arg("count")) as c:
+                to, of_channel = out + c.index * a["out_c"], operands.further(c.index).arguments
+                f.call(finish, to, beside + c.index * pixels, *of_channel, 1, 0, 0, pixels, a["out_x"])
     f.ret()
     return f
 
 
-def pack_function(lanes: int) -> Function:
+def pack_function(lanes: int, stored: Pointer = PTR) -> Function:
     """The weights of a vector of output channels a work item, in the order of the sums: [c][tap][lane].
 
     Lanes without a channel get zeros.
     """
     f = Function("kernel", [("args", PTR), ("begin", I64), ("end", I64), ("scratch", PTR)])
     args = f.arg("args")
-    source, packed = f.word(args, 0, "weights", PTR), f.word(args, 1, "packed", PTR)
+    source, packed = f.word(args, 0, "weights", stored), f.word(args, 1, "packed", PTR)
     a: Words = job_words(f, PACK_WORDS)
     each = f.constant(lanes) // a["bundle"]
     terms = a["channels"] * a["taps"]
