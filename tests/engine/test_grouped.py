@@ -9,12 +9,13 @@ from itertools import product
 
 import pytest
 
-from hubel.engine import Policy, choose, kernel_text, reference
+from hubel.engine import Policy, choose, kernel_text
 from hubel.engine.algorithms import grouped
 from hubel.engine.machine import Machine
 from hubel.engine.plan import Plan, Refusal
 from hubel.engine.spec import ConvSpec, Direction, Problem
 from tests.engine.guards import OUTPUT_LAYOUTS, convolve, normal, operands, same_bits
+from tests.engine.test_accuracy import exact
 from tests.engine.test_generated_code import SPILLED_VECTOR, arithmetic_loops, multiply_adds
 
 HERE = Machine.detect()
@@ -43,9 +44,9 @@ PROBLEMS = [Problem(ConvSpec.parse(text), d, bias=d is Direction.FORWARD) for te
 def test_exact(problem: Problem, machine: Machine) -> None:
     first, second, *bias = operands(problem, 1)
     if problem.direction is Direction.FORWARD:
-        expected = reference.forward(problem.spec, first, second, bias[0])
+        expected = exact(problem, first, second, bias[0])
     else:
-        expected = reference.input_gradient(problem.spec, first, second)
+        expected = exact(problem, first, second, None)
     layouts = OUTPUT_LAYOUTS[: 2 if problem.spec.ndim == 2 else 1]
     for layout, team in product(layouts, (1, 2)):
         plan = grouped.propose(problem, machine, Policy("strict", threads=team))

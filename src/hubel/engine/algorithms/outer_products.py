@@ -18,7 +18,7 @@ the threads; as a block ends every few hundred products, long sums are blocked.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
 
@@ -37,15 +37,17 @@ from hubel.engine.window import Axis, Window
 
 NAME = "outer_products"
 ANY_EDGES = True
-# Outputs of a block, about; channels of a share at most, with an L2 cache of 1 MiB; work items there should be at
-# least.
-PIXELS, SHARE_ROWS, SHARE_CHANNELS, ITEMS = 224, 128, 32, 8
+# Outputs of a block, about; output channels and sums of a share at most, with an L2 cache of 1 MiB; work items there
+# should be at least.
+PIXELS, SHARE_ROWS, SUMS, ITEMS = 224, 128, 128 * 32 * 9, 8
 # Places in scratch that a register tile may read from: each takes a register for its address.
 MOST_BASES, RUN = 8, 4
 SLACK = 64
 # Cycles: a vector turned; a row of a window, and a vector of it; a number copied alone; a tile begun, and a vector of
 # its sums added to memory; a line of outputs begun. The register tile within its loops, against its count.
 TURN, ROW, VECTOR, SINGLE, TILE, SUM, LINE, LOOPS = 12.0, 30.0, 4.0, 2.5, 40.0, 3.0, 6.0, 1.15
+# How much dearer turning must be to be avoided.
+EVEN = 1.05
 LEAST_GAIN = 1.1
 
 
@@ -100,7 +102,7 @@ def _declined(problem: Problem, machine: Machine) -> str:
     spec = problem.spec
     if problem.direction is not Direction.WEIGHT_GRADIENT:
         return "does weight gradients only"
-    if flattened(problem) is not spec:
+    if flattened(problem) is not spec and spec.groups == 1:
         return "a matrix product over one row of pixels: pointwise"
     if not spec.batch or not prod(spec.output_size):
         return "there are no outputs to add up"
@@ -113,7 +115,22 @@ def _declined(problem: Problem, machine: Machine) -> str:
 def blocks(spec: ConvSpec, machine: Machine) -> Blocks:
     """The problem's work items, by the fewest cycles of two ways to hold x. Nothing depends on the threads."""
     ways = (False, True) if sums(Problem(spec))[0].outputs[0] == 1 and spec.ndim < 3 else (False,)
-    return min((_cut(spec, machine, turned) for turned in ways), key=lambda cut: cut.cycles)
+    # Where it matters little: channels-last tensors are turned for nothing.
+    return min(
+        (_cut(spec, machine, turned) for turned in ways), key=lambda cut: cut.cycles * (1 if cut.tile.turned else EVEN)
+    )
+
+
+def _read(spec: ConvSpec) -> tuple[Sum, tuple[int, int, int]]:
+    """The sum whose gradient is asked for, and how many rows and planes of x lie between those that are read: where the
+    kernel has but one and no padding, a stride skips them.
+    """
+    part = sums(Problem(spec))[0]
+    skips = tuple(a.step if a.shifts == (0,) and i < 2 else 1 for i, a in enumerate(part.axes))
+    axes = tuple(
+        Axis(a.outputs, a.outputs, 1, a.shifts) if skip > 1 else a for a, skip in zip(part.axes, skips, strict=True)
+    )
+    return replace(part, axes=axes), skips  # type: ignore[arg-type]
 
 
 def _tile(part: Sum, spec: ConvSpec, machine: Machine, turned: bool) -> Rows:
@@ -130,11 +147,13 @@ def _tile(part: Sum, spec: ConvSpec, machine: Machine, turned: bool) -> Rows:
 
 def _cut(spec: ConvSpec, machine: Machine, turned: bool) -> Blocks:
     lanes = machine.lanes
-    part = sums(Problem(spec))[0]
+    part = _read(spec)[0]
     tile = _tile(part, spec, machine, turned)
     half = 1 if machine.l2 >= MIB else 2
-    rows = min(even_share(part.rows, SHARE_ROWS // half, lanes), -(-part.rows // lanes) * lanes)
-    channels = min(part.channels, even_share(part.channels, max(1, SHARE_CHANNELS * 9 // half // part.tap_count), 4))
+    most = SHARE_ROWS // half * (2 if part.tap_count == 1 else 1)
+    rows = min(even_share(part.rows, most, lanes), -(-part.rows // lanes) * lanes)
+    most = max(1, SUMS // half // half // most // part.tap_count)
+    channels = min(part.channels, even_share(part.channels, most, 4))
     box, images = _box(part, spec.batch)
     axes = tuple(Axis(a.size, (a.outputs - 1) * a.step + 1, 1, a.shifts) for a in part.axes)
     dense = tuple((b - 1) * a.step + 1 for a, b in zip(part.axes, box, strict=True))
@@ -213,7 +232,8 @@ def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...])
     part, tile, window, box = how.part, how.tile, how.window, how.box
     row_shares, channel_shares = how.shares
     steps = tuple(axis.step for axis in part.axes)
-    x_strides, y_strides = three(x[2:], 0), three(y[2:], 0)
+    x_strides = tuple(s * skip for s, skip in zip(three(x[2:], 0), _read(spec)[1], strict=True))
+    y_strides = three(y[2:], 0)
     outputs = how.images * prod(box)
     panel_dy = outputs * tile.vectors * lanes
     offsets, places, x_words, from_dy = _x_layout(how, lanes)
