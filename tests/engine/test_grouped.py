@@ -108,12 +108,10 @@ def test_refusals(text: str, machine: str, reason: str) -> None:
     assert isinstance(answer, Refusal) and reason in answer.reason, answer
 
 
-def test_few_channels_a_group_are_its_own() -> None:
-    for name, text in product(
-        ("haswell", "skylake-avx512"),
-        ("n1c128o128i56x56k3x3s1p1g32", "n16c512o512i28x28k3x3s2p1g32", "n1c1024o1024i7x7k3x3s1p1g32"),
-    ):
-        assert choose(Problem.parse(text), Machine.named(name), Policy(threads=2)).algorithm == "grouped"
+@pytest.mark.parametrize("name", ["haswell", "skylake-avx512"])
+def test_few_channels_a_group_are_its_own(name: str) -> None:
+    problem = Problem.parse("n1c128o128i56x56k3x3s1p1g32")
+    assert choose(problem, Machine.named(name), Policy(threads=2)).algorithm == "grouped"
 
 
 @pytest.mark.parametrize("text", ["n1c128o128i56x56k3x3s1p1g32", "n1c512o512i14x14k3x3s1p1g16"])
