@@ -188,7 +188,8 @@ def test_the_loop_finder_sees_what_it_should_refuse() -> None:
 
 GOLDEN_KERNELS = {
     "direct_haswell": ("haswell", "n1c64o128i56x56k3x3s1p1"),
-    "dot_products_skylake-avx512": ("skylake-avx512", "n16c64o64i28x28k3x3s1p1/weight_gradient"),
+    "dot_products_skylake-avx512": ("skylake-avx512", "n16c64o64i28x28k3x3s1p1g8/weight_gradient"),
+    "outer_products_skylake-avx512": ("skylake-avx512", "n16c64o64i28x28k3x3s1p1/weight_gradient"),
 }
 
 
