@@ -10,13 +10,18 @@ import pytest
 from hubel.engine import Direction, Policy, choose
 from hubel.engine.algorithms import fft, fft_weight_gradient
 from hubel.engine.algorithms.fft_kernels import restore_function, transform_function
+from hubel.engine.choose import STORED_ERRORS
+from hubel.engine.epilogue import Epilogue
 from hubel.engine.ir.fourier import FIRST, operations
 from hubel.engine.machine import Machine
 from hubel.engine.plan import Plan, Refusal, error_unit, terms_of
 from hubel.engine.spec import ConvSpec, Problem
 from tests.engine.calls import LANES, native
 from tests.engine.guards import OUTPUT_LAYOUTS, convolve, normal, same_bits
+from tests.engine.guards import operands as operands_of
+from tests.engine.stored import rounded
 from tests.engine.test_accuracy import exact, relative
+from tests.engine.test_edges import EXACT, followed
 from tests.strategies import integers
 
 HERE = Machine.detect()
@@ -131,6 +136,34 @@ def test_layouts(text: str, direction: Direction) -> None:
             assert relative(result, ref) <= plan.error_bound
             seen = result if seen is None else seen
             assert same_bits(np.ascontiguousarray(result), np.ascontiguousarray(seen)), f"{inputs}, {layout}"
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("direction", Direction)
+@pytest.mark.parametrize("text", PROBLEMS[3:5])
+def test_narrow_numbers(text: str, direction: Direction, dtype: str) -> None:
+    """Sums of numbers that are stored in 16 bits, rounded once."""
+    problem = Problem(ConvSpec.parse(text), direction, direction is Direction.FORWARD, dtype)
+    first, second, *rest = (None if a is None else rounded(a, dtype) for a in operands(problem))
+    bias = rest[0]
+    assert first is not None and second is not None
+    for layout in ("contiguous", "channels_last"):
+        result, _ = convolve(problem, first, second, bias, policy=planned(problem), layout=layout)
+        ref = exact(problem, first, second, bias)
+        limit = planned(problem).error_bound
+        limit += STORED_ERRORS[dtype] if direction is not Direction.WEIGHT_GRADIENT else 0
+        assert relative(result, ref) <= limit
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("epilogue", EXACT, ids=str)
+def test_epilogues(epilogue: Epilogue, dtype: str) -> None:
+    spec = ConvSpec.parse("n2c4o4i32x32k9x9s1p4g4")
+    problem = Problem(spec, bias=True, dtype=dtype, epilogue=epilogue)
+    x, w, b = operands_of(problem, 1)
+    result, _ = convolve(problem, x, w, b, policy=planned(problem))
+    wanted = followed(problem, exact(problem, x, w, b))
+    assert relative(result, wanted) <= planned(problem).error_bound + STORED_ERRORS[dtype]
 
 
 @pytest.mark.parametrize("direction", BOTH)

@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise, product
 
+from hubel.engine.algorithms.edges import ending_of, number
 from hubel.engine.algorithms.fft_kernels import BAND, PACK_WORDS, kernel_function, pack_function
 from hubel.engine.algorithms.fft_products import WORDS, Shape, tiles_of
 from hubel.engine.ir import module_text
@@ -40,6 +41,7 @@ from hubel.engine.spec import Direction, Policy, Problem
 from hubel.engine.tables import Tables
 
 NAME = "fft"
+ANY_EDGES = True
 # Elements of the smallest kernel for which transforms pay, and its rows: of layers with one channel a group, which have
 # few kernels beside these, and of others, whose sizes share one length with several kernels of direct convolution.
 LEAST_TAPS, LEAST_ROWS, LEAST_DENSE_ROWS = 50, 7, 11
@@ -177,9 +179,12 @@ def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusa
     shape, high = shape_of(best.length, machine), max(rows for _, rows in best.bands)
     return Plan(
         problem, machine, policy, NAME, Tile(1, shape.tiles[0], machine.lanes),
-        kernels=(_name("conv", shape, machine), _name("pack", shape, machine)),
+        kernels=(
+            _name("conv", problem, shape, machine) + ending_of(problem).name,
+            _name("pack", problem, shape, machine),
+        ),
         channel_block=spec.in_channels // spec.groups, box=(1, high, axes_of(problem)[1].outputs), row_tiles=1,
-        estimate=Estimate(spec.flops, best.computed, spec.bytes(), spec.batch * best.cycles / policy.threads),
+        estimate=Estimate(spec.flops, best.computed, problem.bytes(), spec.batch * best.cycles / policy.threads),
         error_bound=ERROR * error_unit(terms_of(problem)),
         reason=f"transforms of {best.length} rows: sums over the kernel's columns alone; an infinity or NaN spreads "
         f"over {high} rows",
@@ -215,8 +220,8 @@ def shape_of(length: int, machine: Machine) -> Shape:
     return Shape(length, machine.lanes, tiles_of(machine.lanes, machine.registers))
 
 
-def _name(kind: str, shape: Shape, machine: Machine) -> str:
-    return f"{kind}_f32_fft_columns_of_{shape.length}_{machine.isa}"
+def _name(kind: str, problem: Problem, shape: Shape, machine: Machine) -> str:
+    return f"{kind}_{number(problem)}_fft_columns_of_{shape.length}_{machine.isa}"
 
 
 def emit(plan: Plan) -> dict[str, Callable[[], str]]:
@@ -224,10 +229,10 @@ def emit(plan: Plan) -> dict[str, Callable[[], str]]:
     best = cut(plan.problem, plan.machine)
     assert best is not None
     shape = shape_of(best.length, plan.machine)
-    main, pack = plan.kernels
+    (main, pack), ending = plan.kernels, ending_of(plan.problem)
     return {
-        main: lambda: module_text(kernel_function(shape), shape.lanes),
-        pack: lambda: module_text(pack_function(shape), shape.lanes),
+        main: lambda: module_text(kernel_function(shape, ending), shape.lanes),
+        pack: lambda: module_text(pack_function(shape, ending.stored), shape.lanes),
     }
 
 
@@ -290,7 +295,7 @@ def _job_words(
     least = 0 if lanes == 16 else lanes
     read_width, put_width = max(axis_x.size, least), max(axis_x.outputs, least)
     copy_in = int(source[3] != 1 or source[2] < axis_x.size or axis_x.size < least)
-    copy_out = int(target[3] != 1 or axis_x.outputs < least)
+    copy_out = int(target[3] != 1 or axis_x.outputs < least or not ending_of(plan.problem).plain)
     table = []
     for first, count in best.bands:
         begin = first - axis_y.before

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from hubel.engine.algorithms.fft_products import WORDS, Shape, multiply_function
 from hubel.engine.algorithms.words import job_words
-from hubel.engine.ir import F32, I64, PTR, Function, Value, vector_of
+from hubel.engine.ir import F32, I64, PTR, Function, Pointer, Value, vector_of
+from hubel.engine.ir.epilogue import PLAIN, Ending
 from hubel.engine.ir.fourier import Pass, backwards, forwards, passes
 from hubel.engine.ir.rows import gather_row, store_rows_function, zero_row
 from hubel.engine.threads import RESERVED_WORDS
@@ -16,18 +17,16 @@ BAND = 4
 PACK_WORDS = ("taps_at", "rows", "columns", "w_pitch", "between_at", "ins_at", "outs_at", "from_at", "zeros_at", "taps")
 
 
-def kernel_function(shape: Shape) -> Function:
+def kernel_function(shape: Shape, ending: Ending = PLAIN) -> Function:
     """The kernel: `kernel(args, begin, end, scratch)`; an item is a band of rows of some output channels of a group."""
     f = Function("kernel", [("args", PTR), ("begin", I64), ("end", I64), ("scratch", PTR)])
     args, scratch = f.arg("args"), f.arg("scratch")
     a = job_words(f, WORDS, "bands_at", "bands", "groups", "channels", "rows", "parts", "part_rows", "out_n", "out_c")
-    source, weights, bias, target = (
-        f.word(args, i, n, PTR) for i, n in enumerate(("input", "weights", "bias", "output"))
-    )
-    prepare, read, put = prepare_function(shape), read_function(shape), put_function(shape)
+    source, weights = f.word(args, 0, "input", ending.stored), f.word(args, 1, "weights", PTR)
+    operands, target = ending.of_call(f, args), f.word(args, 3, "output", ending.stored)
+    prepare, read, put = prepare_function(shape), read_function(shape, ending.stored), put_function(shape, ending)
     multiply = multiply_function(shape)
     f.call(prepare, args, scratch)
-    has_bias = f.compare("ne", bias, Value(f, PTR, "null"))
     b = job_words(f, WORDS, "in_n", "in_c", "w_pitch", "zeros_at")
     with f.loop("item", f.arg("begin"), f.arg("end")) as item:
         part, rest = item.index % a["parts"], item.index // a["parts"]
@@ -40,8 +39,11 @@ def kernel_function(shape: Shape) -> Function:
         with f.loop("m", start, f.minimum(start + a["part_rows"], a["rows"])) as m:
             row = group * a["rows"] + m.index
             at = weights + row * a["channels"] * b["w_pitch"] * shape.length
-            f.call(multiply, args, scratch, at, f.select(has_bias, bias + row, scratch + b["zeros_at"], "bias_at"))
-            f.call(put, args, scratch, target + n * a["out_n"] + row * a["out_c"], words)
+            of_row, zeros = operands.further(row), scratch + b["zeros_at"]
+            bias = f.select(of_row.given, of_row.arguments[0], zeros, "bias") if ending.plain else zeros
+            f.call(multiply, args, scratch, at, bias)
+            after = () if ending.plain else of_row.arguments
+            f.call(put, args, scratch, target + n * a["out_n"] + row * a["out_c"], *after, words)
     f.ret()
     return f
 
@@ -66,20 +68,27 @@ def prepare_function(shape: Shape) -> Function:
     return f
 
 
-def read_function(shape: Shape) -> Function:
+def _as(f: Function, pointer: Value, stored: Pointer) -> Value:
+    """The same place, for numbers that are stored so."""
+    return Value(f, stored, pointer.text)
+
+
+def read_function(shape: Shape, stored: Pointer = PTR) -> Function:
     """read(args, scratch, image, band): the transforms of all columns of a group's channels."""
-    f = Function("read", [(n, PTR) for n in ("args", "scratch", "image", "band")], private=True)
+    pointers = [("args", PTR), ("scratch", PTR), ("image", stored), ("band", PTR)]
+    f = Function("read", pointers, private=True)
     scratch, band = f.arg("scratch"), f.arg("band")
     a = job_words(
         f, WORDS, "channels", "in_c", "in_y", "in_x", "width", "read_width", "copy_in", "spectrum_c", "margin",
         "vectors", "zeros_at", "between_at", "ins_at", "rows_at", "in_at",
     )  # fmt: skip
     first, last = f.word(band, 1, "first"), f.word(band, 2, "last")
-    change = transform_function(shape.length, shape.lanes)
+    change = transform_function(shape.length, shape.lanes, stored)
     ins, low = scratch + a["ins_at"], f.maximum(first, 0)
     copied = a["copy_in"].equals(1)
     ahead = f.select(copied, 0, a["in_c"], "ahead")
-    copy = scratch + a["in_at"] + (0 - low * a["read_width"])
+    copy = _as(f, scratch + a["in_at"], stored) + (0 - low * a["read_width"])
+    zeros = _as(f, scratch + a["zeros_at"], stored)
     with f.loop("c", 0, a["channels"]) as c:
         plane = f.arg("image") + c.index * a["in_c"]
         with f.when(copied, "in"), f.loop("line", low, last) as line:
@@ -90,7 +99,7 @@ def read_function(shape: Shape) -> Function:
         with f.loop("row", 0, shape.length) as row:
             y = first + row.index
             inside = (y >= 0) & (y < last)
-            at = f.select(inside, base + y * pitch, scratch + a["zeros_at"], "row_at")
+            at = f.select(inside, base + y * pitch, zeros, "row_at")
             f.store(at, f.offset(ins, row.index, I64))
         with f.loop("v", 0, a["vectors"]) as v:
             x = _column(f, v.index, a["read_width"], shape.lanes)
@@ -100,19 +109,24 @@ def read_function(shape: Shape) -> Function:
     return f
 
 
-def put_function(shape: Shape) -> Function:
-    """put(args, scratch, out, band): the rows of one output channel from their transforms."""
-    f = Function("put", [(n, PTR) for n in ("args", "scratch", "out", "band")], private=True)
+def put_function(shape: Shape, ending: Ending = PLAIN) -> Function:
+    """put(args, scratch, out, operands, band): the rows of one output channel from their transforms.
+
+    A bias alone is in them already, and is no operand. Other endings finish rows that lie in scratch (`copy_out`).
+    """
+    after = [] if ending.plain else ending.parameters
+    pointers = [("args", PTR), ("scratch", PTR), ("out", ending.stored), *after, ("band", PTR)]
+    f = Function("put", pointers, private=True)
     scratch, band = f.arg("scratch"), f.arg("band")
     a = job_words(
         f, WORDS, "out_c", "out_y", "out_x", "out_width", "put_width", "copy_out", "out_pitch", "put_vectors",
         "between_at", "outs_at", "made_at", "out_at", "dump_at",
     )  # fmt: skip
     first, count = f.word(band, 0, "first"), f.word(band, 3, "count")
-    change, store = restore_function(shape.length, shape.lanes), store_rows_function(shape.lanes)
+    change, store = restore_function(shape.length, shape.lanes), store_rows_function(shape.lanes, ending)
     copied = a["copy_out"].equals(1)
-    target = f.arg("out") + first * a["out_y"]
-    base = f.select(copied, scratch + a["out_at"], target, "to")
+    target, parked = f.arg("out") + first * a["out_y"], scratch + a["out_at"]
+    base = f.select(copied, parked, target, "to") if ending.plain else parked
     pitch = f.select(copied, a["out_pitch"], a["out_y"], "to_y")
     outs, ahead = scratch + a["outs_at"], f.select(copied, 0, a["out_c"], "ahead")
     with f.loop("row", 0, shape.length) as row:
@@ -123,8 +137,8 @@ def put_function(shape: Shape) -> Function:
         between = scratch + a["between_at"]
         f.call(change, scratch + a["made_at"], x, outs, x, between, a["out_width"] - x, ahead)
     with f.when(copied, "out"):
-        no_bias = Value(f, PTR, "null")
-        f.call(store, target, base, no_bias, count, a["out_y"], a["out_pitch"], a["out_width"], a["out_x"])
+        operands = (Value(f, PTR, "null"),) if ending.plain else ending.given(f).arguments
+        f.call(store, target, parked, *operands, count, a["out_y"], a["out_pitch"], a["out_width"], a["out_x"])
     f.ret()
     return f
 
@@ -134,7 +148,7 @@ def _column(f: Function, v: Value, width: Value, lanes: int) -> Value:
     return v * lanes if lanes == 16 else f.minimum(v * lanes, width - lanes)
 
 
-def transform_function(length: int, lanes: int) -> Function:
+def transform_function(length: int, lanes: int, stored: Pointer = PTR) -> Function:
     """transform(ins, x, outs, to, between, count, ahead): the transforms of `lanes` columns, the first of them x.
 
     ins, outs: tables of `length` rows. Results lie in rows as `ir.fourier.passes` says, from column `to` on. count:
@@ -147,7 +161,7 @@ def transform_function(length: int, lanes: int) -> Function:
     one, two = passes(length)
 
     def read(at: int) -> Value:
-        place = f.word(f.arg("ins"), at, f"row_{at}", PTR) + f.arg("x")
+        place = f.word(f.arg("ins"), at, f"row_{at}", stored) + f.arg("x")
         f.prefetch(place + f.arg("ahead"))
         if mask is None:
             return f.load(place, vector_of(lanes), f"x_{at}")
@@ -206,7 +220,7 @@ def _load_between(f: Function, part: Pass, lanes: int) -> list[Value]:
     return [f.load(_between(f, at, lanes), vector_of(lanes), f"b_{at}") for at, _ in part.inputs]
 
 
-def pack_function(shape: Shape) -> Function:
+def pack_function(shape: Shape, stored: Pointer = PTR) -> Function:
     """The transforms of the kernel's columns: [output channel][channel of the group][row of the transform][tap].
 
     An item is one slice of the weights. `taps_at`: where its elements lie, in the order in which they meet the input;
@@ -214,7 +228,7 @@ def pack_function(shape: Shape) -> Function:
     """
     f = Function("kernel", [("args", PTR), ("begin", I64), ("end", I64), ("scratch", PTR)])
     args, scratch, lanes = f.arg("args"), f.arg("scratch"), shape.lanes
-    source, packed = f.word(args, 0, "weights", PTR), f.word(args, 1, "packed", PTR)
+    source, packed = f.word(args, 0, "weights", stored), f.word(args, 1, "packed", PTR)
     a = job_words(f, PACK_WORDS)
     change = transform_function(shape.length, lanes)
     copy, zeros = scratch + a["from_at"], scratch + a["zeros_at"]
@@ -241,16 +255,17 @@ def pack_function(shape: Shape) -> Function:
     return f
 
 
-def weight_gradient_function(shape: Shape) -> Function:
+def weight_gradient_function(shape: Shape, stored: Pointer = PTR) -> Function:
     """The kernel of `fft_weight_gradient`: an item is an output channel.
 
     Its words are those of a job twice: of the input, and of the output gradient, whose transforms are the weights.
     """
     f = Function("kernel", [("args", PTR), ("begin", I64), ("end", I64), ("scratch", PTR)])
     args, scratch = f.arg("args"), f.arg("scratch")
-    source, gradient, target = (f.word(args, i, n, PTR) for i, n in ((0, "input"), (1, "dy"), (3, "dw")))
+    source, gradient = (f.word(args, i, n, stored) for i, n in enumerate(("input", "dy")))
+    target = f.word(args, 3, "dw", PTR)
     of_dy = f.offset(args, len(WORDS), I64)
-    prepare, read, put = prepare_function(shape), read_function(shape), put_function(shape)
+    prepare, read, put = prepare_function(shape), read_function(shape, stored), put_function(shape)
     multiply = multiply_function(shape, add=True)
     a = job_words(
         f, WORDS, "images", "multiplier", "bands_at", "bands", "in_n", "in_c", "out_c", "sums_at", "out_pitch"

@@ -23,6 +23,7 @@ from itertools import pairwise
 
 from hubel.engine.algorithms import fft
 from hubel.engine.algorithms.bias_gradient import bias_function, bias_job, bias_name
+from hubel.engine.algorithms.edges import number, stored
 from hubel.engine.algorithms.fft import COLUMN, FREQUENCY, HEIGHTS, LEAST_TAPS, ROW, Axis, fits
 from hubel.engine.algorithms.fft_kernels import weight_gradient_function
 from hubel.engine.algorithms.fft_products import WORDS
@@ -34,6 +35,7 @@ from hubel.engine.spec import Direction, Policy, Problem
 from hubel.engine.tables import Tables
 
 NAME = "fft_weight_gradient"
+ANY_EDGES = True
 LEAST_ROWS = 7
 ERROR = 2.0
 CHUNKS = 16
@@ -101,9 +103,14 @@ def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusa
     spec, shape = problem.spec, fft.shape_of(best.length, machine)
     return Plan(
         problem, machine, policy, NAME, Tile(1, shape.tiles[0], machine.lanes),
-        kernels=(f"weight_gradient_f32_fft_columns_of_{best.length}_{machine.isa}", bias_name(problem, machine)),
+        kernels=(
+            f"weight_gradient_{number(problem)}_fft_columns_of_{best.length}_{machine.isa}",
+            bias_name(problem, machine),
+        ),
         channel_block=1, box=(1, max(axis.kernel for _, axis in best.bands), spec.output_size[1]), row_tiles=1,
-        estimate=Estimate(spec.flops, int(best.cycles * 4 * machine.lanes), spec.bytes(), best.cycles / policy.threads),
+        estimate=Estimate(
+            spec.flops, int(best.cycles * 4 * machine.lanes), problem.bytes(), best.cycles / policy.threads
+        ),
         error_bound=ERROR * error_unit(terms_of(problem)),
         reason=f"transforms of {best.length} rows: sums over columns alone; an infinity or NaN spreads over columns of "
         "its slice",
@@ -133,10 +140,10 @@ def emit(plan: Plan) -> dict[str, Callable[[], str]]:
     best = cut(plan.problem, plan.machine)
     assert best is not None
     shape = fft.shape_of(best.length, plan.machine)
-    main, bias = plan.kernels
-    sources = {main: lambda: module_text(weight_gradient_function(shape), shape.lanes)}
+    (main, bias), of = plan.kernels, stored(plan.problem)
+    sources = {main: lambda: module_text(weight_gradient_function(shape, of), shape.lanes)}
     if plan.problem.bias:
-        sources[bias] = lambda: module_text(bias_function(shape.lanes), shape.lanes)
+        sources[bias] = lambda: module_text(bias_function(shape.lanes, of), shape.lanes)
     return sources
 
 
