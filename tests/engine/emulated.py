@@ -1,9 +1,8 @@
 """Runs plans for ARM machines in an emulator: kernels and launcher as object code for Linux, a small driver around them
 (`emulated.c`), and memory as a file.
 
-The memory is laid out here, at addresses that hold there: tensors, tables, scratch, all of it full of NaN (`poison`)
-where nothing is given, with guards around every part, so that reads and writes out of place are found as in
-`tests.engine.guards`.
+The memory is laid out here, at addresses that hold there: tensors, tables and scratch, with guards around every part,
+as in `tests.engine.guards`.
 """
 
 from __future__ import annotations
@@ -11,11 +10,9 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 
 from hubel.engine.algorithms import ALGORITHMS
 from hubel.engine.compile import emit_object
@@ -23,9 +20,11 @@ from hubel.engine.epilogue import operand_words
 from hubel.engine.invoke import laid_out
 from hubel.engine.launcher import launcher_ir
 from hubel.engine.machine import Machine
-from hubel.engine.plan import Plan, PlannedJob
+from hubel.engine.plan import Bound, Plan, PlannedJob
 from hubel.engine.spec import Direction
 from hubel.engine.threads import Block, Job
+from tests.engine import guards
+from tests.engine.guards import CANARY, GUARD, Guarded
 
 TOOLS = ("qemu-aarch64", "aarch64-linux-gnu-gcc", "aarch64-linux-gnu-objcopy")
 MISSING = [tool for tool in TOOLS if shutil.which(tool) is None]
@@ -34,111 +33,52 @@ MISSING = [tool for tool in TOOLS if shutil.which(tool) is None]
 ARENA = 0x10_0000_0000
 # Words at the file's beginning: the number of launches, and eleven a launch, as `emulated.c` reads them.
 HEAD = 64
-GUARD = 512
-# NaNs that no arithmetic makes, by the size of a number.
-CANARY = {4: np.uint32(0x7FC0BEEF), 2: np.uint16(0x7FC1), 8: np.uint64(0x7FC0BEEF7FC0BEEF)}
 
 
 class Memory:
-    """The emulated process's memory while it is laid out, and after it has run."""
+    """The emulated process's memory: laid out, written to a file, and read when the process has ended."""
 
     def __init__(self) -> None:
-        self._parts: list[np.ndarray] = [np.zeros(HEAD, np.int64)]
-        self._size = 8 * HEAD
-        self._names: dict[str, tuple[int, np.ndarray]] = {}
+        self._words = [np.zeros(HEAD, np.uint32).repeat(2)]
+        self._size = 4 * 2 * HEAD
+        self._parts: dict[str, tuple[int, np.ndarray]] = {}
 
     def put(self, name: str, content: np.ndarray) -> int:
-        """The address of this content, a run of numbers, with guards around it."""
-        guard = np.full(GUARD, CANARY[content.itemsize]).view(content.dtype)
-        part = np.concatenate(
-            [guard, content, guard, np.zeros(-len(content) % (64 // content.itemsize), content.dtype)]
-        )
+        """The address of these numbers, a multiple of 64, among guards."""
+        guard = np.full(GUARD, CANARY, np.uint32)
+        padding = np.zeros(-content.nbytes % 64, np.uint8)
+        words = np.concatenate([content.view(np.uint8), padding]).view(np.uint32)
         offset = self._size + guard.nbytes
-        self._parts.append(part)
-        self._size += part.nbytes
-        self._names[name] = (offset, content)
+        self._parts[name] = offset, content
+        self._words += [guard, words, guard]
+        self._size = offset + words.nbytes + guard.nbytes
         return ARENA + offset
 
-    def empty(self, name: str, numbers: int, dtype: type = np.float32) -> int:
+    def put_tensor(self, name: str, tensor: Guarded) -> int:
+        """The address of the tensor's first number."""
+        return self.put(name, tensor.memory) + GUARD * tensor.memory.itemsize
+
+    def empty(self, name: str, numbers: int) -> int:
         """The address of so many canaries."""
-        size = np.dtype(dtype).itemsize
-        return self.put(name, np.full(numbers, CANARY[size]).view(dtype))
+        return self.put(name, np.full(numbers, CANARY, np.uint32))
 
     def write(self, path: Path, launches: Sequence[Sequence[int]]) -> None:
-        head = [len(launches), *(word for launch in launches for word in launch)]
-        assert len(head) <= HEAD
-        self._parts[0][: len(head)] = head
-        path.write_bytes(b"".join(part.tobytes() for part in self._parts))
+        head = np.array([len(launches), *(word for launch in launches for word in launch)], np.int64)
+        self._words[0].view(np.int64)[: len(head)] = head
+        path.write_bytes(np.concatenate(self._words).tobytes())
 
     def read(self, path: Path, written: Sequence[str]) -> dict[str, np.ndarray]:
-        """What lies under these names now. Fails if anything else changed, but for what launches patch in blocks."""
+        """What lies under these names now. Fails if anything else changed, but for the blocks."""
         data = np.fromfile(path, np.uint8)
-        found = {}
-        for name, (offset, content) in self._names.items():
-            size, guard = content.nbytes, GUARD * content.itemsize
-            around = np.concatenate([data[offset - guard : offset], data[offset + size : offset + size + guard]])
-            touched = np.flatnonzero(around.view(CANARY[content.itemsize].dtype) != CANARY[content.itemsize])
-            assert not touched.size, f"written beside {name}, at {touched[:8]} of its guards"
-            now = data[offset : offset + size].view(content.dtype)
-            if name in written:
-                found[name] = now
-            elif not name.startswith("block"):
-                assert now.tobytes() == content.tobytes(), f"{name} changed"
-        return found
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """Numbers as they are stored (uint16 for bfloat16), seen with strides in their memory."""
-
-    memory: np.ndarray
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-    @classmethod
-    def like(cls, values: np.ndarray, filled: bool = True) -> Tensor:
-        """With the shape, strides and dtype of `values`: its numbers, and canaries between them or everywhere."""
-        size = values.itemsize
-        strides = tuple(s // size if n > 1 else 0 for s, n in zip(values.strides, values.shape, strict=True))
-        reach = sum((n - 1) * s for s, n in zip(strides, values.shape, strict=True)) + 1 if values.size else 0
-        tensor = cls(np.full(reach, CANARY[size]).view(values.dtype), values.shape, strides)
-        if filled:
-            tensor.view(tensor.memory)[...] = values
-        return tensor
-
-    def view(self, memory: np.ndarray) -> np.ndarray:
-        return as_strided(memory, self.shape, tuple(s * memory.itemsize for s in self.strides))
-
-    def take(self, memory: np.ndarray, name: str) -> np.ndarray:
-        """A copy of what was written to `memory`. Fails if anything was written between its elements."""
-        result = self.view(memory).copy()
-        left = memory.copy()
-        self.view(left)[...] = np.full(1, CANARY[memory.itemsize]).view(memory.dtype)
-        assert (left.view(CANARY[memory.itemsize].dtype) == CANARY[memory.itemsize]).all(), f"written between {name}"
-        return result
-
-
-@dataclass(frozen=True)
-class Operands:
-    """What a problem reads, stored as it says, and the result's strides: first and second as `tests.engine.guards`."""
-
-    first: np.ndarray
-    second: np.ndarray
-    result: np.ndarray
-    bias: np.ndarray | None = None
-    scale: np.ndarray | None = None
-    shift: np.ndarray | None = None
-    residual: np.ndarray | None = None
-
-    def by_position(self, direction: Direction) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(x, w, y) or their gradients."""
-        first, second, result = self.first, self.second, self.result
-        if direction is Direction.FORWARD:
-            return first, second, result
-        return (result, second, first) if direction is Direction.INPUT_GRADIENT else (first, result, second)
-
-    def strides(self, direction: Direction) -> list[tuple[int, ...]]:
-        return [tuple(s // a.itemsize for s in a.strides) for a in self.by_position(direction)]
+        now = {}
+        for name, (offset, before) in self._parts.items():
+            end = offset + -(-before.nbytes // 64) * 64
+            around = np.concatenate([data[offset - 4 * GUARD : offset], data[end : end + 4 * GUARD]]).view(np.uint32)
+            assert (around == CANARY).all(), f"written beside {name}"
+            now[name] = data[offset : offset + before.nbytes].view(before.dtype)
+            if name not in written and not name.startswith("block"):
+                assert now[name].tobytes() == before.tobytes(), f"{name} changed"
+        return now
 
 
 class Emulator:
@@ -148,80 +88,69 @@ class Emulator:
         self._folder = folder
         self._objects: dict[str, tuple[str, Path]] = {}
         self._programs: dict[tuple[str, ...], Path] = {}
-        self._driver = folder / "driver.o"
+        self._driver, self._launcher = folder / "driver.o", folder / "launcher.o"
         source = Path(__file__).with_name("emulated.c")
         _call("aarch64-linux-gnu-gcc", "-O2", f"-DARENA={ARENA:#x}", "-c", source, "-o", self._driver)
-        self._launcher = folder / "launcher.o"
         machine = Machine.named("neoverse-n1")
         self._launcher.write_bytes(emit_object(launcher_ir(machine), machine))
 
     def run(
-        self, plan: Plan, given: Operands, team: int = 1, parts: int = 1, control: int = 0
+        self,
+        plan: Plan,
+        first: np.ndarray,
+        second: np.ndarray,
+        bias: np.ndarray | None = None,
+        *,
+        layout: str = "contiguous",
+        team: int = 1,
+        parts: int = 1,
+        control: int = 0,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(result, bias gradient or nothing) of a plan.
+        """(result, bias gradient) of a plan, as `tests.engine.guards.convolve`.
 
-        team: threads; more than one are made by the launcher. parts: ranges that the items of every job are handed
-        out in, at most. control: FPCR of the caller.
+        team: threads; the launcher makes those that are more than one. parts: into how many ranges the items of a job
+        are cut, if there are so many. control: FPCR of the caller.
         """
-        problem = plan.problem
-        x, w, y = given.strides(problem.direction)
+        problem, memory = plan.problem, Memory()
+        a, b = (Guarded(operand, dtype=problem.dtype) for operand in (first, second))
+        result = guards._result(problem, layout)
+        x, w, y = guards._by_position(problem, a.strides, b.strides, result.strides)
         assert laid_out(problem, x, y) == problem
         bound = ALGORITHMS[plan.algorithm].bind(plan, x, w, y)
         names = tuple(sorted({job.kernel for job in (*bound.jobs, *bound.packing)}))
-        memory = Memory()
-        moved = _tables(memory, bound.tables)
-        flush = 0 if plan.policy.accuracy == "strict" else 1
+        moved = _moved(memory, bound)
+        at_first, at_second = memory.put_tensor("first operand", a), memory.put_tensor("second operand", b)
+        at_result = memory.put_tensor("result", result)
+        third = _third(memory, plan, bias, result, at_result)
 
-        def launch(kind: str, jobs: Sequence[PlannedJob], pointers: Sequence[int], shared: int) -> list[int]:
+        def launch(kind: str, jobs: Sequence[PlannedJob], shared: int, *pointers: int) -> list[int]:
             native = [
-                Job(names.index(j.kernel), j.items, _chunk(j, parts), [moved.get(word, word) for word in j.words])
+                Job(names.index(j.kernel), j.items, max(1, -(-j.items // parts)), [moved.get(w, w) for w in j.words])
                 for j in jobs
             ]
             block = memory.put(f"block of {kind}", Block(native).words)
-            # Behind each part of the scratch lies a gap.
-            sizes = [-(-4 * n // 64) * 64 + 4 * GUARD for n in (shared, bound.scratch)]
-            scratch = memory.empty(f"scratch of {kind}", (sizes[0] + team * sizes[1]) // 4)
-            return [block, *pointers, team, sizes[0], sizes[1], flush, scratch, control]
+            rooms = [4 * _room(shared), 4 * _room(bound.scratch)]
+            scratch = memory.empty(f"scratch of {kind}", (rooms[0] + team * rooms[1]) // 4)
+            flush = 0 if plan.policy.accuracy == "strict" else 1
+            return [block, *pointers, team, *rooms, flush, scratch, control]
 
-        first, second = Tensor.like(given.first), Tensor.like(given.second)
-        result = Tensor.like(given.result, filled=False)
-        at_first, at_second = memory.put("first", first.memory), memory.put("second", second.memory)
-        at_result = memory.put("result", result.memory)
         launches = []
         if bound.packed:
-            # Read through its canaries: what packing leaves out makes NaN.
-            at_packed = memory.empty("packed", bound.packed)
-            launches.append(launch("packing", bound.packing, (at_second, at_packed, 0, 0), 0))
-            at_second = at_packed
-        third = self._third(memory, plan, given, at_result)
-        launches.append(launch("jobs", bound.jobs, (at_first, at_second, third, at_result), bound.shared))
+            packed = memory.empty("packed weights", bound.packed)
+            launches.append(launch("packing", bound.packing, 0, at_second, packed, 0, 0))
+            at_second = packed
+        launches.append(launch("jobs", bound.jobs, bound.shared, at_first, at_second, third, at_result))
 
         path = self._folder / "memory"
         memory.write(path, launches)
         _call("qemu-aarch64", self._program(plan, names), path)
-        gradient = ["bias gradient"] if problem.bias and problem.direction is Direction.WEIGHT_GRADIENT else []
-        now = memory.read(path, ["result", "packed", "scratch of packing", "scratch of jobs", *gradient])
-        for kind, shared in (("packing", 0), ("jobs", bound.shared)):
-            if f"scratch of {kind}" in now:
-                _check_gaps(now[f"scratch of {kind}"], shared, bound.scratch, team, kind)
-        return result.take(now["result"], "the result"), now["bias gradient"] if gradient else np.empty(0, np.float32)
-
-    def _third(self, memory: Memory, plan: Plan, given: Operands, at_result: int) -> int:
-        """What p2 points to: bias, bias gradient, operands of an epilogue, or nothing."""
-        problem = plan.problem
-        if problem.direction is Direction.WEIGHT_GRADIENT:
-            return memory.empty("bias gradient", problem.spec.out_channels) if problem.bias else 0
-
-        def put(name: str, values: np.ndarray | None) -> int:
-            return 0 if values is None else memory.put(name, Tensor.like(values).memory)
-
-        bias = put("bias", given.bias)
-        if problem.epilogue is None:
-            return bias
-        scale, shift = put("scale", given.scale), put("shift", given.shift)
-        residual = put("residual", given.residual) or at_result
-        words = operand_words(bias, scale, shift, residual, at_result)
-        return memory.put("operands", np.array(words[:], np.int64))
+        gradients = problem.bias and problem.direction is Direction.WEIGHT_GRADIENT
+        scratch = ["scratch of packing", "scratch of jobs"]
+        now = memory.read(path, ["result", "packed weights", *scratch, *["bias gradient"] * gradients])
+        for name, shared in zip(scratch, (0, bound.shared), strict=True):
+            _check_gaps(name, now.get(name), shared, bound.scratch, team)
+        result.memory[...] = now["result"]
+        return result.take("result"), now["bias gradient"].view(np.float32) if gradients else np.empty(0, np.float32)
 
     def _program(self, plan: Plan, names: tuple[str, ...]) -> Path:
         """Driver, launcher and these kernels, linked."""
@@ -245,26 +174,41 @@ class Emulator:
         return program
 
 
-def _chunk(job: PlannedJob, parts: int) -> int:
-    return max(1, -(-job.items // parts))
+def _third(memory: Memory, plan: Plan, bias: np.ndarray | None, result: Guarded, at_result: int) -> int:
+    """What p2 points to: bias, bias gradient, the operands of an epilogue, or nothing."""
+    problem = plan.problem
+    if problem.direction is Direction.WEIGHT_GRADIENT:
+        return memory.empty("bias gradient", problem.spec.out_channels) if problem.bias else 0
+    at_bias = 0 if bias is None else memory.put_tensor("bias", Guarded(bias, dtype=problem.dtype))
+    if problem.epilogue is None:
+        return at_bias
+    more = guards._following(problem, result)
+    places = [memory.put_tensor(name, more[name]) for name in ("scale", "shift", "residual")]
+    return memory.put("operands", np.array(operand_words(at_bias, *places, at_result)[:], np.int64))
 
 
-def _tables(memory: Memory, tables: Sequence[object]) -> dict[int, int]:
-    """Puts all tables into the memory; the addresses they had, and have there."""
-    moved = {}
-    for number, table in enumerate(tables):
-        assert isinstance(table, np.ndarray), "tables are arrays"
-        moved[table.ctypes.data] = memory.put(f"table {number}", table)
+def _moved(memory: Memory, bound: Bound) -> dict[int, int]:
+    """Puts all tables into the memory: where each lay, and lies there. A table may hold addresses of earlier ones."""
+    moved: dict[int, int] = {}
+    for number, table in enumerate(bound.tables):
+        assert isinstance(table, np.ndarray) and table.dtype == np.int64
+        content = np.array([moved.get(word, word) for word in table.tolist()], np.int64)
+        moved[table.ctypes.data] = memory.put(f"table {number}", content)
     return moved
 
 
-def _check_gaps(scratch: np.ndarray, shared: int, own: int, team: int, kind: str) -> None:
-    """Behind shared and threads' scratch everything is as it was."""
-    words, at = scratch.view(np.uint32), 0
-    for number, used in enumerate([shared] + [own] * team):
-        room = -(-used // 16) * 16 + GUARD
-        assert (words[at + used : at + room] == CANARY[4]).all(), f"{kind}: written behind scratch {number} (0: shared)"
-        at += room
+def _room(numbers: int) -> int:
+    """Numbers of scratch with a gap behind them, whole cache lines."""
+    return -(-numbers // 16) * 16 + GUARD
+
+
+def _check_gaps(name: str, scratch: np.ndarray | None, shared: int, own: int, team: int) -> None:
+    """Behind the scratch of all threads, and of each, everything is as it was."""
+    at = 0
+    for part, used in enumerate([shared] + [own] * team if scratch is not None else []):
+        gap = scratch[at + used : at + _room(used)] if scratch is not None else np.empty(0)
+        assert (gap == CANARY).all(), f"written behind part {part} of the {name} (0: shared)"
+        at += _room(used)
 
 
 def _call(*words: object) -> None:
