@@ -183,8 +183,8 @@ def _third(memory: Memory, plan: Plan, bias: np.ndarray | None, result: Guarded,
     if problem.epilogue is None:
         return at_bias
     more = guards._following(problem, result)
-    places = [memory.put_tensor(name, more[name]) for name in ("scale", "shift", "residual")]
-    return memory.put("operands", np.array(operand_words(at_bias, *places, at_result)[:], np.int64))
+    scale, shift, residual = (memory.put_tensor(name, more[name]) for name in ("scale", "shift", "residual"))
+    return memory.put("operands", np.array(operand_words(at_bias, scale, shift, residual, at_result), np.int64))
 
 
 def _moved(memory: Memory, bound: Bound) -> dict[int, int]:
