@@ -53,6 +53,8 @@ SHARES = (1, 2, 3, 4, 6, 8, 12, 16)
 # Cycles: starting a tile; reading and writing a vector of sums; carrying a vector out; a row of a window, a vector of
 # it.
 TILE, SUM, OUT, ROW, VECTOR = 40.0, 2.0, 5.0, 25.0, 3.0
+# Bytes a cycle from and to the L3 cache.
+SPILLED = 8
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,7 @@ def _pixels_that_fit(machine: Machine, vectors: int) -> int:
 def _step(tile: Tile, pixels: int) -> float:
     """Cycles of one term of the sums of so many pixels."""
     sums_, v = pixels * tile.vectors, tile.vectors
-    return max(sums_ / 2, (pixels + v + 1) / 2, (sums_ + pixels + v + 8) / 4, 4.0) + 0.03 * pixels
+    return max(sums_ / 2, (pixels + v + 1) / 2, (sums_ + pixels + v + 4) / 4, 4.0) + 0.03 * pixels
 
 
 def _cut(problem: Problem, machine: Machine, policy: Policy) -> Cut:
@@ -245,12 +247,15 @@ def _item(shape: Shape, tile: Tile, block: int, box: tuple[int, int, int], machi
     # Weights come from memory, or from L2 where all of them stay there from item to item.
     panels = 4 * shape.channels * shape.taps * shape.rows
     for_tile += 4 * shape.channels * shape.taps * width / (64 if panels < machine.l2 // 2 else 12)
-    # Sums that leave the L2 cache between two blocks are read and written at half of its speed.
-    spill = 4 * region * shape.rows - machine.l2 // 2
-    for_tile += max(0, spill) * width / shape.rows * blocks / 16
     phases = prod(len(axis.phases) for axis in shape.axes)
+    # What does not fit into the L2 cache beside the rest is read and written at a fraction of its speed.
+    if 4 * (region * shape.rows + block * window.pitch_c + shape.rows * block * shape.taps) > machine.l2 * 3 // 4:
+        for_tile += 4 * region * width * (2 * blocks - 1) / SPILLED
     filled = phases * window.planes * window.rows * (ROW + VECTOR * window.valid[2] / tile.lanes)
-    return for_tile, ITEM + shape.channels * filled
+    once = ITEM + shape.channels * filled
+    if 4 * block * window.pitch_c > machine.l2 // 2:
+        once += 4 * shape.channels * window.pitch_c * 2 / SPILLED
+    return for_tile, once
 
 
 def emit(plan: Plan) -> dict[str, Callable[[], str]]:
