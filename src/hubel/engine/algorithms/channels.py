@@ -17,8 +17,11 @@ whole rows are stored.
 
 The order of summation is that of `direct`, so results have the same bits.
 
-Constants. 14 pixels by two AVX-512 vectors take 14 cycles of arithmetic a term, beside 17 loads and 52 instructions;
-6 by two AVX2 vectors 6 cycles, beside 9 loads.
+Constants. 14 pixels by two AVX-512 vectors take 14 cycles of arithmetic a term, beside 17 loads and 52 instructions; 6
+by two AVX2 vectors 6 cycles, beside 9 loads and 24 instructions where two terms go together. Measured on one core
+(Cascade Lake, 2026-11): 0.95 of the speed of a tile whose operands are all in L1 with blocks of 8 channels of a 3×3
+kernel with stride 2, 0.89 with 16 and 0.73 with 128 of a 1×1: what a tile reads of a block must leave room in L1 for
+the weights that stream past.
 """
 
 from __future__ import annotations

@@ -28,6 +28,8 @@ WORDS = (
 # output, its number of outputs.
 PHASE = ("offsets", "taps", "before", "first_z", "first_y", "first_x", "count_z", "count_y", "count_x")
 AXES = "zyx"
+# Vectors of pixels of a row that are stored one after the other.
+STRETCH = 8
 
 
 def convolution_function(tile: Tile, ending: Ending = PLAIN) -> Function:
@@ -237,25 +239,29 @@ def _put_function(tile: Tile, ending: Ending) -> Function:
     turned = side_by_side if masks else side_by_side & (pixels >= lanes)
     mask = f.lanes_below(pixels - whole, lanes) if masks else None
 
-    def turn(at: Value, mask: Value | None = None) -> None:
-        with f.loop("rows4", 0, rows, 4) as four:
-            from_, to = sums + at * width + four.index, out + four.index * out_c + at
-            starts = [[from_ + (q + p) * width for q in range(0, lanes, 4)] for p in range(4)]
-            vectors = [joined(f, [f.load(place, vector_of(4)) for place in places]) for places in starts]
-            for i, vector in enumerate(transposed_quarters(f, vectors)):
-                with f.when(four.index + i < rows, "exists"):
-                    place = to + out_c * i
-                    vector = finished(vector, place, four.index + i, mask)
-                    if mask:
-                        f.store_masked(vector, place, mask)
-                    else:
-                        f.store(vector, place)
+    def turn(at: Value, row: Value, mask: Value | None = None) -> None:
+        from_, to = sums + at * width + row, out + row * out_c + at
+        starts = [[from_ + (q + p) * width for q in range(0, lanes, 4)] for p in range(4)]
+        vectors = [joined(f, [f.load(place, vector_of(4)) for place in places]) for places in starts]
+        for i, vector in enumerate(transposed_quarters(f, vectors)):
+            with f.when(row + i < rows, "exists"):
+                place = to + out_c * i
+                vector = finished(vector, place, row + i, mask)
+                if mask:
+                    f.store_masked(vector, place, mask)
+                else:
+                    f.store(vector, place)
 
     with f.when(turned, "turned"):
-        with f.loop("vector", 0, whole, lanes) as q:
-            turn(q.index)
-        with f.when(whole < pixels, "rest"):
-            turn(whole if masks else pixels - lanes, mask)
+        # Four rows at a time, as long as the sums stay in L1: all rows' lines may fall into one set of the cache.
+        with (
+            f.loop("stretch", 0, whole, STRETCH * lanes) as stretch,
+            f.loop("rows4", 0, rows, 4) as row,
+            f.loop("vector", stretch.index, f.minimum(stretch.index + STRETCH * lanes, whole), lanes) as q,
+        ):
+            turn(q.index, row.index)
+        with f.when(whole < pixels, "rest"), f.loop("rest4", 0, rows, 4) as row:
+            turn(whole if masks else pixels - lanes, row.index, mask)
     with f.when(f.negate(turned), "single"), f.loop("pixel", 0, pixels) as p, f.loop("row", 0, rows) as r:
         total, place = f.load(sums + p.index * width + r.index, F32), out + p.index * out_x + r.index * out_c
         f.store(finished(total, place, r.index), place)
@@ -320,9 +326,8 @@ def _fill_cells_function(lanes: int, stored: Pointer) -> Function:
                 f.store(f.load_masked(from_ + whole, rest, lanes), to + whole)
         zeros = f.select(inside, right, left, "zeros")
         zero_row(f, target + zeros * cell, (end - zeros) * cell, lanes)
-        last_line = (line.index + 1).equals(words["rows"])
         behind = words["rows"] * words["pitch_y"]
-        with f.when(last_line, "behind"):
+        with f.when((line.index + 1).equals(words["rows"]), "behind"):
             begin = f.arg("target") + (plane.index * words["pitch_z"] + behind) * cell
             zero_row(f, begin, (words["pitch_z"] - behind) * cell, lanes)
     f.ret()
