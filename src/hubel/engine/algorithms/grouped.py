@@ -14,6 +14,10 @@ channels as lanes has vectors of its own, and a place is one number for all lane
 *bundle* of them; each lane picks the input channel of its own group from a vector of them all.
 
 The order of summation is that of `direct` where that sums all channels of a group in one block.
+
+Constants. Rows of 28 outputs keep 84 multiply-adds beside 33 loads in 32 registers. Inputs spread in scratch instead,
+a vector for each channel of a group, take longer to write than to multiply (128 channels at 56×56 in groups of 4, one
+thread: 0.82 ms, of which spreading took 0.37; as it is, 0.61). Cascade Lake, 2026-11.
 """
 
 from __future__ import annotations

@@ -13,6 +13,9 @@ No lanes are added up, and a stride costs nothing: numbers of x are read one by 
 as pixels of a channel side by side where rows are long and channels few, so that a tile reads the taps of a row from
 one place; else as channels of a pixel. The number of parts depends on the problem alone, so the bits do not depend on
 the threads; as a block ends every few hundred products, long sums are blocked.
+
+Constants. Blocks of 98 to 224 outputs and both ways to hold x are within 10 % of one another; copying takes a tenth to
+a sixth of the time (64 → 128 channels with stride 2 at 56×56: 3 of 20 ms on one thread). Cascade Lake, 2026-11.
 """
 
 from __future__ import annotations
