@@ -31,9 +31,9 @@ from hubel.engine.spec import Policy, Problem
 LEAST_TILES = 32
 # Vectors of a register tile.
 WIDTH = 2
-# Cycles: a row of a piece of tiles gathered or stored; a transformed value of a vector of tiles; a call of the
-# register tile; a work item.
-ROW, VALUE, CALL, ITEM = 27.0, 3.3, 40.0, 1500.0
+# Cycles: a row of a piece of tiles gathered or stored, and for each column of a tile; a value of a vector of tiles, and
+# for each axis along which it is transformed; a call of the register tile; a work item.
+ROW, COLUMN, VALUE, AXIS, CALL, ITEM = 7.0, 5.0, 1.1, 1.1, 40.0, 1500.0
 # The register tile within the loops around it, against its count of cycles; bytes of weights a cycle from L3, and
 # from memory.
 LOOPS, FROM_L3, FROM_MEMORY = 1.15, 8.0, 4.0
@@ -86,6 +86,8 @@ class _Counting:
         self.points = form.points
         self.part: Sum = sums(Problem(problem.spec, problem.direction))[0]
         self.lanes = machine.lanes
+        self.row = ROW + COLUMN * form.cols.outputs
+        self.value = VALUE + AXIS * sum(axis.size > 1 for axis in (form.rows, form.cols))
         outer, *plane = (self.part.outputs[axis] for axis in form.axes)
         self.outer, self.taps = outer, len(self.part.taps[form.axes[0]])
         high, self.wide = (-(-size // m) for size, m in zip(plane, form.outputs, strict=True))
@@ -188,8 +190,8 @@ class _Counting:
         return strip / min(self.wide, self.lanes - self.form.halo) + (strip < self.all_tiles)
 
     def _transform(self, strip: int, planes: int) -> float:
-        rows = self._pieces(strip) * self.form.rows.size * ROW
-        each = rows + -(-strip // self.lanes) * self.points * VALUE
+        rows = self._pieces(strip) * self.form.rows.size * self.row
+        each = rows + -(-strip // self.lanes) * self.points * self.value
         return self.part.channels * each * (planes + self.taps - 1)
 
     def _multiply(self, strip: int, planes: int, tiles: int) -> float:
@@ -203,7 +205,8 @@ class _Counting:
         weights = 4 * self.points * self.taps * channels * tiles * self.tile.rows
         stored = 4 * self.points * self.taps * channels * self.tiles * self.tile.rows * self.groups
         streamed = weights / (FROM_L3 if stored < self.machine.l3 / 2 else FROM_MEMORY)
-        outputs = rows * (vectors * self.points * VALUE + self._pieces(strip) * planes * self.form.rows.outputs * ROW)
+        stores = self._pieces(strip) * planes * self.form.rows.outputs * self.row
+        outputs = rows * (vectors * self.points * self.value + stores)
         return max(products, streamed) + outputs
 
 
