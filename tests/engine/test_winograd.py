@@ -276,7 +276,7 @@ def test_it_declines_with_a_reason() -> None:
         assert isinstance(answer, Refusal) and reason in answer.reason
     dilated = winograd.propose(problem("n1c64o64i56x56k3x3s1p2d2"), machine, Policy())
     assert isinstance(dilated, Refusal)
-    assert choose(problem("n1c64o64i1x1k3x3s1p1"), machine, Policy()).algorithm == "direct", "one pixel: too small"
+    assert choose(problem("n1c64o64i1x1k3x3s1p1"), machine, Policy()).algorithm != "winograd", "one pixel: too small"
 
 
 @pytest.mark.parametrize("kernel", ["3x3", "5x5", "7x7", "7x1"])
