@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
 
-from hubel.engine import Direction, Policy, choose
+from hubel.engine import Direction, Policy, choose, kernel_text
 from hubel.engine.algorithms import fft, fft_weight_gradient
 from hubel.engine.algorithms.fft_kernels import restore_function, transform_function
+from hubel.engine.algorithms.fft_products import tiles_of
 from hubel.engine.choose import STORED_ERRORS
 from hubel.engine.epilogue import Epilogue
 from hubel.engine.ir.fourier import FIRST, operations
@@ -22,6 +24,7 @@ from tests.engine.guards import operands as operands_of
 from tests.engine.stored import rounded
 from tests.engine.test_accuracy import exact, relative
 from tests.engine.test_edges import EXACT, followed
+from tests.engine.test_generated_code import SPILL, UNFUSED, arithmetic_loops, multiply_adds
 from tests.strategies import integers
 
 HERE = Machine.detect()
@@ -235,6 +238,22 @@ def test_at_most_three_kernels_a_layer(direction: Direction, name: str) -> None:
         ]
         kernels = {answer.kernel_key for answer in answers if isinstance(answer, Plan)}
         assert 1 <= len(kernels) <= 3, sorted(kernels)
+
+
+@pytest.mark.parametrize("name", ["haswell", "skylake-avx512", "neoverse-n1"])
+def test_inner_loops_stay_in_registers(name: str) -> None:
+    """The loops over taps: four multiply-adds a frequency and vector, or two; no vector and no number on the stack."""
+    machine = Machine.named(name)
+    plan = planned(Problem(ConvSpec.parse(PROBLEMS[1])), machine)
+    loops = arithmetic_loops(kernel_text(plan, "asm"), machine.lanes)
+    counts = sorted(multiply_adds(loop, machine.lanes) for loop in loops)
+    widths = tiles_of(machine.lanes, machine.registers)
+    # One vector goes with two frequencies, and with the last one alone.
+    assert counts == sorted([2 * width for width in widths] + [4 * width for width in widths] + [8])
+    for loop in loops:
+        text = "\n".join(loop)
+        assert not [line for line in loop if re.search(SPILL, line) or re.search(UNFUSED, line)], text
+        assert len(loop) <= 1.5 * multiply_adds(loop, machine.lanes) + 8, text
 
 
 def test_it_is_chosen_for_large_kernels_alone() -> None:
