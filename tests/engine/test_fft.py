@@ -281,3 +281,9 @@ def test_refusals_say_why() -> None:
     assert "7 rows" in why("n1c8o8i56x56k5x31s1p2x15g8")
     assert "padding" in why("n1c8o8i56x56k9x9s1p9g8")
     assert "up to 144 rows" in why("n1c2o2i200x20k150x9s1p0g2")
+
+
+def test_dense_layers_whose_transforms_do_not_fit_the_cache_are_refused() -> None:
+    problem = Problem(ConvSpec.parse("n1c64o64i56x56k11x11s1p5"))
+    assert "cache" in getattr(fft.propose(problem, HERE, Policy()), "reason", "")
+    assert isinstance(fft.propose(problem, dataclasses.replace(HERE, l2=2**23), Policy()), Plan)

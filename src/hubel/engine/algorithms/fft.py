@@ -175,7 +175,12 @@ def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusa
     best = cut(problem, machine)
     if best is None:
         return Refusal(NAME, f"transforms are up to {max(FIRST)} rows long, kernels must be shorter")
-    spec = problem.spec
+    spec, (_, axis) = problem.spec, axes_of(problem)
+    read = (spec.out_channels if problem.direction is Direction.INPUT_GRADIENT else spec.in_channels) // spec.groups
+    # Every output channel reads all of them: from L3 that takes several times as long (64 channels at 56×56: 60 ms, by
+    # estimate 8).
+    if read > 1 and 4 * read * best.length * (axis.size + axis.kernel) > machine.l2 // 2:
+        return Refusal(NAME, "the transforms of a group's channels do not fit the cache")
     shape, high = shape_of(best.length, machine), max(rows for _, rows in best.bands)
     return Plan(
         problem, machine, policy, NAME, Tile(1, shape.tiles[0], machine.lanes),
