@@ -63,24 +63,26 @@ def main(paths: list[str]) -> None:
 
 
 def table(found: list[tuple[dict[str, Any], dict[str, Any]]]) -> str:
-    """A line a class of layers, algorithm and level: the worst of its layers."""
+    """A line a class of layers and algorithm, the worst of its layers; levels that give the same share a line."""
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for row, label in found:
-        groups.setdefault((label["kind"], label["level"], label["algorithm"]), []).append(row)
+        groups.setdefault((label["kind"], label["algorithm"], label["level"]), []).append(row)
+    levels: dict[tuple[str, ...], list[tuple[str, float]]] = {}
+    order = ("strict", "default", "fast")
+    for kind, algorithm, level in sorted(groups, key=lambda key: (key[0], key[1], order.index(key[2]))):
+        rows = groups[kind, algorithm, level]
+        used = max(row["rms in u"] / row["plan's bound in u"] for row in rows)
+        worst = [max(row[title] for row in rows) for title in ("rms", "rms in u", "largest", "largest in u")]
+        cells = f"{worst[0]:.1e} | {worst[1]:.2f} | {used:.0%}", f"{worst[2]:.1e} | {worst[3]:.1f}"
+        key = kind, algorithm, str(len(rows)), *cells
+        levels.setdefault(key, []).append((level, rows[0]["promised in u"]))
     lines = [
-        "| layers | level | algorithm | how many | rms, worst | in u | promised | of the bound | largest | in u |",
+        "| layers | algorithm | levels | how many | rms, worst | in u | of the bound | promised, u | largest | in u |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    order = {"strict": 0, "default": 1, "fast": 2}
-    for kind, level, algorithm in sorted(groups, key=lambda key: (key[0], order[key[1]], key[2])):
-        rows = groups[kind, level, algorithm]
-        rms, largest = max(row["rms in u"] for row in rows), max(row["largest in u"] for row in rows)
-        used = max(row["rms in u"] / row["plan's bound in u"] for row in rows)
-        lines.append(
-            f"| {kind} | {level} | {algorithm} | {len(rows)} | {max(row['rms'] for row in rows):.1e} | {rms:.2f} | "
-            f"{rows[0]['promised in u']:.0f} | {used:.0%} | "
-            f"{max(row['largest'] for row in rows):.1e} | {largest:.1f} |"
-        )
+    for (kind, algorithm, count, rms, largest), same in levels.items():
+        names, promised = ", ".join(name for name, _ in same), ", ".join(f"{limit:.0f}" for _, limit in same)
+        lines.append(f"| {kind} | {algorithm} | {names} | {count} | {rms} | {promised} | {largest} |")
     return "\n".join(lines)
 
 

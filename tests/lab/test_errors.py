@@ -68,4 +68,4 @@ def test_the_document_has_a_row_a_level_and_becomes_the_page(tmp_path, capsys):
     page = capsys.readouterr().out
     assert "## Forward" in page and "## Transposed" in page and "## Weight gradient" in page
     assert "12 of 12 results keep" in page
-    assert "| small | strict | direct | 1 |" in page
+    assert "| strict, default, fast | 1 | " in page and "| 2, 6, 20 |" in page

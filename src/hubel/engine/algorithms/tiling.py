@@ -180,7 +180,7 @@ def _item(part: Sum, window: Window, tile: Tile, block: int, machine: Machine, s
 
 def error_bound(problem: Problem) -> float:
     """Bound on the relative error of a sum in blocks of up to 768 terms, or of one slice's taps where they are more, on
-    N(0,1) data. Measured over all shapes (docs/numerics.md): 0.9·u at most for sums of many blocks; 1.66·u where all
+    N(0,1) data. Measured over all shapes (docs/numerics.md): 1.2·u at most for sums of several blocks; 1.66·u where all
     terms are one block, of 768 (16×16 stems) or 961 (31×31 depthwise).
     """
     return 1.9 * error_unit(terms_of(problem))
