@@ -192,8 +192,8 @@ def _run(
         address, more = third.address if third else 0, {}
         if problem.epilogue:
             more = _following(problem, result)
-            places = (more[name].address for name in ("scale", "shift", "residual"))
-            words = operand_words(address, *places, result.address)
+            scale, shift, residual = (more[name].address for name in ("scale", "shift", "residual"))
+            words = operand_words(address, scale, shift, residual, result.address)
             address = ctypes.addressof(words)
         run(a.address, (ready or b).address, address, result.address, team)
     inputs = {"first operand": a, "second operand": b, "packed weights": ready, "bias": vector, **more}

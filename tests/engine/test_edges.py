@@ -168,9 +168,8 @@ def test_every_activation_of_random_numbers(
     x, w, b, _ = (rounded(a, dtype) for a in normal(spec))
     for activation in activations:
         problem = Problem(spec, bias=True, dtype=dtype, epilogue=Epilogue(True, True, activation, 0.1))
-        sums = F.conv2d(
-            *(torch.from_numpy(np.array(a, np.float64)) for a in (x, w, b)), 1, spec.padding, 1, spec.groups
-        )
+        of_x, of_w, of_b = (torch.from_numpy(np.array(a, np.float64)) for a in (x, w, b))
+        sums = F.conv2d(of_x, of_w, of_b, 1, spec.padding, 1, spec.groups)
         wanted = followed(problem, sums.numpy())
         result, _ = convolve(problem, x, w, b, policy=Policy(accuracy))  # type: ignore[arg-type]
         bound = choose(problem, HERE, Policy(accuracy)).error_bound  # type: ignore[arg-type]
