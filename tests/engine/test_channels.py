@@ -84,6 +84,20 @@ def test_the_bits_are_those_of_direct_convolution(text: str, direction: Directio
     assert same_bits(mine, convolve(problem, first, w, bias, policy=other)[0])
 
 
+@pytest.mark.parametrize("direction", BOTH)
+@pytest.mark.parametrize("text", ["n2c6o16i7x7k3x3s1p1", "n1c24o33i8x8k4x4s2p1", "n1c20o9i5x6x7k3x3x3s2p1"])
+def test_weights_may_lie_in_any_order(text: str, direction: Direction) -> None:
+    """Kernels turned in memory, channels last, output channels last: whatever strides they have."""
+    problem = Problem(ConvSpec.parse(text), direction)
+    x, w, _, dy = normal(problem.spec)
+    first, plan = x if direction is Direction.FORWARD else dy, planned(problem)
+    expected, _ = convolve(problem, first, w, policy=plan)
+    axes = tuple(range(w.ndim))
+    for order in ((0, 1, *axes[:1:-1]), (0, *axes[2:], 1), (*axes[1:], 0), axes[::-1]):
+        turned = np.ascontiguousarray(w.transpose(order)).transpose(np.argsort(order))
+        assert same_bits(convolve(problem, first, turned, policy=plan)[0], expected), order
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [

@@ -347,8 +347,9 @@ def _packing_job(plan: Plan, shape: Shape, w: tuple[int, ...], tables: Tables) -
         by_group, by_row, by_channel = shape.channels * out_stride, in_stride, out_stride
     tiles = -(-shape.rows // (plan.tile.vectors * plan.tile.lanes))
     run = 0
-    if sorted(taps[:: len(TAP)]) == [*range(shape.taps)]:
-        run = 2 if by_channel == shape.taps and len(shape.parts) == 1 else 1
+    places, following = taps[:: len(TAP)], [*range(shape.taps)]
+    if sorted(places) == following:
+        run = 2 if by_channel == shape.taps and places == following and len(shape.parts) == 1 else 1
     words = (
         tables.add(taps), shape.rows, shape.channels, shape.taps, tiles, plan.channel_block,
         by_group, by_row, by_channel, run,

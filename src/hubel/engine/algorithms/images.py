@@ -40,8 +40,8 @@ NAME = "images"
 ANY_EDGES = True
 # Cycles to turn a vector, to or from the lanes.
 TURN = 12.0
-# How many times fewer cycles than `direct` it must take by this count, which is the more hopeful of the two.
-LEAST_GAIN = 1.4
+# How many times fewer cycles than others it must take by this count, which is a little hopeful.
+LEAST_GAIN = 1.1
 
 # The words of a job after the base pointers, in this order.
 WORDS = (
