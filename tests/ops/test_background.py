@@ -64,6 +64,19 @@ def test_gradients_too(gate: threading.Event) -> None:
     torch.testing.assert_close(w.grad, theirs, rtol=1e-4, atol=1e-4)
 
 
+def test_warming_up_waits(gate: threading.Event) -> None:
+    """What it promises is that the next call finds its kernels."""
+    gate.set()
+    hubel.enable(background=True)
+    net, x = torch.nn.Conv2d(3, 4, 3), torch.randn(1, 3, 15, 12)
+    log = hubel.warmup(net, x)
+    assert (log.native, log.fallback) == (1, 0)
+    gate.clear()
+    with hubel.enabled() as log, torch.no_grad():
+        net(torch.randn(1, 3, 16, 12))
+    assert (log.native, log.fallback) == (0, 1), "others are prepared in the background, as before"
+
+
 def test_what_torch_must_do_it_does(gate: threading.Event) -> None:
     gate.set()
     hubel.enable(background=True)

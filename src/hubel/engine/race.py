@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 # Rounds that count, and the seconds after which fewer will do.
 ROUNDS = 15
 PATIENCE_S = 0.5
+# What memory is filled with: near one as float32, bfloat16 and float16 alike. Numbers behind every tensor that no
+# kernel writes to.
+FILL, SLACK = 0x3F80, 32
 
 Strides = tuple[int, ...]
 
@@ -56,7 +59,9 @@ class Operands:
         self._kept: list[object] = []
         of_x = self._filled(_extent(spec.input_shape, x) * size)
         of_y = self._filled(_extent(spec.output_shape, y) * size)
-        of_w = self._filled(_extent(spec.weight_shape, w) * size)
+        # Weight gradients are float32, whatever is stored.
+        of_weight = 4 if problem.direction is Direction.WEIGHT_GRADIENT else size
+        of_w = self._filled(_extent(spec.weight_shape, w) * of_weight)
         numbers = self._filled(4 * spec.out_channels + 4 * spec.in_channels)
         if problem.direction is Direction.WEIGHT_GRADIENT:
             self.addresses = of_x, of_y, numbers if problem.bias else 0, of_w
@@ -74,7 +79,7 @@ class Operands:
 
     def _filled(self, size: int) -> int:
         """The address of so many bytes, and some beyond; read as any of the dtypes they are numbers near one."""
-        array = np.full(size // 2 + 64, 0x3F80, dtype=np.uint16)
+        array = np.full(size // 2 + 2 * SLACK, FILL, dtype=np.uint16)
         self._kept.append(array)
         return -(-array.ctypes.data // 64) * 64
 

@@ -8,7 +8,8 @@ came before costs one look into a dict. Under torch's profiler it carries the na
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -124,6 +125,19 @@ def prepare_in_background(on: bool) -> None:
     """Whether torch's kernels serve new calls until Hubel's are compiled."""
     global _in_background
     _in_background = on
+
+
+@contextmanager
+def in_the_foreground() -> Iterator[None]:
+    """Within the block new calls wait for their kernels, and those begun in the background are ready."""
+    global _in_background
+    before = _in_background
+    background.wait()
+    _in_background = False
+    try:
+        yield
+    finally:
+        _in_background = before
 
 
 def _remember(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hubel.ops.calls import in_the_foreground
 from hubel.ops.log import Log
 from hubel.ops.override import enabled
 from hubel.ops.weights import learn_buffers
@@ -22,7 +23,7 @@ def warmup(net: nn.Module, x: Any, backward: bool = False) -> Log:
     """
     inputs = x if isinstance(x, tuple) else (x,)
     learn_buffers(net)
-    with enabled() as log, undisturbed(net), torch.set_grad_enabled(backward):
+    with enabled() as log, in_the_foreground(), undisturbed(net), torch.set_grad_enabled(backward):
         if backward:
             # Gradients reach the first layer's input only where it asks for one; in training it does not.
             parameters = [p for p in net.parameters() if p.requires_grad]

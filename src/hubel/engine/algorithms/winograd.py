@@ -25,7 +25,7 @@ cut: `winograd_tiling.py`. Reached on one AVX-512 core (Cascade Lake, 2026-11, F
 direct sum): 64 channels at 56×56 290, 128 at 28×28 288, 256 at 14×14 230, 256 at 56×56 320; F(2, 3), 512 at 7×7, 130.
 Two thirds (64 channels) to nine tenths (256 and more) of the time is the register tile; the rest is gathering and
 storing by pieces, and the transforms. Tried and left: rows added up before their columns are taken apart (0.95 of the
-speed: what was stored by pieces cannot be loaded whole at once).
+speed).
 """
 
 from __future__ import annotations
