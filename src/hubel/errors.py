@@ -27,7 +27,7 @@ class HubelError(Exception):
 
 
 class SpecError(HubelError, ValueError):
-    """No such convolution exists, or its text does not follow the grammar of `hubel.engine.spec`."""
+    """No such convolution exists, or its text does not follow the grammar of `hubel.engine.problem`."""
 
 
 class ModelError(HubelError):

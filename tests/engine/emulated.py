@@ -21,7 +21,7 @@ from hubel.engine.invoke import laid_out
 from hubel.engine.launcher import launcher_ir
 from hubel.engine.machine import Machine
 from hubel.engine.plan import Bound, Plan, PlannedJob
-from hubel.engine.spec import Direction
+from hubel.engine.problem import Direction
 from hubel.engine.threads import Block, Job
 from tests.engine import guards
 from tests.engine.guards import CANARY, GUARD, Guarded

@@ -22,7 +22,8 @@ from hubel.engine.algorithms import ALGORITHMS
 from hubel.engine.epilogue import operand_words
 from hubel.engine.invoke import laid_out
 from hubel.engine.machine import Machine
-from hubel.engine.spec import ConvSpec, Direction
+from hubel.engine.problem import Direction
+from hubel.engine.spec import ConvSpec
 from tests.engine.stored import STORED, narrow, widen
 from tests.strategies import integers
 

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 
 from hubel.engine import Policy, reference
 from hubel.engine.plan import error_unit, terms_of
-from hubel.engine.spec import ConvSpec, Direction, Problem
+from hubel.engine.problem import Direction, Problem
+from hubel.engine.spec import ConvSpec
 from tests.engine.guards import convolve, convolve_in_every_way, normal, operands
 from tests.strategies import integers, seeds, specs
 

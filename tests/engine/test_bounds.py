@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from hubel.engine import Direction, Machine, Policy, choose
 from hubel.engine.invoke import Invocation, laid_out
-from hubel.engine.spec import ConvSpec, Problem
+from hubel.engine.problem import Problem
+from hubel.engine.spec import ConvSpec
 from tests.engine.fences import Fenced
 from tests.engine.guards import OUTPUT_LAYOUTS, operands
 from tests.engine.native import finish, start

@@ -13,7 +13,8 @@ from hubel.engine.compile import emit_assembly
 from hubel.engine.ir import module_text
 from hubel.engine.ir.broadcast import broadcast_tile
 from hubel.engine.machine import Machine
-from hubel.engine.spec import ConvSpec, Direction, Problem
+from hubel.engine.problem import Direction, Problem
+from hubel.engine.spec import ConvSpec
 from tests.engine.guards import convolve, normal, operands, same_bits
 from tests.engine.test_generated_code import FUSED, SPILL, arithmetic_loops, check_loop
 

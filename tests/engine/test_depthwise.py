@@ -10,7 +10,8 @@ from hubel.engine import Direction, Policy
 from hubel.engine.algorithms import ALGORITHMS
 from hubel.engine.machine import Machine
 from hubel.engine.plan import Plan
-from hubel.engine.spec import ConvSpec, Problem
+from hubel.engine.problem import Problem
+from hubel.engine.spec import ConvSpec
 from tests.engine.guards import OUTPUT_LAYOUTS, convolve_in_every_way, operands
 
 HERE = Machine.detect()

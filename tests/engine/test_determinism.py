@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 
 from hubel.engine import Policy
-from hubel.engine.spec import Accuracy, ConvSpec, Direction, Problem
+from hubel.engine.problem import Accuracy, Direction, Problem
+from hubel.engine.spec import ConvSpec
 from tests.engine.guards import OUTPUT_LAYOUTS, convolve, convolve_in_every_way, normal, same_bits
 from tests.strategies import integers, seeds, specs
 

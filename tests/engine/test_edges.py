@@ -23,7 +23,8 @@ from hubel.engine.epilogue import ACTIVATIONS, Epilogue
 from hubel.engine.ir import F32, I64, PTR, Function, vector_of
 from hubel.engine.ir.activation import activated
 from hubel.engine.machine import Machine
-from hubel.engine.spec import ConvSpec, Direction, Problem
+from hubel.engine.problem import Direction, Problem
+from hubel.engine.spec import ConvSpec
 from hubel.errors import UnsupportedError
 from tests.engine.calls import LANES, native
 from tests.engine.guards import OUTPUT_LAYOUTS, convolve, convolve_in_every_way, following, normal, operands, same_bits

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from hubel.engine import Policy, prepare, reference
 from hubel.engine.machine import Machine
-from hubel.engine.spec import ConvSpec, Direction, Problem
+from hubel.engine.problem import Direction, Problem
+from hubel.engine.spec import ConvSpec
 from tests.engine.guards import OUTPUT_LAYOUTS, convolve, convolve_in_every_way, operands
 from tests.strategies import CHANNELS, KINDS, layouts, problems, seeds, specs
 

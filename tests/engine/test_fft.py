@@ -17,7 +17,8 @@ from hubel.engine.epilogue import Epilogue
 from hubel.engine.ir.fourier import FIRST, operations
 from hubel.engine.machine import Machine
 from hubel.engine.plan import Plan, Refusal, error_unit, terms_of
-from hubel.engine.spec import ConvSpec, Problem
+from hubel.engine.problem import Problem
+from hubel.engine.spec import ConvSpec
 from tests.engine.calls import LANES, native
 from tests.engine.guards import OUTPUT_LAYOUTS, convolve, normal, same_bits
 from tests.engine.guards import operands as operands_of

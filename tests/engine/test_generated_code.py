@@ -20,7 +20,8 @@ from hubel.engine.ir import module_text
 from hubel.engine.ir.tile import dot_product_tile, outer_product_tile, panel_tile
 from hubel.engine.machine import MACHINES, Machine
 from hubel.engine.plan import Plan, Tile
-from hubel.engine.spec import ConvSpec, Problem
+from hubel.engine.problem import Problem
+from hubel.engine.spec import ConvSpec
 from tests.engine.guards import STRICT
 
 GOLDEN = Path(__file__).parent / "golden"

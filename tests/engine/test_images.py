@@ -10,7 +10,8 @@ import pytest
 from hubel.engine import Plan, Policy, Refusal, choose, reference
 from hubel.engine.algorithms import images
 from hubel.engine.machine import Machine
-from hubel.engine.spec import ConvSpec, Direction, Problem
+from hubel.engine.problem import Direction, Problem
+from hubel.engine.spec import ConvSpec
 from tests.engine.guards import OUTPUT_LAYOUTS, convolve, normal, operands, same_bits
 
 HERE = Machine.detect()

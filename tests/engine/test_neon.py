@@ -18,7 +18,8 @@ from hubel.engine.choose import candidates
 from hubel.engine.epilogue import ACTIVATIONS, Epilogue
 from hubel.engine.invoke import laid_out
 from hubel.engine.plan import Plan
-from hubel.engine.spec import ConvSpec, Direction, Problem
+from hubel.engine.problem import Direction, Problem
+from hubel.engine.spec import ConvSpec
 from tests.engine import guards, test_edges, test_exact
 from tests.engine.emulated import MISSING, Emulator
 from tests.engine.guards import same_bits

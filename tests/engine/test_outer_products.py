@@ -13,7 +13,8 @@ from hubel.engine import Policy, choose, kernel_text
 from hubel.engine.algorithms import outer_products
 from hubel.engine.machine import Machine
 from hubel.engine.plan import Plan, Refusal, error_unit, terms_of
-from hubel.engine.spec import ConvSpec, Direction, Problem
+from hubel.engine.problem import Direction, Problem
+from hubel.engine.spec import ConvSpec
 from tests.engine.guards import convolve, normal, operands, same_bits
 from tests.engine.test_accuracy import exact
 from tests.engine.test_generated_code import SPILLED_VECTOR, arithmetic_loops

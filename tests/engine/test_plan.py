@@ -16,7 +16,8 @@ from hubel.engine.algorithms.geometry import one_image
 from hubel.engine.invoke import laid_out
 from hubel.engine.machine import MACHINES, Machine
 from hubel.engine.plan import Estimate, Plan, Tile, error_unit, terms_of
-from hubel.engine.spec import ConvSpec, Direction, Problem
+from hubel.engine.problem import Direction, Problem
+from hubel.engine.spec import ConvSpec
 from hubel.errors import UnknownNameError, UnsupportedError
 from tests.strategies import problems
 

@@ -19,7 +19,8 @@ from hubel.engine import Invocation, Policy, choose, compile, invoke, prepare
 from hubel.engine.cache import counters
 from hubel.engine.machine import Machine
 from hubel.engine.plan import error_unit, terms_of
-from hubel.engine.spec import ConvSpec, Direction, Problem
+from hubel.engine.problem import Direction, Problem
+from hubel.engine.spec import ConvSpec
 from tests.engine.guards import convolve, normal
 
 # From a single pixel to several boxes of rows, odd ones, wide ones and tall ones.

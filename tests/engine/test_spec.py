@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hubel.engine.epilogue import ACTIVATIONS, Epilogue
-from hubel.engine.spec import DTYPES, ConvSpec, Direction, Policy, Problem
+from hubel.engine.problem import DTYPES, Direction, Policy, Problem
+from hubel.engine.spec import ConvSpec
 from hubel.errors import HubelError, SpecError, UnknownNameError, UnsupportedError
 from tests.strategies import problems, specs
 

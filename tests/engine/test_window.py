@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from hubel.engine.algorithms.geometry import Sum, sums
 from hubel.engine.ir.window import fill_window_function
 from hubel.engine.machine import Machine
-from hubel.engine.spec import ConvSpec, Direction, Problem
+from hubel.engine.problem import Direction, Problem
+from hubel.engine.spec import ConvSpec
 from hubel.engine.tables import Tables
 from hubel.engine.window import Axis, Window
 from tests.engine.calls import LANES, native

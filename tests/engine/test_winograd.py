@@ -20,7 +20,8 @@ from hubel.engine.algorithms.winograd_forms import ERRORS, LIMITS, forms
 from hubel.engine.algorithms.winograd_transforms import Matrix, cook_toom, transforms
 from hubel.engine.machine import Machine
 from hubel.engine.plan import Plan, Refusal, error_unit, terms_of
-from hubel.engine.spec import ConvSpec, Direction, Problem
+from hubel.engine.problem import Direction, Problem
+from hubel.engine.spec import ConvSpec
 from tests.engine.guards import Guarded, guarded_scratch, normal, operands, output, packed, same_bits
 
 BOTH = (Direction.FORWARD, Direction.INPUT_GRADIENT)

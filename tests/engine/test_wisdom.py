@@ -14,8 +14,9 @@ import pytest
 
 from hubel.engine import Invocation, Machine, Policy, Problem, choose, prepare, wisdom
 from hubel.engine.choose import equivalent
+from hubel.engine.problem import Direction
 from hubel.engine.race import FILL, SLACK, Operands
-from hubel.engine.spec import ConvSpec, Direction
+from hubel.engine.spec import ConvSpec
 from hubel.errors import DataError
 from tests.engine.guards import convolve, normal, same_bits
 

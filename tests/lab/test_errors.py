@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 import torch
 
-from hubel.engine.spec import Direction
+from hubel.engine.problem import Direction
 from hubel.lab import bench_text, errors, shapes
 from hubel.records import Document, json_schema
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from hubel.engine.spec import ConvSpec, Direction, Problem
+from hubel.engine.problem import Direction, Problem
+from hubel.engine.spec import ConvSpec
 from hubel.errors import DataError, SpecError, UnknownNameError
 from hubel.lab import shapes
 from hubel.lab.shapes import Case

@@ -4,7 +4,8 @@ from hubel.engine.choose import choose
 from hubel.engine.invoke import Invocation, kernel_text, prepare
 from hubel.engine.machine import Machine
 from hubel.engine.plan import Plan, Refusal
-from hubel.engine.spec import ConvSpec, Direction, Policy, Problem
+from hubel.engine.problem import Direction, Policy, Problem
+from hubel.engine.spec import ConvSpec
 
 __all__ = [
     "ConvSpec", "Direction", "Invocation", "Machine", "Plan", "Policy", "Problem", "Refusal",

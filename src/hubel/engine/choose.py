@@ -16,7 +16,7 @@ from hubel.engine.algorithms.geometry import one_image
 from hubel.engine.ir.storage import POINTERS
 from hubel.engine.machine import Machine
 from hubel.engine.plan import Plan, Refusal
-from hubel.engine.spec import Direction, Policy, Problem
+from hubel.engine.problem import Direction, Policy, Problem
 from hubel.errors import UnsupportedError
 
 # Half a unit in the last place of what is stored: the relative error of rounding sums once.

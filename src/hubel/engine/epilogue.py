@@ -3,7 +3,7 @@
     y = activation((conv + bias) · scale + shift + residual)
 
 scale and shift are float32, a number for each channel of the output; the residual is a tensor like the output: its
-shape, strides and dtype. Everything is computed in float32 and rounded once. Its text follows a problem's (`spec`):
+shape, strides and dtype. Everything is computed in float32 and rounded once. Its text follows a problem's (`problem`):
 
     /scale+residual+relu     /leaky_relu0.1     each part where it is asked for, in this order
 

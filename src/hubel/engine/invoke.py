@@ -13,8 +13,8 @@ from hubel.engine.choose import choose, equivalent
 from hubel.engine.compile import Library, compiled, emit_assembly
 from hubel.engine.machine import Machine, physical_memory
 from hubel.engine.plan import Plan, PlannedJob
+from hubel.engine.problem import Policy, Problem
 from hubel.engine.race import race
-from hubel.engine.spec import Policy, Problem
 from hubel.engine.threads import Block, Job, launch, prebound
 from hubel.errors import UnsupportedError, unknown
 

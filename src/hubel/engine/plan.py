@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from math import sqrt
 
 from hubel.engine.machine import Machine
-from hubel.engine.spec import Direction, Policy, Problem
+from hubel.engine.problem import Direction, Policy, Problem
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from hubel.engine import measure
 from hubel.engine.choose import choose
 from hubel.engine.compile import compiled
 from hubel.engine.machine import Machine
-from hubel.engine.spec import Accuracy, Direction, Policy
+from hubel.engine.problem import Accuracy, Direction, Policy
 from hubel.engine.threads import Block, Job, launch
 from hubel.errors import CacheError, UnsupportedError
 from hubel.lab import held

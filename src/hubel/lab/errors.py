@@ -24,7 +24,7 @@ from hubel.engine.choose import choose
 from hubel.engine.invoke import Invocation
 from hubel.engine.machine import Machine
 from hubel.engine.plan import Plan, error_unit, terms_of
-from hubel.engine.spec import Accuracy, Direction, Policy
+from hubel.engine.problem import Accuracy, Direction, Policy
 from hubel.errors import UnsupportedError
 from hubel.lab import bench_record, conditions, engines, shapes
 from hubel.lab.engines import Tensors

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from hubel.engine.spec import Direction
+from hubel.engine.problem import Direction
 from hubel.errors import DataError, SpecError
 from hubel.lab import conditions, engines, shapes, timing
 from hubel.lab.timing import Contender, Meter, Rounds

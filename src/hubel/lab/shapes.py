@@ -1,6 +1,6 @@
 """Which convolutions a benchmark runs: from a problem's text, a network of the zoo, a shape list or a file.
 
-A shape list is text, one layer a line: the problem (grammar in `hubel.engine.spec`), blanks, a name for people.
+A shape list is text, one layer a line: the problem (grammar in `hubel.engine.problem`), blanks, a name for people.
 `#` opens a comment. A transposed convolution is written as the convolution whose input gradient it is:
 n1c64o128i112x112k2x2s2p0/transposed reads 128 channels of 56x56 and writes 64 of 112x112. The repository keeps its
 lists under `benchmarks/shapes/`; a name without a path finds them there.
@@ -13,7 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hubel.engine.spec import ConvSpec, Direction, Problem
+from hubel.engine.problem import Direction, Problem
+from hubel.engine.spec import ConvSpec
 from hubel.errors import DataError, HubelError, SpecError, unknown
 
 # What `hubel bench` runs when it is told nothing: one layer of each kind, about twenty seconds.

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, get_args
 
-from hubel.engine.spec import Accuracy, Policy
+from hubel.engine.problem import Accuracy, Policy
 from hubel.errors import unknown
 
 _accuracy: Accuracy = "default"

@@ -8,7 +8,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from hubel.engine.spec import ConvSpec, Direction, Problem
+from hubel.engine.problem import Direction, Problem
+from hubel.engine.spec import ConvSpec
 from hubel.ops import accuracy
 from hubel.ops.arguments import STORED, Handed, Request, check_tensors, request
 from hubel.ops.fallback import torch_convolution_backward

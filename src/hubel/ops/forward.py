@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hubel.engine.invoke import Invocation, prepare
-from hubel.engine.spec import Direction, Problem
+from hubel.engine.problem import Direction, Problem
 from hubel.ops import accuracy
 from hubel.ops.arguments import STORED, Handed, Request, check_tensors, request
 from hubel.ops.fallback import torch_convolution

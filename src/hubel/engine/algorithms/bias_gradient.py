@@ -12,7 +12,8 @@ from hubel.engine.ir.rows import gather_row
 from hubel.engine.ir.tile import horizontal_sums
 from hubel.engine.machine import Machine
 from hubel.engine.plan import Plan, PlannedJob
-from hubel.engine.spec import ConvSpec, Problem
+from hubel.engine.problem import Problem
+from hubel.engine.spec import ConvSpec
 
 
 def bias_name(problem: Problem, machine: Machine) -> str:

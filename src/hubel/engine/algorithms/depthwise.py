@@ -43,7 +43,8 @@ from hubel.engine.ir import module_text
 from hubel.engine.ir.stencil import Stencil, Tap, mask_words
 from hubel.engine.machine import Machine
 from hubel.engine.plan import Bound, Estimate, Plan, PlannedJob, Refusal, Tile
-from hubel.engine.spec import ConvSpec, Direction, Policy, Problem
+from hubel.engine.problem import Direction, Policy, Problem
+from hubel.engine.spec import ConvSpec
 from hubel.engine.tables import Tables
 
 NAME = "depthwise"

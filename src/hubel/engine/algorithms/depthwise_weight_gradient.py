@@ -49,7 +49,7 @@ from hubel.engine.ir import PTR, module_text
 from hubel.engine.ir.stencil import Stencil
 from hubel.engine.machine import Machine
 from hubel.engine.plan import Bound, Estimate, Plan, PlannedJob, Refusal, Tile
-from hubel.engine.spec import Direction, Policy, Problem
+from hubel.engine.problem import Direction, Policy, Problem
 from hubel.engine.tables import Tables
 
 NAME = "depthwise_weight_gradient"

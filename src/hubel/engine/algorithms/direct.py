@@ -36,7 +36,7 @@ from hubel.engine.ir.tile import ADD, BIAS, outer_product_tile
 from hubel.engine.ir.window import WindowWords, fill_window_function
 from hubel.engine.machine import Machine
 from hubel.engine.plan import Bound, Estimate, Plan, PlannedJob, Refusal, Tile
-from hubel.engine.spec import Direction, Policy, Problem
+from hubel.engine.problem import Direction, Policy, Problem
 from hubel.engine.tables import Tables
 from hubel.engine.threads import RESERVED_WORDS
 from hubel.engine.window import Window

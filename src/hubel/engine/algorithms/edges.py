@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hubel.engine.ir import Pointer, pointer_to
 from hubel.engine.ir.epilogue import Ending
-from hubel.engine.spec import Problem
+from hubel.engine.problem import Problem
 
 _SHORT = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 

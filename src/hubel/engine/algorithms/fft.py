@@ -37,7 +37,7 @@ from hubel.engine.ir import module_text
 from hubel.engine.ir.fourier import FIRST, operations
 from hubel.engine.machine import Machine
 from hubel.engine.plan import Bound, Estimate, Plan, PlannedJob, Refusal, Tile, error_unit, terms_of
-from hubel.engine.spec import Direction, Policy, Problem
+from hubel.engine.problem import Direction, Policy, Problem
 from hubel.engine.tables import Tables
 
 NAME = "fft"

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
 
-from hubel.engine.spec import ConvSpec, Direction, Problem
+from hubel.engine.problem import Direction, Problem
+from hubel.engine.spec import ConvSpec
 from hubel.engine.window import Axis
 
 Axes = tuple[Axis, Axis, Axis]

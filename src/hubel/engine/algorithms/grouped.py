@@ -35,7 +35,7 @@ from hubel.engine.algorithms.tiling import ITEM, UNEVEN, error_bound
 from hubel.engine.ir import module_text
 from hubel.engine.machine import Machine
 from hubel.engine.plan import Bound, Estimate, Plan, PlannedJob, Refusal, Tile
-from hubel.engine.spec import Direction, Policy, Problem
+from hubel.engine.problem import Direction, Policy, Problem
 from hubel.engine.tables import Tables
 
 NAME = "grouped"

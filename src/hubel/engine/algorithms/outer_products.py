@@ -34,7 +34,8 @@ from hubel.engine.algorithms.tiling import error_bound
 from hubel.engine.ir import module_text
 from hubel.engine.machine import MIB, Machine
 from hubel.engine.plan import Bound, Estimate, Plan, PlannedJob, Refusal, Tile
-from hubel.engine.spec import ConvSpec, Direction, Policy, Problem
+from hubel.engine.problem import Direction, Policy, Problem
+from hubel.engine.spec import ConvSpec
 from hubel.engine.tables import Tables
 from hubel.engine.window import Axis, Window
 

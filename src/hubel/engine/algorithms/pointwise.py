@@ -46,7 +46,7 @@ from hubel.engine.ir.rows import gather_row, store_rows_function, store_tile_fun
 from hubel.engine.ir.tile import ADD, BIAS, panel_tile
 from hubel.engine.machine import Machine
 from hubel.engine.plan import Bound, Estimate, Plan, PlannedJob, Refusal, Tile
-from hubel.engine.spec import Direction, Policy, Problem
+from hubel.engine.problem import Direction, Policy, Problem
 from hubel.engine.tables import Tables
 
 NAME = "pointwise"

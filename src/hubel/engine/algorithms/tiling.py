@@ -26,7 +26,7 @@ from math import prod
 from hubel.engine.algorithms.geometry import Sum
 from hubel.engine.machine import Machine
 from hubel.engine.plan import Tile, error_unit, terms_of
-from hubel.engine.spec import Problem
+from hubel.engine.problem import Problem
 from hubel.engine.window import Window
 
 # Cuts that measuring chooses from.

@@ -40,7 +40,7 @@ from hubel.engine.algorithms.winograd_tiling import Cut, cut
 from hubel.engine.ir import module_text
 from hubel.engine.machine import Machine
 from hubel.engine.plan import Bound, Estimate, Plan, PlannedJob, Refusal
-from hubel.engine.spec import Direction, Policy, Problem
+from hubel.engine.problem import Direction, Policy, Problem
 from hubel.engine.tables import Tables
 
 NAME = "winograd"

@@ -23,7 +23,7 @@ from functools import lru_cache
 from hubel.engine.algorithms.geometry import three
 from hubel.engine.algorithms.winograd_transforms import Transforms, transforms
 from hubel.engine.plan import error_unit, terms_of
-from hubel.engine.spec import Policy, Problem
+from hubel.engine.problem import Policy, Problem
 
 # Outputs m of a tile along (rows, columns), by taps r along both. At most two forms a kernel size: all image sizes of a
 # layer together have four kernels, and direct convolution needs the others.

@@ -26,7 +26,7 @@ from hubel.engine.algorithms.winograd_forms import Form, allowed
 from hubel.engine.algorithms.winograd_kernels import MOST_TILES
 from hubel.engine.machine import Machine
 from hubel.engine.plan import Tile
-from hubel.engine.spec import Policy, Problem
+from hubel.engine.problem import Policy, Problem
 
 LEAST_TILES = 32
 # Vectors of a register tile.

@@ -37,7 +37,8 @@ from hubel.engine.algorithms.winograd_weight_kernels import add_parts_function, 
 from hubel.engine.ir import module_text
 from hubel.engine.machine import MIB, Machine
 from hubel.engine.plan import Bound, Estimate, Plan, PlannedJob, Refusal, Tile, error_unit, terms_of
-from hubel.engine.spec import ConvSpec, Direction, Policy, Problem
+from hubel.engine.problem import Direction, Policy, Problem
+from hubel.engine.spec import ConvSpec
 
 NAME = "winograd_weight_gradient"
 ANY_EDGES = True

@@ -10,7 +10,7 @@ import torch
 
 from hubel.engine.choose import STORED_ERRORS
 from hubel.engine.plan import error_unit, terms_of
-from hubel.engine.spec import Direction
+from hubel.engine.problem import Direction
 from hubel.lab.engines.door import Outputs, Tensors
 from hubel.lab.engines.eager import FLOAT32, FUNCTIONS, TRANSPOSED, gradients_wanted
 from hubel.lab.shapes import Case

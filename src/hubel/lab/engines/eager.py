@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.autograd.graph import increment_version
 
-from hubel.engine.spec import Direction
+from hubel.engine.problem import Direction
 from hubel.lab.engines.door import Declined, Engine, Outputs, Tensors
 from hubel.lab.shapes import Case
 from hubel.lab.timing import Contender

@@ -11,7 +11,7 @@ import math
 import torch
 
 from hubel.engine.invoke import prepare
-from hubel.engine.spec import Direction
+from hubel.engine.problem import Direction
 from hubel.errors import UnsupportedError
 from hubel.lab.engines.door import Declined, Outputs, Tensors
 from hubel.lab.shapes import Case
