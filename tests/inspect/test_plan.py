@@ -35,6 +35,14 @@ def test_times_are_predicted_and_on_request_measured() -> None:
     assert "ms measured" in str(measured)
 
 
+def test_channels_last_networks_have_channels_last_problems() -> None:
+    x = torch.ones(1, 3, 16, 16).to(memory_format=torch.channels_last)
+    net = network().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    rows = hubel.plan(net, x, backward=True, measure=True).rows
+    assert [row.problem.layout for row in rows] == ["channels_last"] * 6
+    assert all(row.measured_ms for row in rows)
+
+
 def test_of_another_machine_no_time_is_told() -> None:
     row = plan_problem(Problem.parse("n1c64o64i56x56k3x3s1p1"), machine=Machine.named("neoverse-n1"), measure=True)
     assert row.plan is not None and row.plan.machine.name == "neoverse-n1"

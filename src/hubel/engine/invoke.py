@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from hubel.engine import wisdom
 from hubel.engine.algorithms import ALGORITHMS
-from hubel.engine.algorithms.geometry import one_run
+from hubel.engine.algorithms.geometry import layout_of
 from hubel.engine.choose import choose, equivalent
 from hubel.engine.compile import Library, compiled, emit_assembly
 from hubel.engine.machine import Machine, physical_memory
@@ -112,11 +112,8 @@ def prepare(problem: Problem, x: Strides, w: Strides, y: Strides, policy: Policy
 
 
 def laid_out(problem: Problem, x: Strides, y: Strides) -> Problem:
-    """The problem with the layout that tensors with these strides have. A plan for "planes" fits no other."""
-    in_planes = (
-        one_run(problem.spec.input_size, x[2:]) is not None and one_run(problem.spec.output_size, y[2:]) is not None
-    )
-    return replace(problem, layout="planes" if in_planes else "strided")
+    """The problem with the layout that tensors with these strides have. A plan for one layout fits no other."""
+    return replace(problem, layout=layout_of(problem.spec, x, y))
 
 
 def kernel_text(plan: Plan, form: str) -> str:

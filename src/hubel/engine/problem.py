@@ -22,7 +22,7 @@ from hubel.engine.epilogue import ACTIVATIONS, Epilogue
 from hubel.engine.spec import ConvSpec
 from hubel.errors import HubelError, SpecError, unknown
 
-LAYOUTS = ("planes", "strided")
+LAYOUTS = ("planes", "channels_last", "strided")
 # Bytes of a number in memory. Sums are float32, whatever is stored.
 DTYPES = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
 
@@ -41,8 +41,9 @@ class Problem:
 
     bias: forward adds it; the weight gradient's kernel also writes the bias gradient; the input gradient has none.
     dtype: what input, weights, bias and output are stored as; weight and bias gradients are always float32, so that
-    whoever needs them otherwise rounds them once. layout: "planes" if the pixels of a channel follow each other at one
-    distance, in input and output; "strided" if they do not. epilogue: what is done to the outputs.
+    whoever needs them otherwise rounds them once. layout: how input and output lie; "channels_last" if channels
+    are next to each other and pixels follow at one distance; "planes" if pixels do and channels are not; "strided" if
+    not even these. epilogue: what is done to the outputs.
     """
 
     spec: ConvSpec

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hubel.engine import ConvSpec, Direction, Machine, Plan, Policy, Problem, choose, prepare
+from hubel.engine.algorithms.geometry import layout_of, packed_strides
 from hubel.engine.measure import Measured, measured
 from hubel.engine.race import race
 from hubel.errors import ModelError, SpecError, UnsupportedError
@@ -156,9 +157,11 @@ def plan_problem(problem: Problem, *, machine: Machine | None = None, measure: b
 
 
 def measured_ms(problem: Problem, policy: Policy) -> float:
-    """Milliseconds of the prepared call on contiguous tensors, the median of some rounds."""
+    """Milliseconds of the prepared call on tensors that are contiguous in the problem's layout, the median of some
+    rounds.
+    """
     spec = problem.spec
-    x, w, y = (torch.empty(s, device="meta").stride() for s in (spec.input_shape, spec.weight_shape, spec.output_shape))
+    x, w, y = (packed_strides(s, problem.layout) for s in (spec.input_shape, spec.weight_shape, spec.output_shape))
     return 1e3 * race([prepare(problem, x, w, y, policy)], x, w, y, policy.threads)[0]
 
 
@@ -167,20 +170,23 @@ class _Convolutions(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[tuple[ConvSpec, bool, bool, str]] = []
+        self.found: list[tuple[ConvSpec, bool, bool, str, str]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        y = func(*args, **(kwargs or {}))
         if func is torch.ops.aten.convolution.default:
             x, w, b, stride, padding, dilation, transposed, output_padding, groups = args
             outputs = w.shape[1] * groups if transposed else w.shape[0]
             sizes = (x.shape[0], x.shape[1], outputs, tuple(x.shape[2:]), tuple(w.shape[2:]))
-            with suppress(SpecError):  # impossible calls are torch's to refuse, in the line after
+            with suppress(SpecError):  # what torch allows and Hubel does not
                 if transposed:
                     spec = ConvSpec.for_transposed(*sizes, stride, padding, output_padding, dilation, groups)
+                    layout = layout_of(spec, y.stride(), x.stride())
                 else:
                     spec = ConvSpec(*sizes, stride, padding, dilation, groups)
-                self.found.append((spec, transposed, b is not None, str(x.dtype).removeprefix("torch.")))
-        return func(*args, **(kwargs or {}))
+                    layout = layout_of(spec, x.stride(), y.stride())
+                self.found.append((spec, transposed, b is not None, str(x.dtype).removeprefix("torch."), layout))
+        return y
 
 
 def _problems(net: nn.Module, x: Tensor, backward: bool) -> list[tuple[str, Problem]]:
@@ -196,18 +202,17 @@ def _problems(net: nn.Module, x: Tensor, backward: bool) -> list[tuple[str, Prob
     # Convolutions that no module and no torch.nn.functional made (torch.convolution, say) have no address of their own.
     named = [call.address for call in calls] if len(calls) == len(seen.found) else None
     problems: list[tuple[str, Problem]] = []
-    for i, (spec, transposed, bias, dtype) in enumerate(seen.found):
+    for i, (spec, transposed, bias, dtype, layout) in enumerate(seen.found):
         address = named[i] if named else f"convolution#{i + 1}"
         forward, gradient = Direction.FORWARD, Direction.INPUT_GRADIENT
         if transposed:
             # A transposed convolution is the input gradient of the one that leads back.
             forward, gradient = gradient, forward
-        problems.append((address, Problem(spec, forward, bias and forward is Direction.FORWARD, dtype)))
+        problems.append((address, Problem(spec, forward, bias and forward is Direction.FORWARD, dtype, layout)))
         if backward:
-            problems.append((f"{address}/input_gradient", Problem(spec, gradient, False, dtype)))
-            problems.append(
-                (f"{address}/weight_gradient", Problem(spec, Direction.WEIGHT_GRADIENT, bias and not transposed, dtype))
-            )
+            problems.append((f"{address}/input_gradient", Problem(spec, gradient, False, dtype, layout)))
+            weight = Problem(spec, Direction.WEIGHT_GRADIENT, bias and not transposed, dtype, layout)
+            problems.append((f"{address}/weight_gradient", weight))
     return problems
 
 

@@ -89,5 +89,5 @@ def with_zeros(x: Tensor, asked: Request) -> Tensor:
 def invocation_of(problem: Problem, strides: tuple[Strides, Strides, Strides], threads: int) -> Invocation:
     """strides: of the tensors in the places of input, weight and output, whatever the direction."""
     invocation = prepare(problem, *strides, accuracy.policy(threads))
-    announce(str(problem), invocation.plan.algorithm)
+    announce(str(invocation.plan.problem), invocation.plan.algorithm)
     return invocation

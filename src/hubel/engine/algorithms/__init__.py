@@ -6,6 +6,9 @@ An algorithm is a module with
     propose(problem, machine, policy) -> Plan | Refusal
     emit(plan) -> {kernel name: function that writes its IR}
     bind(plan, x strides, w strides, y strides) -> Bound
+
+and, where they hold, ANY_EDGES (it stores every dtype and does epilogues) and CHANNELS_LAST (it reads and writes
+tensors of this layout as they lie: others gather number by number, which `choose` counts).
 """
 
 from __future__ import annotations

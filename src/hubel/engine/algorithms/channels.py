@@ -47,6 +47,7 @@ from hubel.engine.window import Axis, Window
 
 NAME = "channels"
 ANY_EDGES = True
+CHANNELS_LAST = True
 # Most pixels of a tile: more need more pointers than there are, and ARM's have to be added up one by one.
 MOST_PIXELS, MOST_PIXELS_ARM = 14, 8
 # Fewest output channels a group.
@@ -134,7 +135,7 @@ def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusa
     """A plan for whatever has enough output channels a group."""
     if problem.direction is Direction.WEIGHT_GRADIENT:
         return Refusal(NAME, "weight gradients are sums over pixels, not over channels")
-    if flattened(problem) is not problem.spec:
+    if flattened(problem) is not problem.spec and problem.layout != "channels_last":
         return Refusal(NAME, "a matrix product over one row of pixels: pointwise")
     spec, shape = problem.spec, Shape(tuple(sums(problem)))
     if shape.rows < FEWEST:

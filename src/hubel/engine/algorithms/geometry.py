@@ -59,7 +59,7 @@ def flattened(problem: Problem) -> ConvSpec:
     """
     spec = problem.spec
     plain = set(spec.kernel_size) | set(spec.stride) == {1} and set(spec.padding) == {0}
-    if not plain or problem.layout != "planes":
+    if not plain or problem.layout == "strided":
         return spec
     return ConvSpec(spec.batch, spec.in_channels, spec.out_channels, (prod(spec.input_size),), 1, groups=spec.groups)
 
@@ -76,10 +76,36 @@ def one_run(sizes: tuple[int, ...], strides: tuple[int, ...]) -> int | None:
     return inner[1] if inner else 1
 
 
+def layout_of(spec: ConvSpec, x: tuple[int, ...], y: tuple[int, ...]) -> str:
+    """The layout of a problem whose input and output (or their gradients) have these strides.
+
+    Where planes are single pixels, or there is one channel, a tensor is both: then the other one decides, and "planes"
+    where that is both, too.
+    """
+    tensors = (spec.in_channels, spec.input_size, x), (spec.out_channels, spec.output_size, y)
+    steps = [one_run(size, strides[2:]) for _, size, strides in tensors]
+    if None in steps:
+        return "strided"
+    last = all(channels == 1 or strides[1] == 1 for channels, _, strides in tensors)
+    planes = all(step == 1 or prod(size) == 1 for step, (_, size, _) in zip(steps, tensors, strict=True))
+    return "channels_last" if last and not planes else "planes"
+
+
+def packed_strides(shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
+    """Strides of a tensor (n, c, *space) without gaps: the channels innermost where the layout is "channels_last"."""
+    inner = [*range(len(shape))]
+    order = [1, *inner[:1:-1], 0] if layout == "channels_last" else inner[::-1]
+    strides, step = [0] * len(shape), 1
+    for axis in order:
+        strides[axis] = step
+        step *= max(1, shape[axis])
+    return tuple(strides)
+
+
 def flat_strides(spec: ConvSpec, x: tuple[int, ...], y: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Strides of input and output of a flattened problem."""
     x_step, y_step = one_run(spec.input_size, x[2:]), one_run(spec.output_size, y[2:])
-    assert x_step is not None and y_step is not None, "only problems in planes are flattened"
+    assert x_step is not None and y_step is not None, "rows of strided problems are not flattened"
     return (*x[:2], x_step), (*y[:2], y_step)
 
 

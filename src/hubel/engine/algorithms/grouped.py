@@ -40,6 +40,7 @@ from hubel.engine.tables import Tables
 
 NAME = "grouped"
 ANY_EDGES = True
+CHANNELS_LAST = True
 # Channels of a group at most: their sums are one block, and their inputs stay in the caches.
 MOST_CHANNELS, MOST_TAPS = 80, 11
 # Widths of tiles that are compiled, beside the widest: those of the usual maps, and 1 for all others.

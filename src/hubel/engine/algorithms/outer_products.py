@@ -41,6 +41,7 @@ from hubel.engine.window import Axis, Window
 
 NAME = "outer_products"
 ANY_EDGES = True
+CHANNELS_LAST = True
 # Outputs of a block, about; output channels and sums of a share at most, with an L2 cache of 1 MiB; work items there
 # should be at least.
 PIXELS, SHARE_ROWS, SUMS, ITEMS = 224, 128, 128 * 32 * 9, 8

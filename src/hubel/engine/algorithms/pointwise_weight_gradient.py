@@ -41,6 +41,7 @@ from hubel.engine.spec import ConvSpec
 
 NAME = "pointwise_weight_gradient"
 ANY_EDGES = True
+CHANNELS_LAST = True
 # Channels of a share at most, with an L2 cache of 1 MiB; pixels of a piece at least, where there are so many, and at
 # most; the share of the L2 cache that pieces fill between these; work items there should be at least.
 SHARE, LEAST, MOST, HELD, ITEMS = 256, 112, 208, 0.15, 8

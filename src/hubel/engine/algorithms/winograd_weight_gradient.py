@@ -42,6 +42,7 @@ from hubel.engine.spec import ConvSpec
 
 NAME = "winograd_weight_gradient"
 ANY_EDGES = True
+CHANNELS_LAST = True
 OUTPUTS, TAPS = 4, 3
 # Channels of a share at most, with an L2 cache of 1 MiB; tiles of a block; work items there should be at least.
 SHARE, BLOCK, ITEMS = 96, 32, 8
