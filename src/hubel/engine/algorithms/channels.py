@@ -4,7 +4,7 @@ dimensions, stride, padding, dilation and groups.
     for every image, group, box of outputs and share of the output channels:               one work item
         for blocks of input channels:
             copy the window that the box reads into scratch                                 padding becomes zeros
-            for tiles of output channels t, for phases, for rows, for runs of pixels p:
+            for phases, for tiles of output channels t, for rows, for runs of pixels p:
                 for channels c of the block, for taps:                                      the register tile
                     acc[pixel][lane] += window[c][offset[tap] + place(pixel)] · weight[t][c, tap][lane]
             after the last block, bias added: transposed into NCHW rows, or stored as they are into channels-last ones
@@ -18,10 +18,11 @@ whole rows are stored.
 The order of summation is that of `direct`, so results have the same bits.
 
 Constants. 14 pixels by two AVX-512 vectors take 14 cycles of arithmetic a term, beside 17 loads and 52 instructions; 6
-by two AVX2 vectors 6 cycles, beside 9 loads and 24 instructions where two terms go together. Measured on one core
-(Cascade Lake, 2026-11): 0.95 of the speed of a tile whose operands are all in L1 with blocks of 8 channels of a 3×3
-kernel with stride 2, 0.89 with 16 and 0.73 with 128 of a 1×1: what a tile reads of a block must leave room in L1 for
-the weights that stream past.
+by two AVX2 vectors 6 cycles, beside 9 loads and 22 instructions where two terms go together. A tile's weights (9 KB of
+16 channels of a 3×3 kernel) stay in L1 while all pixels of the box stream past: 6 pixels with stride 2 read 6 KB of a
+window then, and would read 64 bytes of weights every 6 cycles the other way round, from L2 or, of large layers, from
+L3. Measured on one core (Zen 4, AVX2, 2026-11): 0.94 of the FMA peak for 128>128 3×3 stride 2 @56 (0.89 with weights
+that stream past), 0.92 for a 4×4 transposed layer and for a 7×7 stem, 0.78 where rows are 7 pixels long.
 """
 
 from __future__ import annotations
@@ -54,9 +55,9 @@ MOST_PIXELS, MOST_PIXELS_ARM = 14, 8
 FEWEST = 4
 PIECES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256)
 SHARES = (1, 2, 3, 4, 6, 8, 12, 16)
-# Cycles: starting a tile; reading and writing a vector of sums; carrying a vector out; a row of a window, a vector of
+# Cycles: starting a run of pixels; reading and writing a vector of sums; carrying a vector out; a row of a window, a vector of
 # it.
-TILE, SUM, OUT, ROW, VECTOR = 40.0, 2.0, 5.0, 25.0, 3.0
+TILE, SUM, OUT, ROW, VECTOR = 20.0, 1.0, 5.0, 25.0, 3.0
 # Bytes a cycle from and to the L3 cache.
 SPILLED = 8
 

@@ -145,48 +145,56 @@ def _compute_function(tile: Tile) -> Function:
         divisor = f.maximum(runs, 1)
         short, longer = count["x"] // divisor, count["x"] % divisor
         # Short rows go two by two.
-        pair = short * 2 <= tile.rows
-        pair = pair & (runs <= 1)
-        single = [f.one_of(functions, f.minimum(f.maximum(short + more - 1, 0), last)) for more in (0, 1)]
-        double = f.one_of(functions, f.minimum(f.maximum(short * 2 - 1, 0), last))
+        pair = (short * 2 <= tile.rows) & (runs <= 1)
+        of_short, of_longer, of_pair = (
+            f.one_of(functions, f.minimum(f.maximum(pixels - 1, 0), last)) for pixels in (short, short + 1, short * 2)
+        )
         terms = f.arg("block") * taps
         panel_tile = terms * width
         panel = f.arg("panels") + before * f.arg("block") * a["tiles"] * width + f.arg("first") * panel_tile
+        # While a tile's weights are in use, the next tile's are asked for, a few lines a run.
+        all_lines, all_runs = panel_tile // 16, f.maximum(count["z"] * count["y"] * runs, 1)
+        lines = (all_lines + (all_runs - 1)) // all_runs
+        rows_y = f.select(runs > 0, count["y"], 0)
         with (
+            f.loop("t", 0, f.arg("tiles")) as t,
             f.loop("row_z", 0, count["z"]) as z,
             # Rows with no place in this phase are not visited.
-            f.loop("row_y", 0, f.select(runs > 0, count["y"], 0), f.select(pair, 2, 1)) as y,
-            f.loop("run", 0, runs) as run,
+            f.loop("row_y", 0, rows_y, f.select(pair, 2, 1)) as y,
         ):
-            both = pair & (y.index + 1 < count["y"])
-            more = run.index < longer
-            size = short + f.select(more, 1, 0)
-            half = (size + 1) // 2
-            begin = run.index * short + f.minimum(run.index, longer)
-            x = f.arg("window") + z.index * a["row_z"] + y.index * a["row_y"] + begin * apart
-            x2 = x + f.select(both, a["row_y"], half * apart)
-            function = f.select(both, double, f.select(more, single[1], single[0]))
-            places = [
-                start + z.index * by["z"] + y.index * by["y"] + begin * by["x"]
-                for start, by in ((sums, step), (out, out_step))
-            ]
-            further = [f.select(both, by["y"], half * by["x"]) for by in (step, out_step)]
-            # The last tiles ask for the pixels of the next run, a line each.
-            following = f.select(run.index + 1 < runs, x + size * apart, x + f.select(pair, 2, 1) * a["row_y"])
-            with f.loop("t", 0, f.arg("tiles")) as t:
-                line = f.minimum(f.arg("tiles") - 1 - t.index, 2)
-                ahead = f.select(line < 2, following + line * 16, x, "ahead")
-                parked = places[0] + t.index * a["sums_t"]
-                straight = t.index < straight_tiles
-                to = f.select(straight, places[1] + t.index * width, parked, "to")
-                to2 = to + f.select(straight, further[1], further[0])
+            w, straight = panel + t.index * panel_tile, t.index < straight_tiles
+            row = z.index * count["y"] + y.index
+            following = w + panel_tile + f.minimum(row * runs * lines, all_lines) * 16
+            x = f.arg("window") + z.index * a["row_z"] + y.index * a["row_y"]
+            at = z.index * step["z"] + y.index * step["y"]
+            parked = sums + t.index * a["sums_t"] + at
+            from_ = f.select(added, parked, f.arg("before"), "from")
+            to = f.select(straight, out + t.index * width + z.index * out_step["z"] + y.index * out_step["y"], parked)
+            to_x = f.select(straight, out_step["x"], step["x"], "to_x")
+            bias = f.arg("bias") + t.index * f.arg("bias_step")
+
+            def run(function: Value, begin: Value | int, size: Value, count: Value, second: tuple[Value, ...]) -> None:
+                """`count` runs of so many pixels, from one on. second: how far the other half of each lies."""
+                x_run, from_run, to_run = x + apart * begin, from_ + before_x * begin, to + to_x * begin
                 f.call(
-                    functions[0], panel + t.index * panel_tile, x, x2, offsets,
-                    f.select(added, parked, f.arg("before")), f.select(added, parked + further[0], f.arg("before")),
-                    to, to2,
-                    f.arg("bias") + t.index * f.arg("bias_step"), ahead, terms, apart * 4, before_x,
-                    f.select(straight, out_step["x"], step["x"]), at=function,
+                    functions[0], w, x_run, x_run + second[0], a_offsets,
+                    from_run, from_run + second[1], to_run, to_run + second[2], bias, following,
+                    terms, apart * 4, before_x, to_x, count, apart * size * 4, before_x * size, to_x * size, lines,
+                    at=function,
                 )  # fmt: skip
+
+            a_offsets = offsets
+            both = pair & (y.index + 1 < count["y"])
+            with f.when(longer > 0, "longer"):
+                half = (short + 2) // 2
+                run(of_longer, 0, short + 1, longer, (apart * half, before_x * half, to_x * half))
+            half = (short + 1) // 2
+            second = (
+                f.select(both, a["row_y"], apart * half),
+                f.select(both & added, step["y"], before_x * half),
+                f.select(both, f.select(straight, out_step["y"], step["y"]), to_x * half),
+            )
+            run(f.select(both, of_pair, of_short), longer * (short + 1), short, runs - longer, second)
     f.ret()
     return f
 

@@ -3,8 +3,9 @@ pixel of each of several places, wherever these lie.
 
     for k in terms:  for p in pixels:  for v in vectors:  acc[p][v] += x[offset[k] + place(p)] · w[k][v]
 
-The pixels are two runs, each with one distance between neighbours: halves of a row, or pieces of two rows. So they
-need two pointers and a few multiples of the distance, and the stride of a convolution costs nothing.
+The pixels are two halves, each with one distance between neighbours: of a run of pixels, or pieces of two rows. So they
+need two pointers and a few multiples of the distance, and the stride of a convolution costs nothing. A tile does a row
+of such runs in one call: its weights stay in L1, and the pixels stream past.
 """
 
 from __future__ import annotations
@@ -15,61 +16,78 @@ from hubel.engine.ir.function import F32, I64, PTR, Function, Value, vector_of
 
 # Accumulators of a tile that does two terms at a time; pixels of a tile that has a pointer for each.
 SMALL, MOST_POINTERS = 14, 7
-# Weights are asked for so many terms before they are read: the L2 cache answers within two, the L3 within eight.
-TERMS_AHEAD = 8
 
 
 def broadcast_tile(pixels: int, vectors: int, lanes: int) -> Function:
-    """pixels_<n>(w, x, x2, offsets, sums, sums2, to, to2, bias, ahead, terms, apart, pitch, to_pitch): the sums of
-    `pixels` pixels, the first half (rounded up) at x, the others at x2, neighbours `apart` bytes from each other.
+    """pixels_<n>(w, x, x2, offsets, sums, sums2, to, to2, bias, next, terms, apart, pitch, to_pitch, runs, run_x,
+    run_sums, run_to, lines): the sums of `runs` times `pixels` pixels.
 
-    w: vectors·lanes weights a term, next to each other; offsets: for each term, in numbers, the pixels' place. to[p ·
-    to_pitch + lane] = (sums[p · pitch + lane] + total) + bias[lane], where minus zeros change nothing. With each
-    term are asked for: weights some terms further on, and the line at ahead[offset[k]].
+    In each run the first half (rounded up) lies at x, the others at x2, neighbours `apart` bytes from each other, and
+    the next run's `run_x` bytes further. w: vectors·lanes weights a term, next to each other; offsets: for each term,
+    in numbers, the pixels' place. to[p · to_pitch + lane] = (sums[p · pitch + lane] + total) + bias[lane], where minus
+    zeros change nothing; of the next run these lie run_sums and run_to further. Each run asks for `lines` lines more of
+    the weights at `next`, and with each term for the last pixel that the next run meets there.
     """
-    pointers = [(n, PTR) for n in ("w", "x", "x2", "offsets", "sums", "sums2", "to", "to2", "bias", "ahead")]
-    numbers = [(n, I64) for n in ("terms", "apart", "pitch", "to_pitch")]
-    f = Function(f"pixels_{pixels}", [*pointers, *numbers], private=True)
-    runs = [n for n in ((pixels + 1) // 2, pixels // 2) if n]
-    places = _places(f, runs)
-    zero, width = f.constant(0.0, vector_of(lanes)), vectors * lanes
-    # Small tiles do two terms at a time: else there are more than four instructions a cycle.
-    pairs = f.arg("terms") // 2 * 2 if pixels * vectors <= SMALL else f.constant(0)
-    start = [f.arg("w")] + [zero] * (pixels * vectors)
-    if pixels * vectors <= SMALL:
-        with f.loop("pair", 0, pairs, 2, carry=start) as k:
-            w, *acc = k.carried
-            acc = _term(f, w, k.index, places, vectors, lanes, acc, ahead=True)
-            acc = _term(f, w + width, k.index + 1, places, vectors, lanes, acc, ahead=False)
-            k.carry(w + 2 * width, *acc)
-        start = k.results
-    with f.loop("k", pairs, f.arg("terms"), carry=start) as k:
-        w, *acc = k.carried
-        k.carry(w + width, *_term(f, w, k.index, places, vectors, lanes, acc, ahead=True))
-    biases = [f.load(f.arg("bias") + v * lanes, vector_of(lanes), f"bias_{v}") for v in range(vectors)]
-    at = iter(k.results[1:])
-    for number, count in zip(("", "2"), runs, strict=False):
-        for i in range(count):
-            before, to = (f.arg(n + number) + f.arg(p) * i for n, p in (("sums", "pitch"), ("to", "to_pitch")))
-            for v, bias in enumerate(biases):
-                total = f.load(before + v * lanes, vector_of(lanes)) + next(at)
-                f.store(total + bias, to + v * lanes)
+    pointers = [(n, PTR) for n in ("w", "x", "x2", "offsets", "sums", "sums2", "to", "to2", "bias", "next")]
+    numbers = ("terms", "apart", "pitch", "to_pitch", "runs", "run_x", "run_sums", "run_to", "lines")
+    f = Function(f"pixels_{pixels}", [*pointers, *((n, I64) for n in numbers)], private=True)
+    halves = [n for n in ((pixels + 1) // 2, pixels // 2) if n]
+    carried = [f.arg(n) for n in ("x", "x2", "sums", "sums2", "to", "to2", "next")]
+    with f.loop("run", 0, f.arg("runs"), carry=carried) as run:
+        x, x2, sums, sums2, to, to2, following = run.carried
+        with f.loop("line", 0, f.arg("lines"), carry=[following]) as line:
+            f.prefetch(line.carried[0])
+            line.carry(line.carried[0] + 16)
+        ahead = f.offset(x, f.arg("run_x") + f.arg("apart") * (pixels - 1), "i8", "ahead")
+        totals = _totals(f, _places(f, [x, x2][: len(halves)], halves), ahead, pixels, vectors, lanes)
+        biases = [f.load(f.arg("bias") + v * lanes, vector_of(lanes), f"bias_{v}") for v in range(vectors)]
+        at = iter(totals)
+        for before, target, count in zip((sums, sums2), (to, to2), halves, strict=False):
+            for i in range(count):
+                before_i, target_i = before + f.arg("pitch") * i, target + f.arg("to_pitch") * i
+                for v, bias in enumerate(biases):
+                    total = f.load(before_i + v * lanes, vector_of(lanes)) + next(at)
+                    f.store(total + bias, target_i + v * lanes)
+        x, x2 = (f.offset(place, f.arg("run_x"), "i8") for place in (x, x2))
+        sums, sums2 = (place + f.arg("run_sums") for place in (sums, sums2))
+        to, to2 = (place + f.arg("run_to") for place in (to, to2))
+        run.carry(x, x2, sums, sums2, to, to2, line.results[0])
     f.ret()
     return f
 
 
-def _places(f: Function, runs: list[int]) -> Callable[[Value], Iterator[Value]]:
+def _totals(
+    f: Function, places: Callable[[Value], Iterator[Value]], ahead: Value, pixels: int, vectors: int, lanes: int
+) -> list[Value]:
+    """The sums over all terms of one run."""
+    zero, width = f.constant(0.0, vector_of(lanes)), vectors * lanes
+    start = [f.arg("w")] + [zero] * (pixels * vectors)
+    # Small tiles do two terms at a time: else there are more than four instructions a cycle.
+    pairs = f.arg("terms") // 2 * 2 if pixels * vectors <= SMALL else f.constant(0)
+    if pixels * vectors <= SMALL:
+        with f.loop("pair", 0, pairs, 2, carry=start) as k:
+            w, *acc = k.carried
+            acc = _term(f, w, k.index, places, vectors, lanes, acc, ahead)
+            acc = _term(f, w + width, k.index + 1, places, vectors, lanes, acc)
+            k.carry(w + 2 * width, *acc)
+        start = k.results
+    with f.loop("k", pairs, f.arg("terms"), carry=start) as k:
+        w, *acc = k.carried
+        k.carry(w + width, *_term(f, w, k.index, places, vectors, lanes, acc, ahead))
+    return k.results[1:]
+
+
+def _places(f: Function, starts: list[Value], counts: list[int]) -> Callable[[Value], Iterator[Value]]:
     """A function from a term's offset to the places of its pixels, in the fewest instructions."""
     apart = f.arg("apart")
-    starts = [f.arg("x"), f.arg("x2")][: len(runs)]
-    if sum(runs) <= MOST_POINTERS:
-        pointers = [f.offset(s, apart * i, "i8") for s, count in zip(starts, runs, strict=True) for i in range(count)]
+    if sum(counts) <= MOST_POINTERS:
+        pointers = [f.offset(s, apart * i, "i8") for s, count in zip(starts, counts, strict=True) for i in range(count)]
         return lambda offset: (pointer + offset for pointer in pointers)
     # The odd multiples of the distance: x86 addresses scale them by 2, 4 and 8.
-    odd = {n: apart * n for n in range(1, runs[0], 2)}
+    odd = {n: apart * n for n in range(1, counts[0], 2)}
 
     def places(offset: Value) -> Iterator[Value]:
-        for start, count in zip(starts, runs, strict=True):
+        for start, count in zip(starts, counts, strict=True):
             yield (first := start + offset)
             for i in range(1, count):
                 scale = i & -i
@@ -86,14 +104,12 @@ def _term(
     vectors: int,
     lanes: int,
     sums: list[Value],
-    ahead: bool,
+    ahead: Value | None = None,
 ) -> list[Value]:
-    """The sums after one more term. ahead: ask for the line of pixels, too."""
+    """The sums after one more term. ahead: where a line of pixels is asked for, too."""
     offset = f.load(f.offset(f.arg("offsets"), k, I64, "entry"), I64, "offset")
-    if ahead:
-        f.prefetch(f.arg("ahead") + offset)
-    for line in range(0, vectors * lanes, 16):
-        f.prefetch(w + (TERMS_AHEAD * vectors * lanes + line))
+    if ahead is not None:
+        f.prefetch(ahead + offset)
     weights = [f.load(w + v * lanes, vector_of(lanes), f"weights_{v}") for v in range(vectors)]
     after: list[Value] = []
     for place in places(offset):
