@@ -55,8 +55,8 @@ MOST_PIXELS, MOST_PIXELS_ARM = 14, 8
 FEWEST = 4
 PIECES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256)
 SHARES = (1, 2, 3, 4, 6, 8, 12, 16)
-# Cycles: starting a run of pixels; reading and writing a vector of sums; carrying a vector out; a row of a window, a vector of
-# it.
+# Cycles: starting a run of pixels; reading and writing a vector of sums; carrying a vector out; a row of a window, a
+# vector of it.
 TILE, SUM, OUT, ROW, VECTOR = 20.0, 1.0, 5.0, 25.0, 3.0
 # Bytes a cycle from and to the L3 cache.
 SPILLED = 8
