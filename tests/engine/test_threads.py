@@ -156,6 +156,32 @@ def test_a_team_hands_out_chunks_and_every_item_once(items: int, chunk: int) -> 
 
 
 @linux
+@pytest.mark.parametrize("threads", [TEAM, 3, 8, 11])
+def test_a_thread_does_its_own_range_first_and_then_what_others_left(threads: int) -> None:
+    """A job's items fall into a range a thread, eight at most. Here a team whose number 1 alone comes does all of them."""
+    calls: list[tuple[int, int]] = []
+    kernel = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
+    seen = kernel(lambda args, begin, end, scratch: calls.append((begin, end)))
+    member = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+    parallel = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)(
+        lambda function, region, size, flags: member(function)(region)
+    )
+    number = ctypes.CFUNCTYPE(ctypes.c_int)(lambda: 1)
+    block = Block([Job(ctypes.cast(seen, ctypes.c_void_p).value or 0, 50, 3)])
+    add_everywhere(TEAM)
+    try:
+        threads_module._set_runtime(parallel, None, None, None, None, number)
+        launch(block.address, 0, 0, 0, 0, threads, 0, 0, 0)
+    finally:
+        threads_module._runtime_set = False
+        threads_module._team_limit = 1
+        add_everywhere(TEAM)
+    ranges, chunks = min(threads, 8), -(-50 // 3)
+    starts = [number * chunks // ranges for number in range(ranges + 1)]
+    order = [chunk for r in (*range(1, ranges), 0) for chunk in range(starts[r], starts[r + 1])]
+    assert calls == [(3 * chunk, min(3 * chunk + 3, 50)) for chunk in order]
+
+
 def test_a_job_that_cannot_be_split_opens_no_region() -> None:
     assert record(items=3, chunk=3, threads=TEAM)[:, 0].tolist() == [3, 3, 3]
 

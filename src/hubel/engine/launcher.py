@@ -7,13 +7,14 @@ from hubel.errors import UnsupportedError
 
 # The words of %Region: jobs, number of jobs, counters, scratch, bytes of shared scratch, bytes of a thread's scratch,
 # floating-point control word (the caller's: a result must not depend on which thread computes it), who runs the region
-# (0 the caller alone, 1 an OpenMP team, 2 a team of our own).
+# (0 the caller alone, 1 an OpenMP team, 2 a team of our own), ranges that the items of a job fall into.
 LAUNCHER_IR = """
-%Region = type { ptr, i64, ptr, ptr, i64, i64, i64, i64 }
+%Region = type { ptr, i64, ptr, ptr, i64, i64, i64, i64, i64 }
 
 ; Addresses, filled in after loading: parallel (GOMP_parallel or @own_parallel), GOMP_barrier, and for @own_parallel
-; pthread_create, pthread_join, sched_yield. Parallel is read once a launch, and may change between launches.
-@runtime = global [5 x ptr] zeroinitializer
+; pthread_create, pthread_join, sched_yield; omp_get_thread_num. Parallel is read once a launch, and may change between
+; launches.
+@runtime = global [6 x ptr] zeroinitializer
 
 declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)
 declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)
@@ -101,7 +102,10 @@ start:
   %kind = select i1 %ours, i64 2, i64 1
   %team_word = select i1 %as_team, i64 %kind, i64 0
   %region7 = insertvalue %Region %region6, i64 %team_word, 7
-  store %Region %region7, ptr %region
+  %few = icmp ult i64 %threads, 8                ; a job's counters share a cache line
+  %ranges = select i1 %few, i64 %threads, i64 8
+  %region8 = insertvalue %Region %region7, i64 %ranges, 8
+  store %Region %region8, ptr %region
   br i1 %as_team, label %parallel, label %serial
 parallel:
   %team_size = trunc i64 %threads to i32
@@ -112,9 +116,24 @@ serial:
   ret void
 }
 
+; OpenMP's number of a thread is the same in every region, so that its share of the data is still in its caches.
 define internal void @member(ptr %region) #0 {
+entry:
+  %kind_at = getelementptr %Region, ptr %region, i64 0, i32 7
+  %kind = load i64, ptr %kind_at
+  %ours = icmp eq i64 %kind, 2
+  br i1 %ours, label %count, label %ask
+count:
   %next_at = call ptr @team_state(ptr %region, i64 0)
-  %thread = atomicrmw add ptr %next_at, i64 1 monotonic
+  %counted = atomicrmw add ptr %next_at, i64 1 monotonic
+  br label %go
+ask:
+  %number_at = load ptr, ptr getelementptr ([6 x ptr], ptr @runtime, i64 0, i64 5)
+  %number = call i32 %number_at()
+  %asked = zext i32 %number to i64
+  br label %go
+go:
+  %thread = phi i64 [ %counted, %count ], [ %asked, %ask ]
   call void @work(ptr %region, i64 %thread)
   ret void
 }
@@ -141,6 +160,7 @@ entry:
   %stride = extractvalue %Region %all, 5
   %control = extractvalue %Region %all, 6
   %team_word = extractvalue %Region %all, 7
+  %ranges = extractvalue %Region %all, 8
   %team = icmp ne i64 %team_word, 0
   %stride_up = add i64 %stride, 63               ; rounded up to cache lines
   %stride_lines = and i64 %stride_up, -64
@@ -182,16 +202,40 @@ whole_call:
   call void %kernel(ptr %args, i64 0, i64 %items, ptr %own)
   br label %job_done
 
-grab:
-  %begin = atomicrmw add ptr %counter, i64 %chunk monotonic
-  %left = icmp slt i64 %begin, %items
-  br i1 %left, label %grab_call, label %job_done
-grab_call:
+grab:                                            ; the chunks of the own range first, then what others have left
+  %items_up = add i64 %items, %chunk
+  %items_up1 = sub i64 %items_up, 1
+  %chunks = sdiv i64 %items_up1, %chunk
+  br label %range
+range:
+  %turn = phi i64 [ 0, %grab ], [ %turn_next, %range_done ]
+  %turns_left = icmp ult i64 %turn, %ranges
+  br i1 %turns_left, label %range_open, label %job_done
+range_open:
+  %turn_next = add i64 %turn, 1
+  %number_up = add i64 %thread, %turn
+  %number = urem i64 %number_up, %ranges
+  %number_next = add i64 %number, 1
+  %first_up = mul i64 %number, %chunks
+  %first = udiv i64 %first_up, %ranges
+  %stop_up = mul i64 %number_next, %chunks
+  %stop = udiv i64 %stop_up, %ranges
+  %range_counter = getelementptr i64, ptr %counter, i64 %number
+  br label %range_grab
+range_grab:
+  %taken = atomicrmw add ptr %range_counter, i64 1 monotonic
+  %at = add i64 %first, %taken
+  %left = icmp slt i64 %at, %stop
+  br i1 %left, label %range_call, label %range_done
+range_call:
+  %begin = mul i64 %at, %chunk
   %begin_chunk = add i64 %begin, %chunk
   %partial = icmp slt i64 %items, %begin_chunk
   %end = select i1 %partial, i64 %items, i64 %begin_chunk
   call void %kernel(ptr %args, i64 %begin, i64 %end, ptr %own)
-  br label %grab
+  br label %range_grab
+range_done:
+  br label %range
 
 job_done:
   %last = icmp eq i64 %done_next, %jobs_count
@@ -201,7 +245,7 @@ barrier:
   %ours = icmp eq i64 %team_word, 2
   br i1 %ours, label %own_barrier, label %openmp_barrier
 openmp_barrier:
-  %barrier_at = load ptr, ptr getelementptr ([5 x ptr], ptr @runtime, i64 0, i64 1)
+  %barrier_at = load ptr, ptr getelementptr ([6 x ptr], ptr @runtime, i64 0, i64 1)
   call void %barrier_at()
   br label %next_job
 own_barrier:
@@ -219,8 +263,8 @@ define void @own_parallel(ptr %function, ptr %region, i32 %team_size, i32 %flags
 entry:
   %others = sub i32 %team_size, 1
   %handles = alloca i64, i32 %others
-  %create = load ptr, ptr getelementptr ([5 x ptr], ptr @runtime, i64 0, i64 2)
-  %join = load ptr, ptr getelementptr ([5 x ptr], ptr @runtime, i64 0, i64 3)
+  %create = load ptr, ptr getelementptr ([6 x ptr], ptr @runtime, i64 0, i64 2)
+  %join = load ptr, ptr getelementptr ([6 x ptr], ptr @runtime, i64 0, i64 3)
   br label %make
 make:
   %made = phi i32 [ 0, %entry ], [ %made_next, %made_one ]
@@ -264,7 +308,7 @@ define internal ptr @own_start(ptr %region) #0 {
 ; The %times-th meeting of all threads. Giving the core away while waiting keeps it fair when there are too few.
 define internal void @own_barrier(ptr %region, i64 %times) #0 {
 entry:
-  %yield = load ptr, ptr getelementptr ([5 x ptr], ptr @runtime, i64 0, i64 4)
+  %yield = load ptr, ptr getelementptr ([6 x ptr], ptr @runtime, i64 0, i64 4)
   %arrived_at = call ptr @team_state(ptr %region, i64 1)
   %team_at = call ptr @team_state(ptr %region, i64 2)
   %before = atomicrmw add ptr %arrived_at, i64 1 acq_rel

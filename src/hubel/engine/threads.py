@@ -3,8 +3,9 @@
 One generated native function, ``run``, takes a *block*: the jobs of a launch as 64-bit words. It copies the block to
 its own stack, writes the base pointers into every job's arguments, opens one parallel region of torch's own OpenMP
 pool (so that the process has one pool, and a core never two busy threads), and in it works through the jobs: the items
-of a job are handed out in chunks through an atomic counter, which stays fair when a core is taken away; between two
-jobs lies a barrier. With one thread there is no region and no barrier.
+of a job fall into a range for each thread, which hands them out in chunks through an atomic counter; who has finished
+its own range helps with the others', which stays fair when a core is taken away; between two
+jobs lies a barrier. A thread so meets the same part of a tensor in every launch, in its own caches. With one thread there is no region and no barrier.
 
     block:  number of jobs; then for each job  kernel address, items, chunk, number of words in args, args...
     args:   words 0..3 the base pointers p0..p3, word 4 the scratch shared by all threads, the kernel's own from word 5
@@ -183,7 +184,7 @@ def _team(threads: int) -> int:
         path = find_openmp()
         if path is not None:
             library = _loaded(path)
-            _set_runtime(library.GOMP_parallel, library.GOMP_barrier)
+            _set_runtime(library.GOMP_parallel, library.GOMP_barrier, None, None, None, library.omp_get_thread_num)
             _team_limit = sys.maxsize
         elif os.name == "posix":
             libc = ctypes.CDLL(None)
@@ -194,9 +195,11 @@ def _team(threads: int) -> int:
 
 
 def _set_runtime(*functions: Any) -> None:
-    """Tell the launcher who makes teams: parallel, GOMP_barrier, pthread_create, pthread_join, sched_yield."""
+    """Tell the launcher who makes teams: parallel, GOMP_barrier, pthread_create, pthread_join, sched_yield,
+    omp_get_thread_num.
+    """
     global _runtime_set
-    table = (ctypes.c_void_p * 5).from_address(_library().address("runtime"))
+    table = (ctypes.c_void_p * 6).from_address(_library().address("runtime"))
     # Backwards: the first entry decides whether the others are used, perhaps by a launch on another thread right now.
     for index, function in reversed(list(enumerate(functions))):
         if function is not None:
