@@ -59,6 +59,8 @@ def test_zoo_lists_every_network(typed: Type) -> None:
     done = typed("zoo")
     assert done.code == 0
     assert all(name in done.out for name in zoo.ZOO) and "61,706" in done.out
+    (line,) = (line for line in done.out.splitlines() if line.startswith("resnet50 "))
+    assert line.split() == "resnet50 25,557,032 3×224×224 2015 1512.03385 torchvision".split()
 
 
 def test_version(typed: Type) -> None:
@@ -109,7 +111,7 @@ def test_plan_of_a_network(typed: Type) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("plan lenet6", 'unknown network "lenet6". Did you mean "lenet5"?'),
+        ("plan lenet6", 'unknown network "lenet6". Did you mean "lenet5"'),
         ("plan n1c64", 'names no convolution: "o"'),
         ("plan n1c3o4i2x2k5x5", "5"),
         (f"plan {SPEC} --machine zen9", 'unknown machine "zen9". Did you mean "zen5"'),
@@ -127,6 +129,8 @@ def test_plan_of_a_network(typed: Type) -> None:
         ("bench lenet6", 'unknown network or shape list "lenet6"'),
         (f"bench {SPEC} --against tourch", 'unknown engine "tourch". Did you mean "torch"'),
         ("bench --step lenet5 lenet5", "--step times one thing"),
+        ("bench --step dcgan_generator", "one score a class. Received: dcgan_generator, which gives an image"),
+        ("report ds_cnn --data digits", "shows images to the network. Received: ds_cnn, which takes sounds of 1×16000"),
         ("report lenet6", 'unknown network "lenet6"'),
         ("report lenet5 --only kernel", 'unknown analysis "kernel". Did you mean "kernels"'),
         ("report lenet5 --data nowhere", "nowhere"),

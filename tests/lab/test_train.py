@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import hubel.ops.override
-from hubel import data, lab
+from hubel import data, lab, zoo
 from hubel.errors import DataError, HubelError, ModelError, UnknownNameError
 from hubel.lab import ConfigError, Diverged, TrainingConfig, TrainingRun
 from hubel.records import json_schema
@@ -343,6 +343,8 @@ def test_what_cannot_be_trained_is_refused_before_the_folder_is_made(tmp_path: P
         (lambda: tiny(classes=2), stripes(), DataError, r"Labels are out of range.*3 classes.*\[1, 2\]"),
         (nn.Flatten(), stripes(), ModelError, "weights that may change"),
         (lambda: 3, stripes(), ModelError, "Received: int"),
+        ("crnn", "digits", ModelError, "one score a class. Received: crnn, which takes 1×32×100 and gives a sequence"),
+        ("ds_cnn", "digits", ModelError, "Received: ds_cnn, which takes 1×16000"),
     ]
     for arch, images, kind, message in cases:
         with pytest.raises(kind, match=message):
@@ -387,3 +389,23 @@ def test_lenet5_reads_the_held_out_digits() -> None:
     assert all(value.n == 1000 for value in values)
     accuracies = [value.value or 0.0 for value in values]
     assert np.mean(accuracies) >= 0.960 and min(accuracies) >= 0.95, accuracies
+
+
+def test_auxiliary_classifiers_add_their_losses() -> None:
+    labels = torch.tensor([0, 1])
+    scores, first, second = torch.randn(3, 2, 4)
+    plain = nn.functional.cross_entropy
+    expected = plain(scores, labels) + 0.3 * (plain(first, labels) + plain(second, labels))
+    assert zoo.cross_entropy(scores, labels) == plain(scores, labels)
+    torch.testing.assert_close(zoo.cross_entropy((scores, first, second), labels), expected)
+
+
+def test_a_network_with_auxiliary_classifiers_trains() -> None:
+    class WithAuxiliary(nn.Sequential):
+        def forward(self, input: torch.Tensor) -> Any:
+            scores = super().forward(input)
+            return (scores, 2 * scores) if self.training else scores
+
+    net = WithAuxiliary(nn.Flatten(), nn.Linear(64, 3))
+    run = lab.train(net, stripes(), optimizer="adam", engine="torch", epochs=10, lr=0.02, shift=0)
+    assert run.accuracy.value is not None and run.accuracy.value > 0.5

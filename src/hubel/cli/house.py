@@ -13,18 +13,14 @@ from hubel.cli.terminal import console, plain_table
 
 
 def zoo() -> None:
-    """List the networks that can be built by name."""
-    import torch
+    """List the networks that can be built by name: whose parameter names they have, and where they come from."""
+    from hubel.zoo import ZOO
 
-    from hubel.zoo import ZOO, build
-
-    table = plain_table("network", "parameters", "convolutions")
-    for name in ZOO:
-        # On the meta device a network is its shapes: nothing is allocated.
-        with torch.device("meta"):
-            network = build(name)
-        convolutions = sum(isinstance(module, torch.nn.modules.conv._ConvNd) for module in network.modules())
-        table.add_row(name, f"{sum(p.numel() for p in network.parameters()):,}", str(convolutions))
+    table = plain_table("network", "parameters", "input", "year", "arXiv", "names")
+    for name, network in ZOO.items():
+        size = "×".join(map(str, network.input))
+        row = (f"{network.parameters:,}", size, str(network.year), network.arxiv or "-", network.names)
+        table.add_row(name, *row)
     console().print(table)
 
 

@@ -19,6 +19,7 @@ from hubel.cli.models import (
     is_run,
     load,
     load_run,
+    picture_size,
 )
 from hubel.cli.terminal import Stages, console
 from hubel.cli.work import Seed, Threads, set_threads
@@ -87,14 +88,13 @@ def report(
             loaded = load(model, arch, weights, seed)
             if data is not None:
                 any_batch(loaded)
-            shape = None if data is None else image_shape(loaded, input_size)
             document = build(
                 loaded.network,
                 data,
                 name=loaded.name,
                 weights=loaded.weights,
                 only=words,
-                input_size=shape and shape[1:],
+                input_size=None if data is None else picture_size(loaded, input_size),
                 classes=class_names(classes),
                 preprocess=preprocessing(preprocess),
                 images=images,

@@ -34,8 +34,8 @@ def load(model: str, arch: str | None, weights: Path | None, seed: int = 0) -> L
     return loaded
 
 
-def image_shape(loaded: Loaded, text: str | None) -> tuple[int, int, int]:
-    """(C, H, W) of an image for the network: as given, else as the file or the zoo says, else assumed and said so."""
+def image_shape(loaded: Loaded, text: str | None) -> tuple[int, ...]:
+    """(C, H, W) of an image, (C, samples) of a sound: as given, else as the file or the zoo says, else assumed."""
     if text is not None:
         sizes = _sizes(text)
         if len(sizes) == 3:
@@ -51,6 +51,17 @@ def image_shape(loaded: Loaded, text: str | None) -> tuple[int, int, int]:
         f"input: {'x'.join(map(str, shape))}, assumed; --input-size says another", soft_wrap=True
     )
     return shape
+
+
+def picture_size(loaded: Loaded, text: str | None) -> tuple[int, int]:
+    """(H, W) of the images for the network; ModelError if it takes none."""
+    shape = image_shape(loaded, text)
+    if len(shape) != 3:
+        raise ModelError(
+            f"A report on data shows images to the network. Received: {loaded.name}, which takes sounds of "
+            f"{'×'.join(map(str, shape))}. Leave --data out: its kernels need none."
+        )
+    return shape[1], shape[2]
 
 
 def any_batch(loaded: Loaded) -> None:

@@ -79,7 +79,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
 def compare(network: nn.Module, state: Mapping[str, Tensor]) -> Mismatch:
     """Where `state` does not fit `network`. Works on the meta device too: shapes alone are compared."""
-    wanted = network.state_dict()
+    wanted, state = network.state_dict(), as_named_by(network, state)
     return Mismatch(
         # Old checkpoints lack this counter; torch itself does without it.
         missing=tuple(key for key in wanted if key not in state and not key.endswith("num_batches_tracked")),
@@ -102,7 +102,22 @@ def load_into(network: nn.Module, state: Mapping[str, Tensor], *, name: str, sou
             f"The weights must be those of the network {name}. Received: {source}, which differs ({mismatch}). "
             "Name the network they were saved from with --arch, or build yours with package.module:factory."
         )
-    network.load_state_dict(dict(state), strict=False)
+    network.load_state_dict(as_named_by(network, state), strict=False)
+
+
+def as_named_by(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`state` with the names that `network` uses today.
+
+    A network whose published weights have older names, or tensors that it leaves aside, says so in `renamed`: pairs of
+    a pattern for the whole or a part of a name, and what takes its place; a name of which nothing is left is dropped.
+    """
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        for pattern, instead in getattr(network, "renamed", ()):
+            name = re.sub(pattern, instead, name)
+        if name:
+            renamed[name] = tensor
+    return renamed
 
 
 def require_file(path: Path, what: str) -> None:

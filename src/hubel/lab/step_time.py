@@ -20,11 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hubel.errors import HubelError
+from hubel.errors import DataError, HubelError
 from hubel.lab import conditions, engines, timing
 from hubel.lab.config import adam
 from hubel.lab.timing import Contender, Meter, Rounds
 from hubel.records import Column, Document, Record, Value
+from hubel.zoo import cross_entropy
 
 ROUNDS = 60
 # A minute's demo cannot wait longer, however crowded the machine.
@@ -67,7 +68,7 @@ def step_time(
     model_factory: Callable[[], nn.Module],
     batch: Batch,
     *,
-    loss: Loss = nn.functional.cross_entropy,
+    loss: Loss = cross_entropy,
     optimizer: OptimizerFactory | None = None,
     rounds: int = ROUNDS,
     threads: int | None = None,
@@ -116,6 +117,11 @@ def run(name: str, *, batch: int = 64, rounds: int = ROUNDS, threads: int | None
     from hubel import zoo
 
     network = zoo.describe(name)
+    if network.output != "scores" or network.num_classes is None:
+        raise DataError(
+            f"--step times networks that give one score a class. Received: {name}, which gives an {network.output}. "
+            "Time its layers: leave --step out."
+        )
     draw = torch.Generator().manual_seed(seed)
     images = torch.rand((batch, *network.input), generator=draw)
     labels = torch.randint(network.num_classes, (batch,), generator=draw)

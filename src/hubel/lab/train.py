@@ -164,8 +164,8 @@ class Training:
             images = shifted(self.padded, rows, self.config.shift, self.random)
             labels = self.training.labels[rows]
 
-            logits = self.net(images)
-            loss = F.cross_entropy(logits, labels)
+            outputs = self.net(images)
+            loss = zoo.cross_entropy(outputs, labels)
             if not torch.isfinite(loss):
                 self.failure = f"{loss.item()} at step {self.step + 1}, in epoch {len(self.history)}"
                 break
@@ -175,6 +175,7 @@ class Training:
 
             self.step += 1
             losses += loss.item() * len(rows)
+            logits = outputs if isinstance(outputs, Tensor) else outputs[0]
             right += int((logits.argmax(1) == labels).sum())
             seen += len(rows)
             progress(self.step, self.steps, self._stage())
@@ -278,7 +279,16 @@ def predict(net: nn.Module, images: Tensor) -> Tensor:
 
 def _labelled(arch: object, data: Any) -> Dataset:
     """The data at the size the network is made for; DataError if there is nothing to learn from it."""
-    size = zoo.describe(arch).size if isinstance(arch, str) else None
+    size = None
+    if isinstance(arch, str):
+        network = zoo.describe(arch)
+        if not network.classifies_images:
+            raise ModelError(
+                f"`hubel train` teaches networks that give an image one score a class. Received: {arch}, which takes "
+                f"{'×'.join(map(str, network.input))} and gives a {network.output.rstrip('s')}. Train it in a loop of "
+                "your own, under hubel.enable()."
+            )
+        size = network.size[0], network.size[1]
     dataset = datasets.load(data, size=size)
     if dataset.labels is None or dataset.classes is None:
         raise DataError(

@@ -1,13 +1,16 @@
-"""The classic networks. ZOO is the table, written out: adding a network is one file and one line here.
+"""The classic networks. ZOO is the table, written out: a family is one file and one line here.
 
 net = hubel.zoo.build("lenet5", seed=0)                     # random weights, the same ones for the same seed
-net = hubel.zoo.build("lenet5", weights="weights.safetensors")
+net = hubel.zoo.build("resnet50", weights="resnet50.safetensors")
+net = hubel.zoo.build("resnet50", features=["layer1", "layer4"])   # net(x): {"layer1": ..., "layer4": ...}
+
+Weights: state dicts with the parameter names of `describe(name).names`, which is torchvision where it has the network.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +19,43 @@ from torch import nn
 
 from hubel.convert.weights import load_into, read_state_dict
 from hubel.errors import ModelError, unknown
-from hubel.zoo.lenet import LENET5
-from hubel.zoo.network import Network, initialise
+from hubel.zoo.alexnet import ALEXNETS
+from hubel.zoo.audio import AUDIO
+from hubel.zoo.convnext import CONVNEXTS
+from hubel.zoo.crnn import CRNNS
+from hubel.zoo.dcgan import DCGANS
+from hubel.zoo.densenet import DENSENETS
+from hubel.zoo.efficientnet import EFFICIENTNETS
+from hubel.zoo.features import with_features
+from hubel.zoo.inception import GOOGLENETS
+from hubel.zoo.inception_v3 import INCEPTIONS
+from hubel.zoo.lenet import LENETS
+from hubel.zoo.mobilenet import MOBILENETS
+from hubel.zoo.network import Network, cross_entropy, initialise
+from hubel.zoo.resnet import RESNETS
+from hubel.zoo.squeezenet import SQUEEZENETS
+from hubel.zoo.vgg import VGGS
+from hubel.zoo.vit import VITS
 
 ZOO: dict[str, Network] = {
-    "lenet5": LENET5,
+    **LENETS,  # lenet5
+    **ALEXNETS,  # alexnet
+    **VGGS,  # vgg11, vgg13, vgg16, vgg19, each also with _bn
+    **GOOGLENETS,  # googlenet
+    **INCEPTIONS,  # inception_v3
+    **RESNETS,  # resnet18, resnet34, resnet50, resnet101, resnet152, resnext50_32x4d, wide_resnet50_2
+    **MOBILENETS,  # mobilenet_v1, mobilenet_v2, mobilenet_v3_large, mobilenet_v3_small
+    **SQUEEZENETS,  # squeezenet1_0, squeezenet1_1
+    **DENSENETS,  # densenet121
+    **EFFICIENTNETS,  # efficientnet_b0, efficientnet_lite0
+    **CONVNEXTS,  # convnext_tiny
+    **VITS,  # vit_tiny, and vitc_1gf with a convolutional stem
+    **DCGANS,  # dcgan_generator, dcgan_discriminator
+    **AUDIO,  # ds_cnn
+    **CRNNS,  # crnn
 }
 
-__all__ = ["ZOO", "Network", "build", "describe", "initialise"]
+__all__ = ["ZOO", "Network", "build", "cross_entropy", "describe", "initialise"]
 
 
 def describe(name: str) -> Network:
@@ -40,6 +72,7 @@ def build(
     num_classes: int | None = None,
     in_channels: int | None = None,
     seed: int | None = None,
+    features: Sequence[str] | None = None,
     **options: Any,
 ) -> nn.Module:
     """A network of the zoo, in training mode.
@@ -47,11 +80,14 @@ def build(
     weights: a `.safetensors` or `.pth` file, or a state dict; without it the weights are random (He), drawn from `seed`
     and then from nothing else, or from torch's global generator if `seed` is None.
     num_classes, in_channels: for data other than the network's own. options: its own, listed in `describe(name)`.
+    features: names of modules; the network then returns a dict of what these return, and ends where the last one does.
 
     Raises UnknownNameError for a name or an option that does not exist, ModelError for sizes that cannot be and for
     weights that do not fit.
     """
     network = describe(name)
+    if network.num_classes is None and num_classes is not None:
+        raise ModelError(f"num_classes is for networks that tell classes apart. Received: {num_classes!r} for {name}.")
     sizes = {"num_classes": num_classes, "in_channels": in_channels}
     for key, value in sizes.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
@@ -73,4 +109,4 @@ def build(
             load_into(net, weights, name=name, source="a state dict")
         else:
             load_into(net, read_state_dict(Path(weights)), name=name, source=Path(weights))
-    return net
+    return net if features is None else with_features(net, features, called=name)

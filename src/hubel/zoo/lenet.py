@@ -14,8 +14,8 @@ from typing import Literal
 import torch
 from torch import nn
 
-from hubel.errors import unknown
-from hubel.zoo.network import Network, initialise
+from hubel.errors import ModelError, unknown
+from hubel.zoo.network import Network, initialise, rows
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
 
@@ -32,15 +32,24 @@ class LeNet5(nn.Module):
         fc2    84                                  10,164
         fc3    10         one score a class           850      → 61,706 in all
 
-    images: (N, in_channels, 28, 28). Returns scores (logits) of shape (N, num_classes), before any softmax.
+    images: (N, in_channels, image_size, image_size); image_size is 28, and fc1 as large as that needs.
+    Returns scores (logits) of shape (N, num_classes), before any softmax.
     """
 
     def __init__(
-        self, num_classes: int = 10, in_channels: int = 1, activation: Literal["relu", "tanh"] = "relu"
+        self,
+        num_classes: int = 10,
+        in_channels: int = 1,
+        activation: Literal["relu", "tanh"] = "relu",
+        image_size: int = 28,
     ) -> None:
         super().__init__()
         if activation not in ACTIVATIONS:
             raise unknown("activation", activation, ACTIVATIONS)
+        if not isinstance(image_size, int) or image_size < 12:
+            raise ModelError(
+                f"image_size of lenet5 is a whole number of 12 or more. Received: {image_size!r}. Leave it out for 28."
+            )
         act = ACTIVATIONS[activation]
         # The paper's 32×32 images have this rim of two pixels already.
         self.conv1 = nn.Conv2d(in_channels, 6, kernel_size=5, padding=2)
@@ -49,7 +58,7 @@ class LeNet5(nn.Module):
         self.conv2 = nn.Conv2d(6, 16, kernel_size=5)
         self.act2 = act()
         self.pool2 = nn.MaxPool2d(2)
-        self.fc1 = nn.Linear(400, 120)
+        self.fc1 = nn.Linear(16 * ((image_size // 2 - 4) // 2) ** 2, 120)
         self.act3 = act()
         self.fc2 = nn.Linear(120, 84)
         self.act4 = act()
@@ -65,13 +74,16 @@ class LeNet5(nn.Module):
         return self.fc3(x)
 
 
-LENET5 = Network(
-    name="lenet5",
-    factory=LeNet5,
-    input=(1, 28, 28),
-    num_classes=10,
-    parameters=61_706,
-    year=1998,
-    source="LeCun et al. 1998, Proc. IEEE 86(11); with ReLU, max pooling and full connections",
-    options={"activation": "relu (default) or tanh"},
+LENETS = rows(
+    Network(
+        name="lenet5",
+        factory=LeNet5,
+        input=(1, 28, 28),
+        smallest=(28, 28),
+        num_classes=10,
+        parameters=61_706,
+        year=1998,
+        source="LeCun et al., Gradient-Based Learning Applied to Document Recognition; with ReLU and max pooling",
+        options={"activation": "relu (default) or tanh", "image_size": "a side of the images, 28"},
+    )
 )
