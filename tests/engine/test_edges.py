@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hubel.engine import Policy, choose, reference
-from hubel.engine.algorithms import pointwise
+from hubel.engine.algorithms import pointwise, pointwise_channels
 from hubel.engine.algorithms.geometry import one_image
 from hubel.engine.choose import STORED_ERRORS, candidates
 from hubel.engine.epilogue import ACTIVATIONS, Epilogue
@@ -208,6 +208,7 @@ def test_what_float32_does_stays_as_it_was(name: str, direction: Direction) -> N
 
 def test_algorithms_without_edges_are_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(pointwise, "ANY_EDGES")
+    monkeypatch.delattr(pointwise_channels, "ANY_EDGES")
     layer = ConvSpec.parse(LAYERS[0])
     for other in (Problem(layer, dtype="bfloat16"), Problem(layer, epilogue=EXACT[0])):
         with pytest.raises(UnsupportedError, match="pointwise: reads and writes float32, without an epilogue"):

@@ -112,6 +112,7 @@ OWN_LAYERS = {
     "winograd": "n1c64o64i56x56k5x5s1p2",
     "fft": "n1c64o64i56x56k31x31s1p15g64",
     "pointwise": "n16c64o64i14x14k1x1s1p0",
+    "pointwise_channels": "n1c960o160i7x7k1x1s1p0",
     "grouped": "n1c128o128i28x28k3x3s1p1g32",
     "images": "n16c64o64i7x7k3x3s1p1",
     "channels": "n1c64o128i56x56k3x3s2p1",

@@ -81,7 +81,7 @@ def _plans(problem: Problem, machine: Machine, policy: Policy) -> list[Plan]:
     """The plan for each of the best ways to share the work out, cheapest first."""
     spec = flattened(problem)
     (part,) = sums(Problem(spec, problem.direction))
-    block = _channel_block(part, machine)
+    block = channel_block(part, machine)
     tiny = spec.flops < TINY_FLOPS and machine.lanes == 16
     used = replace(machine, lanes=8) if tiny else machine
     tile = _tile(used, part.rows, block)
@@ -108,7 +108,7 @@ def _plans(problem: Problem, machine: Machine, policy: Policy) -> list[Plan]:
     ]
 
 
-def _channel_block(part: Sum, machine: Machine) -> int:
+def channel_block(part: Sum, machine: Machine) -> int:
     """Channels whose pixels, in a panel as wide as a tile, take three quarters of L1.
 
     It fixes the order of summation, so it depends neither on the batch nor on the size of the image.
