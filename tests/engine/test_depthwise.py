@@ -47,7 +47,7 @@ def plans(problem: Problem, machine: Machine) -> list[Plan]:
 def expected(problem: Problem, first: np.ndarray, second: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
     """By torch in float64, exact on small integers as `reference` is, which would take minutes here."""
     spec = problem.spec
-    how = spec.stride, spec.padding, spec.dilation, False, [0, 0], spec.groups
+    how = spec.stride, spec.padding, spec.dilation, False, [0] * spec.ndim, spec.groups
     a, b = (torch.from_numpy(np.ascontiguousarray(array)).double() for array in (first, second))
     if problem.direction is Direction.FORWARD:
         return torch.convolution(a, b, None if bias is None else torch.from_numpy(bias).double(), *how).numpy()

@@ -60,11 +60,14 @@ def inner_loops(assembly: str) -> list[list[str]]:
     """The instructions of every innermost loop: from a label to a branch back to it, with no such pair inside."""
     lines = [line.split("##")[0].rstrip() for line in assembly.splitlines()]
     lines = [line for line in lines if line and not re.match(r"\s*[.#;](?!L\w+:)", line)]
-    labels = {line[:-1]: at for at, line in enumerate(lines) if re.fullmatch(r"\.?L\w+:", line)}
+    # Modules have the same labels: the one meant is the last before the branch.
+    labels: dict[str, int] = {}
     spans = []
     for at, line in enumerate(lines):
         branch = BRANCH.match(line)
-        if branch and labels.get(branch[1], at) < at:
+        if re.fullmatch(r"\.?L\w+:", line):
+            labels[line[:-1]] = at
+        elif branch and branch[1] in labels:
             spans.append((labels[branch[1]], at))
     innermost = [a for a in spans if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in spans)]
     return [[line for line in lines[first : last + 1] if not line.endswith(":")] for first, last in innermost]
@@ -108,6 +111,7 @@ def check_sweep(loop: list[str], lanes: int) -> None:
 # A layer of every algorithm, of the kind that it is for.
 OWN_LAYERS = {
     "depthwise": "n1c32o32i112x112k3x3s1p1g32",
+    "depthwise_channels": "n1c32o32i112x112k3x3s1p1g32/channels_last",
     "depthwise_weight_gradient": "n1c32o32i112x112k3x3s1p1g32/weight_gradient",
     "winograd": "n1c64o64i56x56k5x5s1p2",
     "fft": "n1c64o64i56x56k31x31s1p15g64",

@@ -18,6 +18,7 @@ from types import ModuleType
 from hubel.engine.algorithms import (
     channels,
     depthwise,
+    depthwise_channels,
     depthwise_weight_gradient,
     direct,
     fft,
@@ -35,6 +36,7 @@ from hubel.engine.algorithms import (
 
 ALGORITHMS: dict[str, ModuleType] = {
     depthwise.NAME: depthwise,
+    depthwise_channels.NAME: depthwise_channels,
     depthwise_weight_gradient.NAME: depthwise_weight_gradient,
     winograd.NAME: winograd,
     fft.NAME: fft,

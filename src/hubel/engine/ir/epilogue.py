@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from hubel.engine.epilogue import Epilogue
 from hubel.engine.ir.activation import activated
-from hubel.engine.ir.function import F32, I64, Function, Value
+from hubel.engine.ir.function import F32, I64, Function, Value, vector_of
 from hubel.engine.ir.storage import PTR, Pointer, stored_as
 
 
@@ -92,6 +92,24 @@ class Channels:
             bias = f.word(bias, 0, "bias", self.ending.stored)
         there = bias + channel[0] if channel else bias
         return f.load(f.select(_given(f, bias), there, nothing, "addend"), F32, "bias")
+
+    def bias_at(self) -> tuple[Value, Value]:
+        """(where the biases lie from the first of these channels on, whether there are any)"""
+        f, (bias, *channel) = self.f, self.arguments
+        if not channel:
+            return bias, _given(f, bias)
+        bias = f.word(bias, 0, "bias", self.ending.stored)
+        return bias + channel[0], _given(f, bias)
+
+    def load_lanes(self, lanes: int) -> Finish:
+        """What is done to vectors whose lanes are these channels, from the first on; the bias is in them already."""
+        f, epilogue, (block, *channel) = self.f, self.ending.epilogue, self.arguments
+        vectors = {}
+        if epilogue and epilogue.scale:
+            for i, name in ((1, "scale"), (2, "shift")):
+                vectors[name] = f.load(f.word(block, i, name, PTR) + channel[0], vector_of(lanes), name)
+        residual = f.word(block, 3, "residual") if epilogue and epilogue.residual else None
+        return Finish(f, epilogue, {lanes: vectors}, residual)
 
     def load(self, widths: Sequence[int], bias: bool = True) -> Finish:
         """What is done to values of the first of these channels, that have one of these widths.

@@ -1,0 +1,229 @@
+"""Depthwise convolution of channels-last tensors, forward and input gradient: channels in the lanes of a vector.
+
+    for every image, band of rows, strip of columns and block of channels:                  one work item
+        for rows of outputs, for tiles of `pixels` outputs beside each other, for vectors of channels:
+            for rows of the kernel that lie in the image:                                   the register tile
+                load the row's weights; load each column of the tile once
+                acc[output] += weight[tap] · column[output·stride + tap]
+            store the outputs, finished
+
+Nothing is copied or masked: a column that lies outside of the image is read from a vector of zeros, and rows of the
+kernel that do are left out. Stride and dilation cost nothing. The input gradient of a convolution with stride s is s²
+sums (`geometry`), each a sweep with the taps that meet it.
+
+A strip is so narrow that its rows stay in the L1 cache until the kernel has passed over them, and so are blocks of
+channels; within these bounds both are as large as they can be, so that memory is read in runs.
+
+Constants. Tiles of seven outputs: the maps of classic networks are 7, 14, 28, 56 and 112 wide, and seven sums, the
+weights of a row of up to seven taps and a column fill AVX2's registers. Narrower maps have tiles of four or of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+
+from hubel.engine.algorithms.depthwise_channels_kernels import (
+    PART,
+    WORDS,
+    Pattern,
+    kernel_function,
+    pack_function,
+)
+from hubel.engine.algorithms.edges import ending_of, number, stored
+from hubel.engine.algorithms.geometry import Sum, sums, three
+from hubel.engine.algorithms.tiling import error_bound
+from hubel.engine.ir import module_text
+from hubel.engine.machine import Machine
+from hubel.engine.plan import Bound, Estimate, Plan, PlannedJob, Refusal, Tile
+from hubel.engine.problem import Direction, Policy, Problem
+from hubel.engine.spec import ConvSpec
+from hubel.engine.tables import Tables
+
+NAME = "depthwise_channels"
+ANY_EDGES = True
+CHANNELS_LAST = True
+# Outputs of a tile, for maps at least so wide.
+PIXELS = (7, 4, 1)
+# Columns of a kernel are written out.
+MOST_COLUMNS = 31
+# Bytes of the L1 cache for the rows that a strip reads, and for the weights of a block of channels, as shares of it.
+ROWS_HELD, WEIGHTS_HELD = 0.6, 0.25
+# Work items wanted for each thread, and the fewest rows of a band in kernel heights.
+ITEMS = 8
+# For estimates: the share of the FMA peak that is reached, and cycles of a tile.
+REACHED, TILE = 0.7, 12.0
+
+
+def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusal:
+    """A plan for channels-last tensors with one input and one output channel a group, in one or two dimensions."""
+    spec = problem.spec
+    reason = _declined(problem, machine)
+    if reason:
+        return Refusal(NAME, reason)
+    parts = sums(problem)
+    pixels = _pixels(parts)
+    block, strip, band = _box(problem, parts, pixels, machine, policy)
+    vectors = -(-spec.in_channels // machine.lanes)
+    tiles = spec.batch * vectors * sum(part.outputs[1] * -(-part.outputs[2] // pixels) for part in parts)
+    computed = 2 * machine.lanes * pixels * tiles * spec.taps // len(parts)
+    cycles = computed / (4 * machine.lanes * REACHED) + TILE * tiles
+    kind = f"{number(problem)}_channels_{_shape(problem)}_{pixels}"
+    return Plan(
+        problem, machine, policy, NAME, Tile(pixels, 1, machine.lanes),
+        kernels=(
+            f"depthwise_{kind}_{machine.isa}{ending_of(problem).name}",
+            f"pack_{number(problem)}_depthwise_channels_{machine.isa}",
+        ),
+        channel_block=1, box=(1, band, strip), row_tiles=block,
+        estimate=Estimate(spec.flops, computed, problem.bytes(), cycles / policy.threads),
+        error_bound=error_bound(problem), reason="one channel a group, next to each other: channels in lanes",
+    )  # fmt: skip
+
+
+def _declined(problem: Problem, machine: Machine) -> str:
+    spec = problem.spec
+    if problem.direction is Direction.WEIGHT_GRADIENT:
+        return "weight gradients are sums over pixels"
+    if problem.layout != "channels_last":
+        return "reads channels that are next to each other"
+    if spec.ndim > 2:
+        return "has one or two dimensions"
+    if spec.groups == 1 or spec.in_channels != spec.groups or spec.out_channels != spec.groups:
+        return "needs one input and one output channel a group"
+    if spec.in_channels < machine.lanes:
+        return f"needs {machine.lanes} channels to fill its lanes"
+    if spec.kernel_size[-1] > MOST_COLUMNS:
+        return f"needs a kernel of up to {MOST_COLUMNS} columns"
+    return ""
+
+
+def _pixels(parts: list[Sum]) -> int:
+    """Outputs of a tile: no part may have fewer."""
+    least = min(part.outputs[2] for part in parts)
+    return next(pixels for pixels in PIXELS if pixels <= max(1, least))
+
+
+def _box(problem: Problem, parts: list[Sum], pixels: int, machine: Machine, policy: Policy) -> tuple[int, int, int]:
+    """(vectors of channels, units along x, rows of units) of a work item."""
+    spec, lanes = problem.spec, machine.lanes
+    vectors = -(-spec.in_channels // lanes)
+    rows = max(
+        1 + max((shift - min(part.axes[1].shifts) for shift in part.axes[1].shifts), default=0) for part in parts
+    )
+    step = parts[0].axes[2].step
+    reach = max((max(p.axes[2].shifts) - min(p.axes[2].shifts) for p in parts if p.axes[2].shifts), default=0)
+    units_y, units_x = (max(part.outputs[a] for part in parts) for a in (1, 2))
+    tiles = -(-units_x // pixels)
+    held, weights = machine.l1 * ROWS_HELD, machine.l1 * WEIGHTS_HELD
+
+    def window(count: int, block: int) -> int:
+        return 4 * (rows + parts[0].axes[1].step) * ((count * pixels - 1) * step + 1 + reach) * block * lanes
+
+    most = max(2, int(weights) // (4 * spec.taps * lanes))
+    while most > 2 and window(1, min(most, vectors)) > held:
+        most -= 2
+    block = -(-vectors // -(-vectors // most))
+    block = min(vectors, block + block % 2)
+    strip = max(count for count in range(1, tiles + 1) if count == 1 or window(count, block) <= held)
+    strip = -(-tiles // -(-tiles // strip))
+    others = max(1, spec.batch) * -(-vectors // block) * -(-tiles // strip)
+    bands = min(max(1, units_y // max(1, rows)), max(1, -(-ITEMS * policy.threads // others)))
+    return block, strip * pixels, -(-units_y // bands)
+
+
+def _shape(problem: Problem) -> str:
+    """All that is compiled in of the kernel's row, in words."""
+    spec = problem.spec
+    kind = "forward" if problem.direction is Direction.FORWARD else "input_gradient"
+    return f"{kind}_k{spec.kernel_size[-1]}s{spec.stride[-1]}d{spec.dilation[-1]}p{spec.padding[-1]}"
+
+
+def patterns_of(problem: Problem) -> tuple[tuple[Pattern, ...], list[int]]:
+    """The different patterns of the problem's parts, and which of them each remainder along x has.
+
+    What they are depends on the layer, not on the size of the image.
+    """
+    spec = problem.spec
+    k, s, d, p = (sizes[-1] for sizes in (spec.kernel_size, spec.stride, spec.dilation, spec.padding))
+    # An image that has all remainders.
+    wide = ConvSpec(1, 1, 1, (d * k + s,), k, s, p, d)
+    found: list[Pattern] = []
+    numbers = []
+    for part in sums(Problem(wide, problem.direction)):
+        shifts = sorted(part.axes[2].shifts)
+        first = shifts[0] if shifts else 0
+        beyond = p if problem.direction is Direction.FORWARD else (d * (k - 1) - p + s - 1) // s
+        pattern = Pattern(tuple(shift - first for shift in shifts), part.axes[2].step, max(0, -first), max(0, beyond))
+        if pattern not in found:
+            found.append(pattern)
+        numbers.append(found.index(pattern))
+    return tuple(found), numbers
+
+
+def emit(plan: Plan) -> dict[str, Callable[[], str]]:
+    """The IR of each kernel of the plan, by name."""
+    problem, machine = plan.problem, plan.machine
+    patterns, _ = patterns_of(problem)
+    main, pack = plan.kernels
+    lanes, ending = machine.lanes, ending_of(problem)
+    return {
+        main: lambda: module_text(kernel_function(patterns, plan.tile.rows, lanes, machine.registers, ending), lanes),
+        pack: lambda: module_text(pack_function(lanes, stored(problem)), lanes),
+    }
+
+
+def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...]) -> Bound:
+    """Jobs for tensors with these element strides: x and y are input and output (or their gradients), w weights."""
+    problem, spec, lanes = plan.problem, plan.problem.spec, plan.machine.lanes
+    forward = problem.direction is Direction.FORWARD
+    source, target = (x, y) if forward else (y, x)
+    read = spec.input_size if forward else spec.output_size
+    parts, tables = sums(problem), Tables()
+    units_y, units_x = (max(part.outputs[a] for part in parts) for a in (1, 2))
+    vectors, block = -(-spec.in_channels // lanes), plan.row_tiles
+    table, places = _parts_table(problem, parts, w)
+    (_, in_y, in_x), (_, out_y, out_x) = three(source[2:], 0), three(target[2:], 0)
+    (_, height, width), step = three(read, 1), parts[0].axes
+    _, band, strip = plan.box
+    blocks, strips, bands = -(-vectors // block), -(-units_x // strip), -(-units_y // band)
+    bias_at = -(-lanes // 16) * 16
+    words = {
+        "channels": spec.in_channels, "vectors": vectors, "block": block, "blocks": blocks,
+        "units_y": units_y, "bands": bands, "per_band": band, "units_x": units_x, "strips": strips, "strip": strip,
+        "taps": len(places), "phase_table": tables.add(table), "parts": len(parts),
+        "step_y": step[1].step, "step_x": step[2].step, "height": height, "width": width,
+        "in_n": source[0], "in_y": in_y, "in_x": in_x, "out_n": target[0], "out_y": out_y, "out_x": out_x,
+        "out_step_y": parts[0].out_step[1], "out_step_x": parts[0].out_step[2],
+        "zeros_at": 0, "bias_at": bias_at,
+    }  # fmt: skip
+    items = spec.batch * bands * strips * blocks
+    jobs = (PlannedJob(plan.kernels[0], items, tuple(words[name] for name in WORDS)),)
+    contiguous = sorted(places) == list(range(len(places)))
+    packing = PlannedJob(
+        plan.kernels[1], vectors, (spec.in_channels, len(places), tables.add(places), w[0], int(contiguous))
+    )
+    scratch = max(bias_at + spec.in_channels + lanes, (len(places) + 4) * lanes)
+    key = (plan.kernels[1], spec.weight_shape, w, forward, spec.stride, spec.padding, spec.dilation)
+    return Bound(jobs, (packing,), vectors * len(places) * lanes, key, scratch, 0, tables.keep())
+
+
+def _parts_table(problem: Problem, parts: list[Sum], w: tuple[int, ...]) -> tuple[list[int], list[int]]:
+    """(the words of `PART` for each part, where each weight lies from its channel's first on, part by part)"""
+    _, numbers = patterns_of(problem)
+    _, w_y, w_x = three(w[2:], 0)
+    table: list[int] = []
+    places: list[int] = []
+    for part in parts:
+        rows, columns = (sorted(zip(part.axes[a].shifts, part.taps[a], strict=True)) for a in (1, 2))
+        here = bool(rows and columns)
+        apart = rows[1][0] - rows[0][0] if len(rows) > 1 else 1
+        words = {
+            "rows": len(rows) * here, "lead_y": rows[0][0] if here else 0, "apart_y": apart,
+            "lead_x": columns[0][0] if columns else 0, "outputs_y": part.outputs[1], "outputs_x": part.outputs[2],
+            "start_y": part.out_start[1], "start_x": part.out_start[2], "before": len(places),
+            "pattern": numbers[part.out_start[2]],
+        }  # fmt: skip
+        table += [words[name] for name in PART]
+        places += [ty * w_y + tx * w_x for (_, ty), (_, tx) in product(rows, columns)]
+    return table, places

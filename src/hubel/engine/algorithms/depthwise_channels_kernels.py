@@ -1,0 +1,230 @@
+"""The code of depthwise kernels with channels in the lanes: parts, rows, tiles of pixels and vectors of channels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+from hubel.engine.algorithms.channel_lanes import fill_function
+from hubel.engine.algorithms.words import Words, job_words
+from hubel.engine.ir import F32, I64, PTR, Function, Pointer, Value, vector_of
+from hubel.engine.ir.epilogue import PLAIN, Channels, Ending
+from hubel.engine.ir.rows import zero_row
+
+# The words of a job after the base pointers, in this order.
+WORDS = (
+    "channels", "vectors", "block", "blocks", "units_y", "bands", "per_band", "units_x", "strips", "strip",
+    "taps", "phase_table", "parts", "step_y", "step_x", "height", "width",
+    "in_n", "in_y", "in_x", "out_n", "out_y", "out_x", "out_step_y", "out_step_x",
+    "zeros_at", "bias_at",
+)  # fmt: skip
+# What a table says of each part: how many rows of the kernel take part, where the first of them and its leftmost
+# column lie for unit (0, 0), how far apart rows are; outputs; where they begin; taps before it; which pattern it has.
+PART = ("rows", "lead_y", "apart_y", "lead_x", "outputs_y", "outputs_x", "start_y", "start_x", "before", "pattern")
+PACK_WORDS = ("channels", "taps", "places", "apart", "contiguous")
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """What a row of the kernel reads of a row of pixels: `columns`, one a tap, from the leftmost on; `step` pixels from
+    an output to the next. left, right: how many columns of a tile may lie outside of the image, on either side.
+    """
+
+    columns: tuple[int, ...]
+    step: int
+    left: int
+    right: int
+
+    def span(self, pixels: int) -> int:
+        """Columns that a tile of so many outputs reaches over."""
+        return (pixels - 1) * self.step + (self.columns[-1] + 1 if self.columns else 1)
+
+    def readers(self, pixels: int, taps: range) -> dict[int, list[tuple[int, int]]]:
+        """For each column of a tile the (output, tap) that read it, for some of the taps."""
+        found: dict[int, list[tuple[int, int]]] = {}
+        for tap in taps:
+            for output in range(pixels):
+                found.setdefault(output * self.step + self.columns[tap], []).append((output, tap))
+        return dict(sorted(found.items()))
+
+
+def multiples(f: Function, distance: Value, most: int) -> Callable[[Value, int], Value]:
+    """place(start, i): `start` moved by i times so many bytes, for 0 ≤ i ≤ most, in the fewest registers: x86 addresses
+    scale by 2, 4 and 8 themselves.
+    """
+    odd = {n: distance * n for n in range(1, most + 1, 2)}
+
+    def place(start: Value, i: int) -> Value:
+        if i == 0:
+            return start
+        scale = min(i & -i, 8)
+        return f.offset(start, (odd[i // scale] if i // scale in odd else distance * (i // scale)) * scale, "i8")
+
+    return place
+
+
+def kernel_function(
+    patterns: tuple[Pattern, ...], pixels: int, lanes: int, registers: int, ending: Ending = PLAIN
+) -> Function:
+    """The kernel: `kernel(args, begin, end, scratch)`; an item is a band of rows of a strip of a block of channels."""
+    f = Function("kernel", [("args", PTR), ("begin", I64), ("end", I64), ("scratch", PTR)])
+    args, scratch = f.arg("args"), f.arg("scratch")
+    source, weights = f.word(args, 0, "input", ending.stored), f.word(args, 1, "weights", PTR)
+    operands, target = ending.of_call(f, args), f.word(args, 3, "output", ending.stored)
+    a = job_words(f, WORDS)
+    zero_row(f, scratch + a["zeros_at"], f.constant(lanes), lanes)
+    bias = scratch + a["bias_at"]
+    _collect_bias(f, operands, bias, a["channels"], lanes)
+    rows = _row_function(patterns, pixels, lanes, registers, ending)
+    with f.loop("item", f.arg("begin"), f.arg("end")) as item:
+        block, rest = item.index % a["blocks"], item.index // a["blocks"]
+        strip, rest = rest % a["strips"], rest // a["strips"]
+        band, n = rest % a["bands"], rest // a["bands"]
+        first = block * a["block"]
+        last = f.minimum(first + a["block"], a["vectors"])
+        left = strip * a["strip"]
+        right = f.minimum(left + a["strip"], a["units_x"])
+        top = band * a["per_band"]
+        with f.loop("y", top, f.minimum(top + a["per_band"], a["units_y"])) as y:
+            from_n, to_n = source + n * a["in_n"], target + n * a["out_n"]
+            f.call(
+                rows, args, from_n, weights, bias, to_n, scratch + a["zeros_at"], *operands.arguments,
+                y.index, left, right, first, last,
+            )  # fmt: skip
+    f.ret()
+    return f
+
+
+def _collect_bias(f: Function, operands: Channels, to: Value, channels: Value, lanes: int) -> None:
+    """to[c] = the bias of channel c, −0 where there is none."""
+    at, given = operands.bias_at()
+    with f.when(given, "biased"), f.loop("c", 0, channels) as c:
+        f.store(f.load(at + c.index, F32, "bias"), to + c.index)
+    with f.when(f.negate(given), "unbiased"), f.loop("none", 0, channels, lanes) as none:
+        f.store(f.constant(-0.0, vector_of(lanes)), to + none.index)
+
+
+def _row_function(patterns: tuple[Pattern, ...], pixels: int, lanes: int, registers: int, ending: Ending) -> Function:
+    """row(args, source, weights, biases, target, zeros, operands, y, left, right, first, last): all parts of unit row
+    y, from unit `left` to `right`, of the vectors `first` to `last` of channels.
+    """
+    pointers = [("args", PTR), ("source", ending.stored), ("weights", PTR), ("biases", PTR), ("target", ending.stored)]
+    numbers = [(n, I64) for n in ("y", "left", "right", "first", "last")]
+    f = Function("row", [*pointers, ("zeros", PTR), *ending.parameters, *numbers], private=True)
+    a = job_words(f, WORDS)
+    y, operands = f.arg("y"), ending.given(f)
+    inner = [_tile_function(f"inner_{i}", p, pixels, False, lanes, registers, ending) for i, p in enumerate(patterns)]
+    edge = [_tile_function(f"edge_{i}", p, pixels, True, lanes, registers, ending) for i, p in enumerate(patterns)]
+    spans = [f.constant(p.span(pixels)) for p in patterns]
+    with f.loop("part", 0, a["parts"], at_least_once=True) as part:
+        at = f.offset(a["phase_table"], part.index * len(PART), I64, "part_at")
+        p = {name: f.word(at, i, name) for i, name in enumerate(PART)}
+        start = y * a["step_y"] + p["lead_y"]
+        # Rows of the kernel that lie in the image.
+        above = f.minimum(f.maximum(p["apart_y"] - 1 - start, 0) // p["apart_y"], p["rows"])
+        below = f.minimum(f.maximum(a["height"] + (p["apart_y"] - 1) - start, 0) // p["apart_y"], p["rows"])
+        count = f.maximum(below - above, 0)
+        source = f.arg("source") + (start + above * p["apart_y"]) * a["in_y"]
+        row_step = p["apart_y"] * a["in_y"]
+        target = f.arg("target") + (y * a["out_step_y"] + p["start_y"]) * a["out_y"] + p["start_x"] * a["out_x"]
+        stop = f.select(y < p["outputs_y"], f.minimum(f.arg("right"), p["outputs_x"]), f.arg("left"))
+        span = spans[0]
+        for i, other in enumerate(spans[1:], 1):
+            span = f.select(p["pattern"].equals(i), other, span)
+        with f.loop("x", f.arg("left"), stop, pixels) as x:
+            unit = f.minimum(x.index, p["outputs_x"] - pixels)
+            column = unit * a["step_x"] + p["lead_x"]
+            inside = (column >= 0) & (column + span <= a["width"])
+            function = f.select(inside, f.one_of(inner, p["pattern"]), f.one_of(edge, p["pattern"]), "tile")
+            f.call(
+                inner[0], f.arg("args"), source + column * a["in_x"], f.arg("weights") + p["before"] * lanes,
+                f.arg("biases"), target + unit * (a["out_step_x"] * a["out_x"]), f.arg("zeros"), *operands.arguments,
+                count, above, row_step, column, f.arg("first"), f.arg("last"), at=function,
+            )  # fmt: skip
+    f.ret()
+    return f
+
+
+def _tile_function(
+    name: str, pattern: Pattern, pixels: int, edge: bool, lanes: int, registers: int, ending: Ending
+) -> Function:
+    """tile(args, source, weights, biases, target, zeros, operands, rows, above, row_step, column, first, last):
+    neighbouring outputs of one row, vector by vector of channels.
+
+    source, target: at the tile's leftmost column and output, channel 0. rows: of the kernel, after the `above` first.
+    edge: whether columns may lie outside of the image; they are read at `zeros`.
+    """
+    pointers = [("args", PTR), ("source", ending.stored), ("weights", PTR), ("biases", PTR), ("target", ending.stored)]
+    numbers = [(n, I64) for n in ("rows", "above", "row_step", "column", "first", "last")]
+    f = Function(name, [*pointers, ("zeros", PTR), *ending.parameters, *numbers], private=True)
+    a = job_words(f, WORDS, "channels", "taps", "in_x", "out_x", "out_step_x", "width")
+    operands, taps, size = ending.given(f), len(pattern.columns), ending.stored.bytes
+    span = pattern.span(pixels)
+    zeros = f.arg("zeros").seen_as(ending.stored)
+    place = multiples(f, a["in_x"] * size, span - 1)
+    put = multiples(f, a["out_step_x"] * a["out_x"] * size, pixels - 1)
+    outside = {
+        c: f.negate(_within(f, f.arg("column") + c, a["width"]))
+        for c in range(span)
+        if edge and (c < pattern.left or c >= span - pattern.right)
+    }
+    vector, width = vector_of(lanes), a["taps"] * lanes
+    skipped = f.arg("above") * (taps * lanes)
+    groups = _groups(taps, registers - pixels - 2)
+    with f.loop("v", f.arg("first"), f.arg("last"), at_least_once=True) as v:
+        channel = f.minimum(v.index * lanes, a["channels"] - lanes)
+        start = f.load(f.arg("biases") + channel, vector, "bias")
+        carried = [f.arg("source") + channel, f.arg("weights") + v.index * width + skipped, *[start] * pixels]
+        with f.loop("row", 0, f.arg("rows"), carry=carried) as row:
+            at, w, *acc = row.carried
+            for group in groups:
+                weights = {tap: f.load(w + tap * lanes, vector, f"w_{tap}") for tap in group}
+                for column, readers in pattern.readers(pixels, group).items():
+                    pixel_at = place(at, column)
+                    if column in outside:
+                        pixel_at = f.select(outside[column], zeros, pixel_at, "pixel_at")
+                    pixel = f.load(pixel_at, vector, f"x_{column}")
+                    for output, tap in readers:
+                        acc[output] = f.fma(weights[tap], pixel, acc[output], f"acc_{output}")
+            row.carry(at + f.arg("row_step"), w + taps * lanes, *acc)
+        finish = operands.further(channel).load_lanes(lanes)
+        target = f.arg("target") + channel
+        for output, total in enumerate(row.results[2:]):
+            to = put(target, output)
+            f.store(finish(total, to), to)
+    f.ret()
+    return f
+
+
+def _within(f: Function, at: Value, size: Value) -> Value:
+    return (at >= 0) & (at < size)
+
+
+def _groups(taps: int, room: int) -> list[range]:
+    """The taps of a row in groups whose weights stay in registers together."""
+    count = max(1, -(-taps // max(1, room)))
+    bounds = [taps * i // count for i in range(count + 1)]
+    return [range(a, b) for a, b in pairwise(bounds)]
+
+
+def pack_function(lanes: int, stored: Pointer = PTR) -> Function:
+    """The weights of a vector of channels an item: packed[tap][lane], in the order of the table of places."""
+    f = Function("kernel", [("args", PTR), ("begin", I64), ("end", I64), ("scratch", PTR)])
+    args, scratch = f.arg("args"), f.arg("scratch")
+    source, packed = f.word(args, 0, "weights", stored), f.word(args, 1, "packed", PTR)
+    a: Words = job_words(f, PACK_WORDS)
+    fill = fill_function(lanes, stored)
+    with f.loop("item", f.arg("begin"), f.arg("end")) as item:
+        channel = f.minimum(item.index * lanes, a["channels"] - lanes)
+        start, to = source + channel * a["apart"], packed + item.index * a["taps"] * lanes
+        with f.when(a["contiguous"].equals(1), "beside"):
+            f.call(fill, scratch, start, lanes, 1, a["taps"], a["apart"], 0, 1, 0, lanes, 0)
+        with f.loop("tap", 0, a["taps"]) as tap:
+            place = f.load(f.offset(a["places"], tap.index, I64), I64, "place")
+            with f.when(a["contiguous"].equals(1), "turned"):
+                f.store(f.load(scratch + place * lanes, vector_of(lanes)), to + tap.index * lanes)
+            with f.when(a["contiguous"].equals(0), "apart"):
+                f.call(fill, to + tap.index * lanes, start + place, lanes, 1, 1, a["apart"], 0, 1, 0, lanes, 0)
+    f.ret()
+    return f
