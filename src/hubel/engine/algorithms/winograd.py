@@ -35,8 +35,8 @@ from collections.abc import Callable
 from hubel.engine.algorithms.edges import ending_of, number
 from hubel.engine.algorithms.geometry import Sum, sums, three
 from hubel.engine.algorithms.winograd_forms import LEAST_CHANNELS, Form, allowed, enough_channels, error_bound, forms
-from hubel.engine.algorithms.winograd_kernels import MOST_TILES, PIECE, kernel_function, pack_function
-from hubel.engine.algorithms.winograd_tiling import Cut, cut
+from hubel.engine.algorithms.winograd_kernels import PIECE, kernel_function, pack_function, piece_tiles, pitches
+from hubel.engine.algorithms.winograd_tiling import Cut, cut, most_rows
 from hubel.engine.ir import module_text
 from hubel.engine.machine import Machine
 from hubel.engine.plan import Bound, Estimate, Plan, PlannedJob, Refusal
@@ -60,12 +60,12 @@ def plan_tiles(problem: Problem, machine: Machine, policy: Policy) -> Plan:
     best = cut(problem, machine, policy)
     spec, form = problem.spec, best.form
     weights = spec.parameters * form.points // (form.taps[0] * form.taps[1])
-    kind = f"{number(problem)}_winograd_f{form}"
+    kind, width = f"{number(problem)}_winograd_f{form}", best.tile.vectors * best.tile.lanes
     return Plan(
         problem, machine, policy, NAME, best.tile,
         kernels=(
-            f"conv_{kind}_{best.tile}_{machine.isa}{ending_of(problem).name}",
-            f"pack_{kind}_rows{best.tile.rows}_{machine.isa}",
+            f"conv_{kind}_{best.tile}{'_tail' * _has_tail(problem, best)}_{machine.isa}{ending_of(problem).name}",
+            f"pack_{kind}_rows{width}_{machine.isa}",
         ),
         channel_block=best.block, box=(1, *form.outputs), row_tiles=best.part_tiles,
         estimate=Estimate(
@@ -106,13 +106,20 @@ def _form(plan: Plan) -> Form:
     return next(form for form in forms(plan.problem.spec.kernel_size) if form.outputs == plan.box[1:])
 
 
+def _has_tail(problem: Problem, how: Cut) -> bool:
+    """Whether the last tile of output channels holds no more than one vector of them."""
+    (part,) = sums(Problem(problem.spec, problem.direction))
+    return how.tile.vectors > 1 and 0 < part.rows % (how.tile.vectors * how.tile.lanes) <= how.tile.lanes
+
+
 def emit(plan: Plan) -> dict[str, Callable[[], str]]:
     """The IR of each kernel of the plan, by name."""
     main, pack = plan.kernels
-    form, lanes, ending = _form(plan), plan.tile.lanes, ending_of(plan.problem)
+    form, tile, ending = _form(plan), plan.tile, ending_of(plan.problem)
+    width, tail = tile.vectors * tile.lanes, "_tail" in main
     return {
-        main: lambda: module_text(kernel_function(form, plan.tile, ending), lanes),
-        pack: lambda: module_text(pack_function(form, plan.tile.rows, ending.stored), lanes),
+        main: lambda: module_text(kernel_function(form, tile, tail, ending), tile.lanes),
+        pack: lambda: module_text(pack_function(form, width, ending.stored), tile.lanes),
     }
 
 
@@ -125,7 +132,7 @@ def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...])
     tables, form = Tables(), how.form
     source, target = (x, y) if forward else (y, x)
     jobs, scratch, shared = _jobs(plan, part, how, source, target)
-    tiles = -(-part.rows // how.tile.rows)
+    tiles = -(-part.rows // (how.tile.vectors * how.tile.lanes))
     by_row, by_channel = (w[0], w[1]) if forward else (w[1], w[0])
     by_group = w[0] * (part.rows if forward else part.channels)
     strides = three(w[2:], 0)
@@ -152,19 +159,20 @@ def _jobs(
 ) -> tuple[tuple[PlannedJob, ...], int, int]:
     """(jobs, numbers of scratch of a thread, numbers of shared scratch)"""
     spec, form, tile = plan.problem.spec, how.form, how.tile
-    lanes, points, (high, wide) = tile.lanes, form.points, form.outputs
-    tiles = -(-part.rows // tile.rows)
+    lanes, points, width = tile.lanes, form.points, tile.vectors * tile.lanes
+    tiles = -(-part.rows // width)
     axes = [part.axes[axis] for axis in form.axes]
     taps, strip = len(part.taps[form.axes[0]]), how.strip
-    # What is read reaches from the last tap's plane as far as whole vectors of outputs do.
-    sums_pitch = -(-how.planes * strip // lanes) * lanes
-    vectors = -(-strip // lanes) * lanes
-    pitch = -(-max((taps - 1) * strip + sums_pitch, (how.planes + taps - 2) * strip + vectors) // lanes) * lanes
-    step = _odd_lines(part.channels * pitch)
-    sums_step = _odd_lines(how.sub_tiles * tile.rows * sums_pitch)
+    # What is read reaches from the last tap's plane as far as the runs of tiles do.
+    rows = most_rows(tile, strip, how.planes)
+    pitch, sums_pitch = -(-part.channels // lanes) * lanes, how.sub_tiles * width
+    step = _odd_lines(((taps - 1) * strip + max(rows, how.planes * strip)) * pitch)
+    sums_step = _odd_lines(rows * sums_pitch)
+    pieces = strip + -(-strip // piece_tiles(lanes)) + 1
+    of_region, of_stage = pitches(form, lanes)
     sizes = (
-        0 if how.shared else points * step, points * (MOST_TILES + lanes), points * sums_step,
-        high * wide * sums_pitch, (wide + 1) * lanes, 2 * (strip * len(PIECE) + 1),
+        0 if how.shared else points * step, form.rows.size * of_region + lanes, points * sums_step,
+        form.rows.outputs * of_stage, lanes, 2 * (pieces * len(PIECE) + 1),
     )  # fmt: skip
     places = [0]
     for size in sizes:
@@ -179,7 +187,7 @@ def _jobs(
         row_parts = -(-tiles // how.part_tiles) if multiplying else 1
         words = (
             spec.groups, part.channels, part.rows, tiles, how.block, taps,
-            how.strips, how.unit, -(-how.tiles // how.unit), how.plane_parts, how.planes, outputs[0],
+            how.strips, how.plane_parts, how.planes, outputs[0],
             channel_parts, row_parts, how.part_tiles, how.sub_tiles, int(transforming), int(multiplying),
             how.tiles, tiles_y, tiles_x, *(axis.size for axis in axes), *outputs[1:], *(axis.pad for axis in axes),
             *source[:2], *strides[0], *target[:2], *strides[1],
@@ -195,8 +203,8 @@ def _jobs(
 
 def _weights_step(part: Sum, how: Cut) -> int:
     """From the packed weights of one ξ to those of the next."""
-    outer = len(part.taps[how.form.axes[0]])
-    return _odd_lines(outer * part.channels * -(-part.rows // how.tile.rows) * how.tile.rows)
+    outer, width = len(part.taps[how.form.axes[0]]), how.tile.vectors * how.tile.lanes
+    return _odd_lines(outer * part.channels * -(-part.rows // width) * width)
 
 
 def _odd_lines(numbers: int) -> int:

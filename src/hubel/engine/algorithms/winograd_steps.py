@@ -1,9 +1,10 @@
-"""The steps of Winograd's algorithm on tiles of an image, many tiles at a time: lanes are neighbouring tiles.
+"""The steps of Winograd's algorithm on tiles of an image, one tile at a time: lanes are neighbouring channels.
 
-    gather      rows of an image → values[i][j][tile], the inputs of each tile, one vector load for each of them
-    transform   values → transformed[ξ][c][tile]: Bᵀ d B
-    product     the register tile: sums[ξ][row][tile] += weights[ξ][c][row] · transformed[ξ][c][tile]
-    finish      sums → stage[i][tile·m + j]: Aᵀ s A, the rows of outputs as they lie in memory
+    region      rows of an image → region[y][x][channel], padding and what hangs over the border as zeros
+    transform   region → transformed[ξ][tile][channel]: Bᵀ d B
+    product     the register tile: sums[ξ][tile][row] += Σ_c transformed[ξ][tile][c] · weights[ξ][c][row]
+    finish      sums → stage[i][x][row]: Aᵀ s A, the outputs of neighbouring tiles side by side
+    put         stage → output, finished on its way
     filters     weights → U = G g Gᵀ, in float64
 
 Tiles have my × mx outputs and read ny × nx inputs, n = m + r − 1; ξ counts the ny·nx products (`Form`). All pitches
@@ -12,103 +13,30 @@ count float32 numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import chain
-
+from hubel.engine.algorithms.channel_lanes import joined, transposed_quarters
 from hubel.engine.algorithms.winograd_forms import Form
 from hubel.engine.algorithms.winograd_transforms import Matrix
-from hubel.engine.ir.epilogue import PLAIN, Ending
+from hubel.engine.ir.epilogue import PLAIN, Channels, Ending, Finish
 from hubel.engine.ir.function import F32, I64, PTR, Function, Value, vector_of
 from hubel.engine.ir.linear import multiply, multiply_columns
 from hubel.engine.ir.masked import WideFunction
-from hubel.engine.ir.rows import copy_row
 from hubel.engine.ir.storage import Pointer
 
 
-def gather_function(form: Form, lanes: int, pitch: int, stored: Pointer = PTR) -> Function:
-    """gather(values, source, x, y, sizes, strides, ahead, line): the inputs of tiles of a row of tiles.
+def transform_function(form: Form, lanes: int) -> Function:
+    """transform(source, pitch, apart, target, step): Bᵀ d B of the tile whose first inputs lie at source.
 
-    There are up to lanes − `halo` of them, for the last ones also read what is behind.
-
-    `source` is where the first tile's first input lies or would lie, (x, y) its place in the image of the given size;
-    what lies outside is zero. values[(i·nx + j)·pitch + tile]; a vector is written for each (i, j), so later tiles
-    must be gathered later. `line`: scratch of mx + 1 vectors, for rows that are not contiguous, or whose numbers can
-    be loaded under no mask. What lies `ahead` of each row is asked for.
+    Rows lie `pitch` from each other, their pixels `apart`; value ξ goes to target[ξ·step]. Rows of Bᵀ that share their
+    halves are done together, all others alone, so that few values are alive at a time.
     """
-    numbers = [(n, I64) for n in ("x", "y", "size_x", "size_y", "stride_x", "stride_y", "ahead")]
-    f = WideFunction("gather", [("values", PTR), ("source", stored), *numbers, ("line", PTR)], private=True)
-    m, n = form.cols.outputs, form.cols.size
-    masks = [f.within(f.arg("x") + k * lanes, f.arg("size_x"), lanes) for k in range(m)]
-    strided = f.compare("ne", f.arg("stride_x"), 1)
-    # Only AVX-512 loads numbers of 16 bits under a mask: elsewhere they become float32 first.
-    widening = stored is not PTR and lanes < 16
-    line = f.arg("line") if widening else f.arg("line").seen_as(stored)
-    with f.loop("i", 0, form.rows.size) as i:
-        y = f.arg("y") + i.index
-        inside = (y >= 0) & (y < f.arg("size_y"))
-        values = f.arg("values") + i.index * (n * pitch)
-        row = f.arg("source") + i.index * f.arg("stride_y")
-        with f.when(inside & strided, "strided"):
-            first, last = f.maximum(0 - f.arg("x"), 0), f.minimum(f.arg("size_x") - f.arg("x"), m * lanes)
-            with f.loop("col", first, last) as col:
-                f.copy(row + col.index * f.arg("stride_x"), line + col.index)
-        if widening:
-            with f.when(inside & f.negate(strided), "widened"):
-                first, last = f.maximum(0 - f.arg("x"), 0), f.minimum(f.arg("size_x") - f.arg("x"), m * lanes)
-                copy_row(f, line + first, row + first, last - first, lanes)
-        ahead = row + f.arg("ahead")
-        row = line if widening else f.select(strided, line, row, "row")
-        with f.when(inside, "inside"):
-            for k in range(m):
-                f.prefetch((ahead if widening else row + f.arg("ahead")) + k * lanes)
-            phases = deinterleave(f, [f.load_masked(row + k * lanes, mask) for k, mask in enumerate(masks)])
-            for j, phase in enumerate(phases):
-                f.store(phase, values + j * pitch)
-            for j in range(m, n):
-                tiles_on = [*range(j // m, lanes), *[-1] * (j // m)]
-                f.store(f.shuffle(phases[j % m], phases[j % m], tiles_on), values + j * pitch)
-        with f.when((y < 0) | (y >= f.arg("size_y")), "outside"):
-            for j in range(n):
-                f.store(f.constant(0.0, vector_of(lanes)), values + j * pitch)
-    f.ret()
-    return f
-
-
-def deinterleave(f: Function, vectors: list[Value]) -> list[Value]:
-    """Of vectors laid end to end, every len(vectors)-th number, beginning with each of the first: as many vectors."""
-    if len(vectors) == 1:
-        return vectors
-    lanes = int(vectors[0].type[1:].split()[0])
-    pairs = list(zip(vectors[::2], vectors[1::2], strict=True))
-    even = deinterleave(f, [f.shuffle(a, b, range(0, 2 * lanes, 2), "even") for a, b in pairs])
-    odd = deinterleave(f, [f.shuffle(a, b, range(1, 2 * lanes, 2), "odd") for a, b in pairs])
-    return list(chain(*zip(even, odd, strict=True)))
-
-
-def interleave(f: Function, vectors: list[Value]) -> list[Value]:
-    """The reverse of `deinterleave`."""
-    if len(vectors) == 1:
-        return vectors
-    lanes = int(vectors[0].type[1:].split()[0])
-    low = [k // 2 + lanes * (k % 2) for k in range(lanes)]
-    results = []
-    for a, b in zip(interleave(f, vectors[::2]), interleave(f, vectors[1::2]), strict=True):
-        results += [f.shuffle(a, b, low, "low"), f.shuffle(a, b, [k + lanes // 2 for k in low], "high")]
-    return results
-
-
-def transform_function(form: Form, lanes: int, pitch: int) -> Function:
-    """transform(values, target, step): Bᵀ d B of one vector of tiles; value ξ goes to target[ξ·step].
-
-    Rows of Bᵀ that share their halves are done together, all others alone, so that few values are alive at a time.
-    """
-    f = Function("transform", [("values", PTR), ("target", PTR), ("step", I64)], private=True)
+    numbers = [(n, I64) for n in ("pitch", "apart")]
+    f = Function("transform", [("source", PTR), *numbers, ("target", PTR), ("step", I64)], private=True)
     rows, cols, vector = form.rows.inputs, form.cols.inputs, vector_of(lanes)
     for group in _groups(rows):
         needed = [any(rows[i][k] for i in group) for k in range(len(rows))]
         columns = []
         for j in range(len(cols)):
-            places = [f.arg("values") + (k * len(cols) + j) * pitch for k in range(len(rows))]
+            places = [f.arg("source") + f.arg("apart") * j + f.arg("pitch") * k for k in range(len(rows))]
             column = [f.load(place, vector) if wanted else None for place, wanted in zip(places, needed, strict=True)]
             columns.append(multiply(f, [rows[i] for i in group], column))
         for place, i in enumerate(group):
@@ -128,45 +56,56 @@ def _groups(rows: Matrix) -> list[list[int]]:
     return list(groups.values())
 
 
-# Terms of a product that are written out: the loop around them takes instructions, too, and fewer lines are asked for
-# twice (Cascade Lake, 2026-11: 7 % with AVX-512, 10 % with AVX2, along with not asking for the sums beforehand).
-UNROLLED = 4
+# Rows of transformed values that one pointer serves: x86 scales a distance by 1 and 2, and numbers by 4.
+OF_POINTER = 3
 
 
-def product_function(rows: int, vectors: int, lanes: int) -> Function:
-    """product(w, x, c, ahead, terms, x_pitch, c_pitch, add): the sums of one tile of rows and lanes.
+def unrolled(rows: int, vectors: int, lanes: int) -> int:
+    """Terms of a product that are written out: as many as LLVM, which loads early, still keeps in registers."""
+    if lanes == 8:
+        return 4 if vectors > 1 or rows <= 6 else 1
+    return 4 if rows * vectors <= 20 else 1 if lanes == 16 else 2
 
-    c[r·c_pitch + lane] (+)= Σ_k w[k·rows + r] · x[k·x_pitch + lane]
 
-    The weights at `ahead`, as many as there are at w, are asked for meanwhile: the panel of the next tile. add: 0 to
-    overwrite c.
+def product_function(rows: int, vectors: int, width: int, lanes: int) -> Function:
+    """product(w, x, c, ahead, terms, x_pitch, c_pitch, add): the sums of `rows` tiles, and of `vectors` vectors of
+    output channels.
+
+    c[r·c_pitch + lane] (+)= Σ_k x[r·x_pitch + k] · w[k·width + lane]
+
+    Of what lies `ahead`, half as many weights as there are at w are asked for meanwhile. add: 0 to overwrite c.
     """
     pointers = [(n, PTR) for n in ("w", "x", "c", "ahead")]
     numbers = [(n, I64) for n in ("terms", "x_pitch", "c_pitch", "add")]
-    f = Function(f"product_{vectors}", [*pointers, *numbers], private=True)
+    f = Function(f"product_{rows}x{vectors}", [*pointers, *numbers], private=True)
     vector = vector_of(lanes)
-    zero = f.constant(0.0, vector)
+    zero, pitch = f.constant(0.0, vector), f.arg("x_pitch")
+    firsts = [f.arg("x") + pitch * r for r in range(0, rows, OF_POINTER)]
+    most = unrolled(rows, vectors, lanes)
+    lines = max(1, most * width // 32)
 
     def turns(name: str, start: list[Value], count: Value, at_once: int) -> list[Value]:
         """So many turns of `at_once` terms each."""
         with f.loop(name, 0, count, carry=start) as k:
-            w, x, ahead, *acc = k.carried
-            for line in range(-(-rows * at_once // 16)):
+            w, ahead, *rest = k.carried
+            x, acc = rest[: len(firsts)], rest[len(firsts) :]
+            for line in range(lines if at_once == most else 0):
                 f.prefetch(ahead + line * 16)
             for term in range(at_once):
-                pixels = [f.load(x + v * lanes, vector, f"pixels_{v}") for v in range(vectors)]
+                weights = [f.load(w + (term * width + v * lanes), vector, f"weights_{v}") for v in range(vectors)]
                 for r in range(rows):
-                    weight = f.splat(f.load(w + (term * rows + r), F32, f"w_{r}"), lanes, f"weight_{r}")
+                    place = x[r // OF_POINTER] + pitch * (r % OF_POINTER) + term
+                    every = f.splat(f.load(place, F32, f"x_{r}"), lanes, f"all_{r}")
                     for v in range(vectors):
-                        acc[r * vectors + v] = f.fma(weight, pixels[v], acc[r * vectors + v], f"acc_{r}_{v}")
-                x = x + f.arg("x_pitch")
-            k.carry(w + rows * at_once, x, ahead + rows * at_once, *acc)
+                        acc[r * vectors + v] = f.fma(every, weights[v], acc[r * vectors + v], f"acc_{r}_{v}")
+            k.carry(w + width * at_once, ahead + lines * 16, *(first + at_once for first in x), *acc)
         return k.results
 
-    whole = f.arg("terms") // UNROLLED
-    start = [f.arg("w"), f.arg("x"), f.arg("ahead"), *[zero] * (rows * vectors)]
-    start = turns("turn", start, whole, UNROLLED)
-    sums = turns("k", start, f.arg("terms") - whole * UNROLLED, 1)[3:]
+    whole = f.arg("terms") // most
+    sums = turns("turn", [f.arg("w"), f.arg("ahead"), *firsts, *[zero] * (rows * vectors)], whole, most)
+    if most > 1:
+        sums = turns("k", sums, f.arg("terms") - whole * most, 1)
+    sums = sums[2 + len(firsts) :]
     for add in (0, 1):
         with f.when(f.arg("add").equals(add), "add" if add else "overwrite"):
             for r in range(rows):
@@ -178,12 +117,12 @@ def product_function(rows: int, vectors: int, lanes: int) -> Function:
     return f
 
 
-def finish_function(form: Form, lanes: int) -> Function:
-    """finish(sums, step, stage, stage_pitch): Aᵀ s A of one vector of tiles; sum ξ lies at sums[ξ·step].
+def finish_function(form: Form, lanes: int, pitch: int) -> Function:
+    """finish(sums, step, stage): Aᵀ s A of one tile; sum ξ lies at sums[ξ·step].
 
-    Row i of the outputs goes to stage[i·stage_pitch], the outputs of neighbouring tiles side by side.
+    Output (i, j) goes to stage[i·pitch + j·lanes].
     """
-    f = Function("finish", [("sums", PTR), ("step", I64), ("stage", PTR), ("stage_pitch", I64)], private=True)
+    f = Function("finish", [("sums", PTR), ("step", I64), ("stage", PTR)], private=True)
     rows, cols, vector = form.rows.results, form.cols.results, vector_of(lanes)
     wide = form.cols.size
     for parity in range(min(2, len(rows))):
@@ -194,62 +133,79 @@ def finish_function(form: Form, lanes: int) -> Function:
             column = [f.load(f.arg("sums") + f.arg("step") * (k * wide + j), vector) for k in needed]
             columns.append(multiply_columns(f, [[rows[i][k] for k in needed] for i in group], column))
         for place, i in enumerate(group):
-            outputs = multiply_columns(f, cols, [column[place] for column in columns])
-            for k, piece in enumerate(interleave(f, outputs)):
-                f.store(piece, f.arg("stage") + f.arg("stage_pitch") * i + k * lanes)
+            for j, output in enumerate(multiply_columns(f, cols, [column[place] for column in columns])):
+                f.store(output, f.arg("stage") + (i * pitch + j * lanes))
     f.ret()
     return f
 
 
-def put_function(lanes: int, ending: Ending = PLAIN) -> Function:
-    """put(target, source, operands, rows, cols, strides, pitch, ahead): outputs of one channel leave the stage.
+def put_function(lanes: int, pitch: int, ending: Ending = PLAIN) -> Function:
+    """put(target, stage, operands, line, rows, high, wide, out_c, out_y, out_x): high × wide outputs of `rows` channels
+    leave the stage.
 
-    They are finished on their way: operands are those of `ending`.
-
-    What lies `ahead` of each row is asked for, to be written later.
+    target[r·out_c + i·out_y + j·out_x] = stage[i·pitch + j·lanes + r], finished on its way: operands are those of
+    `ending`. line: scratch of a vector. Rows of neighbouring pixels and pixels of neighbouring channels go by vectors,
+    the last of a row over the one before it; all else one by one.
     """
-    numbers = [(n, I64) for n in ("rows", "cols", "stride_y", "stride_x", "pitch", "ahead")]
-    parameters = [("target", ending.stored), ("source", PTR), *ending.parameters, *numbers]
+    numbers = [(n, I64) for n in ("rows", "high", "wide", "out_c", "out_y", "out_x")]
+    parameters = [("target", ending.stored), ("stage", PTR), *ending.parameters, ("line", PTR), *numbers]
     f = Function("put", parameters, private=True)
-    cols, plain = f.arg("cols"), f.arg("stride_x").equals(1)
-    finish = ending.given(f).load([width for width in (1, 4, 8, 16) if width <= lanes])
-
-    def rows(condition: Value, name: str, width: int, write: Callable[[Callable[[Value | int], None]], None]) -> None:
-        type_ = F32 if width == 1 else vector_of(width)
-        with f.when(condition, name), f.loop(f"{name}_row", 0, f.arg("rows"), at_least_once=True) as i:
-            target = f.arg("target") + i.index * f.arg("stride_y")
-            source = f.arg("source") + i.index * f.arg("pitch")
-
-            def move(at: Value | int) -> None:
-                place = target + (at if width > 1 else at * f.arg("stride_x"))
-                f.prefetch(place + f.arg("ahead"), write=True)
-                f.store(finish(f.load(source + at, type_), place), place)
-
-            write(move)
-
-    def across(width: int) -> Callable[[Callable[[Value | int], None]], None]:
-        """Whole vectors, the last of them ending with the row, over the one before it."""
-
-        def write(move: Callable[[Value | int], None]) -> None:
-            last = cols - width
-            with f.loop("col", 0, last, width) as col:
-                move(col.index)
-            move(last)
-
-        return write
-
-    def one_by_one(move: Callable[[Value | int], None]) -> None:
-        with f.loop("col", 0, cols) as col:
-            move(col.index)
-
-    rows(plain & (cols >= lanes), "wide", lanes, across(lanes))
-    width = lanes // 2
-    while width >= 4:
-        rows(plain & (cols >= width) & (cols < 2 * width), f"half{width}", width, across(width))
-        width //= 2
-    rows(f.compare("ne", f.arg("stride_x"), 1) | (cols < min(4, lanes)), "single", 1, one_by_one)
+    rows, wide, out_c, out_x = (f.arg(n) for n in ("rows", "wide", "out_c", "out_x"))
+    target, stage, operands = f.arg("target"), f.arg("stage"), ending.given(f)
+    turned, across = out_x.equals(1) & (wide >= 4), out_c.equals(1) & rows.equals(lanes)
+    across = across & f.negate(turned)
+    widths = [width for width in (16, 8, 4) if width <= lanes]
+    with f.when(turned, "turned"), f.loop("rows4", 0, rows, 4) as four:
+        finishes = [operands.further(f.minimum(four.index + i, rows - 1)).load(widths) for i in range(4)]
+        for width in widths:
+            fits = wide >= width if width == lanes else (wide >= width) & (wide < 2 * width)
+            with f.when(fits, f"by{width}"), f.loop(f"row{width}", 0, f.arg("high"), at_least_once=True) as i:
+                to = target + four.index * out_c + i.index * f.arg("out_y")
+                from_, last = stage + i.index * pitch + four.index, wide - width
+                with f.loop(f"col{width}", 0, last, width) as col:
+                    _turn(f, from_ + col.index * lanes, to + col.index, width, lanes, finishes, rows - four.index)
+                _turn(f, from_ + last * lanes, to + last, width, lanes, finishes, rows - four.index)
+    with f.when(across, "across"):
+        finish = _across(operands, f.arg("line"), lanes)
+        with f.loop("line", 0, f.arg("high")) as i, f.loop("pixel", 0, wide) as j:
+            place = target + i.index * f.arg("out_y") + j.index * out_x
+            f.store(finish(f.load(stage + i.index * pitch + j.index * lanes, vector_of(lanes)), place), place)
+    with f.when(f.negate(turned | across), "single"), f.loop("r", 0, rows) as r:
+        finish = operands.further(r.index).load([1])
+        with f.loop("y", 0, f.arg("high")) as i, f.loop("x", 0, wide) as j:
+            place = target + r.index * out_c + i.index * f.arg("out_y") + j.index * out_x
+            f.store(finish(f.load(stage + i.index * pitch + j.index * lanes + r.index, F32), place), place)
     f.ret()
     return f
+
+
+def _turn(
+    f: Function, source: Value, target: Value, width: int, lanes: int, finishes: list[Finish], rows: Value
+) -> None:
+    """Four channels of `width` neighbouring pixels, those that exist."""
+    starts = [[source + (quarter + p) * lanes for quarter in range(0, width, 4)] for p in range(4)]
+    vectors = [joined(f, [f.load(place, vector_of(4)) for place in places]) for places in starts]
+    for i, (vector, finish) in enumerate(zip(transposed_quarters(f, vectors), finishes, strict=True)):
+        with f.when(rows > i, "exists"):
+            place = target + f.arg("out_c") * i
+            f.store(finish(vector, place), place)
+
+
+def _across(operands: Channels, line: Value, lanes: int) -> Finish:
+    """What is done to vectors of neighbouring channels. line: scratch of a vector."""
+    f, ending, (first, *channel) = operands.f, operands.ending, operands.arguments
+    vector = vector_of(lanes)
+    bias = f.word(first, 0, "bias", ending.stored) if channel else first
+    f.store(f.constant(-0.0, vector), line)
+    with f.when(f.compare("ne", bias, Value(f, PTR, "null")), "biased"):
+        f.store(f.load(bias + channel[0] if channel else bias, vector), line)
+    values, residual, epilogue = {"bias": f.load(line, vector)}, None, ending.epilogue
+    if epilogue and epilogue.scale:
+        for i, name in ((1, "scale"), (2, "shift")):
+            values[name] = f.load(f.word(first, i, name, PTR) + channel[0], vector, name)
+    if epilogue and epilogue.residual:
+        residual = f.word(first, 3, "residual")
+    return Finish(f, epilogue, {lanes: values}, residual)
 
 
 # Numbers by which the packed weights are asked for before they are written: they lie in more streams than the

@@ -4,14 +4,12 @@ A block is a strip of tiles, counted through all images, of some neighbouring pl
 along the outer axis).
 
 Of these only the form and the block of channels change bits, and they are chosen for one image and one thread.
-Everything is chosen by counting cycles; the constants were measured on Cascade Lake (2026-11):
+Everything is chosen by counting cycles; the constants were measured on Zen 4 held to AVX2 (2026-11):
 
-- `transformed` values of a block of tiles should fill about a third of the L2 cache, but 32 tiles are the least that
-  hides the streaming of the weights (64 → 64 channels at 56×56, 64 tiles a block: 266 GFLOP/s, 32 tiles: 294).
+- `transformed` values of a block of tiles should fill about a third of the L2 cache, but two runs of the register tile
+  are the least that hides the streaming of the weights.
 - The `sums` of the output channels done at a time should fill another third, and half where the transformed values do
   not fit anyway.
-- Register tiles reach this share of the FMA peak from L1: 13×32 and 14×32 0.95, 8×32 0.94, 8×48 0.95, 13×16 0.80,
-  8×16 0.73.
 """
 
 from __future__ import annotations
@@ -23,35 +21,40 @@ from functools import lru_cache
 from hubel.engine.algorithms.geometry import Sum, one_image, sums
 from hubel.engine.algorithms.tiling import rows_that_fit, step_cycles
 from hubel.engine.algorithms.winograd_forms import Form, allowed
-from hubel.engine.algorithms.winograd_kernels import MOST_TILES
+from hubel.engine.algorithms.winograd_kernels import row_counts
 from hubel.engine.machine import Machine
 from hubel.engine.plan import Tile
 from hubel.engine.problem import Policy, Problem
 
-LEAST_TILES = 32
-# Vectors of a register tile.
-WIDTH = 2
-# Cycles: a row of a piece of tiles gathered or stored, and for each column of a tile; a value of a vector of tiles, and
-# for each axis along which it is transformed; a call of the register tile; a work item.
-ROW, COLUMN, VALUE, AXIS, CALL, ITEM = 7.0, 5.0, 1.1, 1.1, 40.0, 1500.0
+# Tiles of a strip at most.
+MOST_TILES = 64
+# Vectors of output channels of a register tile; tiles of an image of one that has a single vector.
+WIDTH, NARROW = 2, 10
+# Channels that are added up before their sum goes to memory, and those of forms with more than six points along an axis,
+# whose errors leave less room.
+BLOCK, SHORT_BLOCK = 128, 64
+# Share of the L2 cache for a block's transformed values.
+BLOCKS = 0.6
+# Cycles: a pixel of a vector of channels copied, one of a vector of outputs stored; a value of a tile transformed, and
+# back; a call of the register tile; a piece of a row of tiles; a work item.
+COPIED, STORED, VALUE, RESULT, CALL, PIECE, ITEM = 3.0, 5.0, 4.0, 3.0, 30.0, 60.0, 1500.0
 # The register tile within the loops around it, against its count of cycles; bytes of weights a cycle from L3, and
-# from memory.
-LOOPS, FROM_L3, FROM_MEMORY = 1.15, 8.0, 4.0
+# from memory, and the share of their time that asking ahead does not hide.
+LOOPS, FROM_L3, FROM_MEMORY, HIDDEN = 1.05, 8.0, 4.0, 0.15
 BARRIER = 5000.0
 
 
 @dataclass(frozen=True)
 class Cut:
-    """A problem cut into work items. tiles: of a plane, in all images; strips: that they are cut into, in whole units;
-    planes: of a block, plane_parts: groups of so many; part_tiles: tiles of output channels of an item, sub_tiles: of
-    them at a time; shared: whether transforming is a job of its own; cycles: until all threads are done; computed:
+    """A problem cut into work items. tiles: of a plane, in all images; strips: that they are cut into; planes: of a
+    block, plane_parts: groups of so many; part_tiles: tiles of output channels of an item, sub_tiles: of them at a
+    time; shared: whether transforming is a job of its own; cycles: until all threads are done; computed:
     floating-point operations."""
 
     form: Form
     tile: Tile
     block: int
     tiles: int
-    unit: int
     strips: int
     planes: int
     plane_parts: int
@@ -65,8 +68,7 @@ class Cut:
     @property
     def strip(self) -> int:
         """Tiles of a strip at most."""
-        units = -(-self.tiles // self.unit)
-        return -(-units // self.strips) * self.unit
+        return -(-self.tiles // self.strips)
 
 
 @lru_cache(maxsize=4096)
@@ -78,6 +80,28 @@ def cut(problem: Problem, machine: Machine, policy: Policy) -> Cut:
     return _Counting(form, problem, machine).best(policy.threads)
 
 
+@lru_cache(maxsize=1024)
+def row_runs(tile: Tile, count: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """`count` tiles of an image as runs of register tiles: (how many, of how many rows) of the longer ones, and of the
+    shorter. They may hold a few tiles more."""
+    sizes = row_counts(tile)
+    runs = max(1, -(-count // tile.rows))
+    least, longer = divmod(count, runs)
+    long, short = (next(size for size in sizes if size >= n) for n in (least + (longer > 0), least))
+    return (longer, long), (runs - longer, short)
+
+
+def most_rows(tile: Tile, strip: int, planes: int) -> int:
+    """Rows that the runs of blocks of up to so many tiles touch."""
+    counts = range(max(1, strip - 1), strip + 1)
+    return max(
+        n * long + m * short
+        for tiles in counts
+        for part in range(1, planes + 1)
+        for (n, long), (m, short) in (row_runs(tile, tiles * part),)
+    )
+
+
 class _Counting:
     """Counts the cycles of one problem in one form."""
 
@@ -86,16 +110,17 @@ class _Counting:
         self.points = form.points
         self.part: Sum = sums(Problem(problem.spec, problem.direction))[0]
         self.lanes = machine.lanes
-        self.row = ROW + COLUMN * form.cols.outputs
-        self.value = VALUE + AXIS * sum(axis.size > 1 for axis in (form.rows, form.cols))
         outer, *plane = (self.part.outputs[axis] for axis in form.axes)
         self.outer, self.taps = outer, len(self.part.taps[form.axes[0]])
         high, self.wide = (-(-size // m) for size, m in zip(plane, form.outputs, strict=True))
         self.all_tiles = problem.spec.batch * high * self.wide
-        most = max(1, machine.l1 // 2 // (4 * MOST_TILES))
+        most = BLOCK if max(form.rows.size, form.cols.size) <= 6 else SHORT_BLOCK
         self.block = -(-self.part.channels // -(-self.part.channels // most))
         self.tile = _register_tile(machine, self.part.rows)
-        self.tiles = -(-self.part.rows // self.tile.rows)
+        self.width = self.tile.vectors * self.lanes
+        self.tiles = -(-self.part.rows // self.width)
+        # Channels of an image in whole vectors.
+        self.padded = -(-self.part.channels // self.lanes) * self.lanes
 
     def best(self, threads: int) -> Cut:
         """The cut with the fewest cycles on so many threads."""
@@ -110,31 +135,24 @@ class _Counting:
         """(strips, planes of a block) worth a look: blocks that fit the cache, in a few numbers of strips, so that
         threads find equal work."""
         beyond = self.taps - 1
-        share = 0.35 if self.outer == 1 else 0.5
-        fits = max(share * self.machine.l2 / (4 * self.points * self.part.channels), LEAST_TILES)
+        fits = max(BLOCKS * self.machine.l2 / (4 * self.points * self.padded), 3 * self.tile.rows)
         seen = set()
         for parts in range(1, self.outer + 1):
             planes = -(-self.outer // parts)
             most = min(MOST_TILES, int(fits / (planes + beyond)))
-            if planes in seen or (planes > 1 and most < min(self.lanes, self.wide)):
+            if planes in seen or (planes > 1 and most < min(self.tile.rows, self.wide)):
                 continue
             seen.add(planes)
-            units = -(-self.all_tiles // self._unit(planes))
-            least = max(1, -(-units // max(1, most // self._unit(planes))))
-            for strips in range(least, min(max(1, units), least + 2 * threads - 1) + 1):
+            least = max(1, -(-self.all_tiles // max(1, most)))
+            for strips in range(least, min(max(1, self.all_tiles), least + 2 * threads + 1) + 1):
                 yield strips, planes
 
-    def _unit(self, planes: int) -> int:
-        """Strips of one plane are whole vectors; of several planes, which lie close together, they need not be."""
-        return self.lanes if planes == 1 else 1
-
-    def _strip(self, strips: int, planes: int) -> int:
-        units = -(-self.all_tiles // self._unit(planes))
-        return min(self.all_tiles, -(-units // strips) * self._unit(planes))
+    def _strip(self, strips: int) -> int:
+        return -(-self.all_tiles // strips)
 
     def _alone(self, strips: int, planes: int, threads: int) -> Cut:
         """Work items that transform and multiply."""
-        strip, parts = self._strip(strips, planes), -(-self.outer // planes)
+        strip, parts = self._strip(strips), -(-self.outer // planes)
         each = self._transform(strip, planes) + self._multiply(strip, planes, self.tiles) + ITEM
         items = self.groups * strips * parts
         # Strips and plane groups that are smaller than the others.
@@ -148,9 +166,9 @@ class _Counting:
 
     def _shared(self, strips: int, planes: int, threads: int) -> Cut:
         """Two jobs: transforming by blocks and channels, multiplying by blocks and output channels."""
-        strip, blocks = self._strip(strips, planes), strips * -(-self.outer // planes)
+        strip, blocks = self._strip(strips), strips * -(-self.outer // planes)
         parts = -(-2 * threads // (self.groups * blocks))
-        channel_parts = min(parts, self.part.channels)
+        channel_parts = min(parts, self.padded // self.lanes)
         part_tiles = -(-self.tiles // min(parts, self.tiles))
         first = self._rounds(self.groups * blocks * channel_parts, threads) * (
             self._transform(strip, planes) / channel_parts + ITEM
@@ -160,62 +178,55 @@ class _Counting:
         return self._cut(strips, planes, part_tiles, channel_parts, True, first + second + BARRIER)
 
     def _cut(self, strips: int, planes: int, part: int, channel_parts: int, shared: bool, cycles: float) -> Cut:
-        strip, parts = self._strip(strips, planes), -(-self.outer // planes)
-        width = strips * parts * self._vectors(strip, planes) * self.lanes * self.groups
-        products = 2 * self.points * self.taps * self.part.channels * self.tiles * self.tile.rows * width
+        strip, parts = self._strip(strips), -(-self.outer // planes)
+        rows = strips * parts * sum(n * size for n, size in row_runs(self.tile, strip * planes)) * self.groups
+        products = 2 * self.points * self.taps * self.part.channels * self.tiles * self.width * rows
         # The transforms take about four operations for each of their values.
-        computed = products + 4 * self.points * (self.part.channels + self.part.rows) * width
+        computed = products + 4 * self.points * (self.padded + self.part.rows) * rows
         sub = min(part, self._sub_tiles(strip, planes))
-        size = self.form, self.tile, self.block, self.all_tiles, self._unit(planes), strips, planes, parts, part, sub
+        size = self.form, self.tile, self.block, self.all_tiles, strips, planes, parts, part, sub
         return Cut(*size, channel_parts, shared, cycles, computed)
 
     @staticmethod
     def _rounds(items: int, threads: int) -> float:
         return -(-items // threads) if items <= 4 * threads else items / threads + 0.5
 
-    def _vectors(self, strip: int, planes: int) -> int:
-        """Vectors of tiles of a block's outputs, which lie close together."""
-        return -(-strip * planes // self.lanes)
-
     def _sub_tiles(self, strip: int, planes: int) -> int:
         """Tiles of output channels whose sums fit the cache beside a block's transformed values."""
-        pitch = self._vectors(strip, planes) * self.lanes
         inputs = strip * (planes + self.taps - 1)
-        fit = 4 * self.points * self.part.channels * inputs <= 0.6 * self.machine.l2
+        fit = 4 * self.points * self.padded * inputs <= 0.6 * self.machine.l2
         room = (0.3 if fit else 0.5) * self.machine.l2
-        return max(1, int(room / (4 * self.points * self.tile.rows * max(1, pitch))))
+        return max(1, int(room / (4 * self.points * self.width * max(1, strip * planes))))
 
     def _pieces(self, strip: int) -> float:
         """Pieces of rows of tiles in a strip; where there are several strips, they begin and end within rows."""
-        return strip / min(self.wide, self.lanes - self.form.halo) + (strip < self.all_tiles)
+        return strip / self.wide + (strip < self.all_tiles)
 
     def _transform(self, strip: int, planes: int) -> float:
-        rows = self._pieces(strip) * self.form.rows.size * self.row
-        each = rows + -(-strip // self.lanes) * self.points * self.value
-        return self.part.channels * each * (planes + self.taps - 1)
+        rows, cols = self.form.rows, self.form.cols
+        copied = strip * cols.outputs + self._pieces(strip) * (cols.size - cols.outputs)
+        each = copied * rows.size * COPIED + strip * self.points * VALUE + self._pieces(strip) * PIECE
+        return self.padded / self.lanes * each * (planes + self.taps - 1)
 
     def _multiply(self, strip: int, planes: int, tiles: int) -> float:
         """Products, and the making and storing of outputs, of one block and so many tiles of output channels."""
-        vectors = self._vectors(strip, planes)
-        channels, rows = self.part.channels, min(self.part.rows, tiles * self.tile.rows)
-        widths = [WIDTH] * (vectors // WIDTH) + [1] * (vectors % WIDTH)
-        steps = sum(step_cycles(self.machine, self.tile.rows, width, 1) for width in widths) * LOOPS
-        calls = len(widths) * -(-channels // self.block) * CALL
+        channels, rows = self.part.channels, min(self.part.rows, tiles * self.width)
+        runs = [(n, size) for n, size in row_runs(self.tile, strip * planes) if n]
+        steps = sum(n * step_cycles(self.machine, size, self.tile.vectors, 1) for n, size in runs) * LOOPS
+        calls = sum(n for n, _ in runs) * -(-channels // self.block) * CALL
         products = self.points * self.taps * tiles * (channels * steps + calls)
-        weights = 4 * self.points * self.taps * channels * tiles * self.tile.rows
-        stored = 4 * self.points * self.taps * channels * self.tiles * self.tile.rows * self.groups
+        weights = 4 * self.points * self.taps * channels * tiles * self.width
+        stored = 4 * self.points * self.taps * channels * self.tiles * self.width * self.groups
         streamed = weights / (FROM_L3 if stored < self.machine.l3 / 2 else FROM_MEMORY)
-        stores = self._pieces(strip) * planes * self.form.rows.outputs * self.row
-        outputs = rows * (vectors * self.points * self.value + stores)
-        return max(products, streamed) + outputs
+        high, wide = self.form.outputs
+        each = self.points * RESULT + high * wide * STORED
+        outputs = -(-rows // self.lanes) * planes * (strip * each + self._pieces(strip) * PIECE)
+        return max(products, streamed) + HIDDEN * streamed + outputs
 
 
 def _register_tile(machine: Machine, rows: int) -> Tile:
-    """Two vectors wide, and of many rows, so that one vector alone keeps enough sums going too. It depends on the
-    layer alone: all image sizes share one kernel and one packed form of the weights."""
-    fit = range(1, rows_that_fit(machine, WIDTH) + 1)
-
-    def cycles(r: int) -> float:
-        return -(-rows // r) * (step_cycles(machine, r, WIDTH, 1) + 1)
-
-    return Tile(min(fit, key=lambda r: (round(cycles(r), 6), -r)), WIDTH, machine.lanes)
+    """Two vectors of output channels wide, where there are more than one. It depends on the layer alone: all image
+    sizes share one kernel and one packed form of the weights."""
+    if rows <= machine.lanes:
+        return Tile(min(NARROW, rows_that_fit(machine, 1)), 1, machine.lanes)
+    return Tile(rows_that_fit(machine, WIDTH), WIDTH, machine.lanes)

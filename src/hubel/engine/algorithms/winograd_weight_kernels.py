@@ -12,7 +12,6 @@ numbers.
 from __future__ import annotations
 
 from hubel.engine.algorithms.channel_lanes import product_function, region_function, whole_vectors
-from hubel.engine.algorithms.winograd_steps import interleave
 from hubel.engine.algorithms.winograd_transforms import Matrix, Transforms
 from hubel.engine.algorithms.words import job_words
 from hubel.engine.ir import F32, I64, PTR, Function, Pointer, Value, vector_of
@@ -58,6 +57,18 @@ def transform_function(name: str, matrix: Matrix, lanes: int) -> Function:
                 target = target + f.arg("step")
     f.ret()
     return f
+
+
+def interleave(f: Function, vectors: list[Value]) -> list[Value]:
+    """Vectors whose numbers are laid end to end by turns: the first of each, the second of each, and so on."""
+    if len(vectors) == 1:
+        return vectors
+    lanes = int(vectors[0].type[1:].split()[0])
+    low = [k // 2 + lanes * (k % 2) for k in range(lanes)]
+    results = []
+    for a, b in zip(interleave(f, vectors[::2]), interleave(f, vectors[1::2]), strict=True):
+        results += [f.shuffle(a, b, low, "low"), f.shuffle(a, b, [k + lanes // 2 for k in low], "high")]
+    return results
 
 
 def filter_function(t: Transforms, lanes: int) -> Function:
