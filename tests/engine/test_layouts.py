@@ -92,8 +92,12 @@ def test_gathering_is_counted_where_an_algorithm_cannot_read_channels_last(threa
     numbers = (64 + 96) * 28 * 28
     assert {"direct", "winograd", "channels"} <= set(last) == set(planes)
     for name, plan in last.items():
-        more = 0 if getattr(ALGORITHMS[name], "CHANNELS_LAST", False) else GATHERED * numbers / threads
-        assert plan.estimate.cycles == pytest.approx(planes[name].estimate.cycles + more), name
+        if getattr(ALGORITHMS[name], "CHANNELS_LAST", False):
+            # What need not be turned may count for less.
+            assert plan.estimate.cycles <= planes[name].estimate.cycles * 1.0001, name
+        else:
+            more = GATHERED * numbers / threads
+            assert plan.estimate.cycles == pytest.approx(planes[name].estimate.cycles + more), name
 
 
 def test_1x1_kernels_have_channels_in_the_lanes_there() -> None:

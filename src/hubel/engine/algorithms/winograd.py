@@ -5,27 +5,28 @@ ny·nx values ξ of a tile is a sum over channels of its own, so that a layer be
 fewer multiplications: 4 times for F(4×4, 3×3), 2.25 for F(2×2, 3×3), 4.2 for F(4×2, 5×5), 2 for F(4, 3) along one axis,
 2.8 for F(4, 7). Which form a kernel size has: `winograd_forms.py`. Along a third axis nothing is transformed: its taps
 are more terms of the sums, which read the transformed tiles of neighbouring planes. Tiles of a plane are counted
-through all images, and lanes are neighbouring tiles:
+through all images; lanes are neighbouring channels, of the input where it is transformed, of the output elsewhere:
 
     for every group, strip of tiles, few planes and share of the output channels:            one work item
-        for channels c, planes:
-            gather the inputs of every tile, deinterleaved; padding and what hangs over the border are zeros
-            transformed[ξ][c][plane][tile] = Bᵀ d B
+        for vectors of channels, planes, pieces of rows of tiles:
+            turn the piece's inputs so that channels lie next to each other; padding and what hangs over are zeros
+            for tiles:  transformed[ξ][plane][tile][c] = Bᵀ d B
         for a few tiles of output channels at a time, so that their sums stay within the L2 cache:
-            for ξ, taps of the third axis, blocks of channels, tiles of output channels, vectors of tiles:
-                sums[ξ][row][plane][tile] += weights[ξ][tap][c][row] · transformed[ξ][c][plane + tap][tile]
-            for rows: Aᵀ s A, interleaved, clipped at the border, bias added, stored
+            for ξ, taps of the third axis, blocks of channels, vectors of output channels, runs of tiles:
+                sums[ξ][plane][tile][row] += transformed[ξ][plane + tap][tile][c] · weights[ξ][tap][c][row]
+            for vectors of rows, planes, pieces:  Aᵀ s A, turned back, clipped at the border, bias added, stored
 
-Where there are few tiles, two jobs do this instead of one: first the strips' channels are transformed by all threads
-into shared memory, then the output channels are shared out.
+Where channels lie next to each other already, tiles within the border are transformed where they lie, and outputs
+stored as they are. Where there are few tiles, two jobs do this instead of one: first the strips' channels are
+transformed by all threads into shared memory, then the output channels are shared out.
 
-Constants. A block of channels and `MOST_TILES` tiles fill half of the L1 cache for one ξ. The order of summation is:
-channels of a block one after the other, then blocks and taps of the third axis one after the other. How the rest is
-cut: `winograd_tiling.py`. Reached on one AVX-512 core (Cascade Lake, 2026-11, FMA peak 147 GFLOP/s, in flops of the
-direct sum): 64 channels at 56×56 290, 128 at 28×28 288, 256 at 14×14 230, 256 at 56×56 320; F(2, 3), 512 at 7×7, 130.
-Two thirds (64 channels) to nine tenths (256 and more) of the time is the register tile; the rest is gathering and
-storing by pieces, and the transforms. Tried and left: rows added up before their columns are taken apart (0.95 of the
-speed).
+Constants. The register tile holds 6 image tiles and 16 output channels on AVX2, with variants of 5 and 4 tiles, of
+which any number is the sum: no lane is wasted on small maps (with tiles in the lanes 14 % at 56×56, 23 % at 28×28).
+Meanwhile it asks for the next weights. The order of summation is: channels of a block one after the other, then blocks
+and taps of the third axis one after the other. How the rest is cut: `winograd_tiling.py`. Reached on Zen 4 held to AVX2
+(2026-11, FMA peak 91 GFLOP/s a core), in flops of the direct sum, as a share of the peak on one thread and two: 64
+channels at 56×56 3.0 and 2.8, 128 at 28×28 3.2 and 2.9, 256 at 14×14 2.5, 256 at 56×56 3.3 and 3.1; F(2, 3), 512 at
+7×7, 1.4. The register tile runs at 0.91 to 0.95 of the peak and takes 80 % (64 channels) to 95 % (512) of the time.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from hubel.engine.tables import Tables
 
 NAME = "winograd"
 ANY_EDGES = True
+CHANNELS_LAST = True
 # Where it is nearer than this, the counts of cycles cannot tell which is faster.
 LEAST_GAIN = 1.2
 

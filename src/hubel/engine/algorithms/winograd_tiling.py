@@ -15,7 +15,7 @@ Everything is chosen by counting cycles; the constants were measured on Zen 4 he
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from hubel.engine.algorithms.geometry import Sum, one_image, sums
@@ -38,6 +38,8 @@ BLOCKS = 0.6
 # Cycles: a pixel of a vector of channels copied, one of a vector of outputs stored; a value of a tile transformed, and
 # back; a call of the register tile; a piece of a row of tiles; a work item.
 COPIED, STORED, VALUE, RESULT, CALL, PIECE, ITEM = 3.0, 5.0, 4.0, 3.0, 30.0, 60.0, 1500.0
+# The share of the copying and storing that is left where channels lie next to each other.
+IN_PLACE = 0.4
 # The register tile within the loops around it, against its count of cycles; bytes of weights a cycle from L3, and
 # from memory, and the share of their time that asking ahead does not hide.
 LOOPS, FROM_L3, FROM_MEMORY, HIDDEN = 1.05, 8.0, 4.0, 0.15
@@ -74,8 +76,8 @@ class Cut:
 @lru_cache(maxsize=4096)
 def cut(problem: Problem, machine: Machine, policy: Policy) -> Cut:
     """The cheapest cut of a problem that may have some form. The form is that which is best for one image on one
-    thread: it may not depend on the batch."""
-    alone = one_image(problem)
+    thread, in planes: it may not depend on the batch."""
+    alone = replace(one_image(problem), layout="planes")
     form = min(allowed(problem, policy), key=lambda form: _Counting(form, alone, machine).best(1).cycles)
     return _Counting(form, problem, machine).best(policy.threads)
 
@@ -110,6 +112,8 @@ class _Counting:
         self.points = form.points
         self.part: Sum = sums(Problem(problem.spec, problem.direction))[0]
         self.lanes = machine.lanes
+        # Whether tensors lie as they are worked on, and only what hangs over the border is copied.
+        self.in_place = problem.layout == "channels_last" and problem.dtype == "float32"
         outer, *plane = (self.part.outputs[axis] for axis in form.axes)
         self.outer, self.taps = outer, len(self.part.taps[form.axes[0]])
         high, self.wide = (-(-size // m) for size, m in zip(plane, form.outputs, strict=True))
@@ -205,7 +209,7 @@ class _Counting:
     def _transform(self, strip: int, planes: int) -> float:
         rows, cols = self.form.rows, self.form.cols
         copied = strip * cols.outputs + self._pieces(strip) * (cols.size - cols.outputs)
-        each = copied * rows.size * COPIED + strip * self.points * VALUE + self._pieces(strip) * PIECE
+        each = copied * rows.size * COPIED * (IN_PLACE if self.in_place else 1) + strip * self.points * VALUE + self._pieces(strip) * PIECE
         return self.padded / self.lanes * each * (planes + self.taps - 1)
 
     def _multiply(self, strip: int, planes: int, tiles: int) -> float:
@@ -219,7 +223,7 @@ class _Counting:
         stored = 4 * self.points * self.taps * channels * self.tiles * self.width * self.groups
         streamed = weights / (FROM_L3 if stored < self.machine.l3 / 2 else FROM_MEMORY)
         high, wide = self.form.outputs
-        each = self.points * RESULT + high * wide * STORED
+        each = self.points * RESULT + high * wide * STORED * (IN_PLACE if self.in_place else 1)
         outputs = -(-rows // self.lanes) * planes * (strip * each + self._pieces(strip) * PIECE)
         return max(products, streamed) + HIDDEN * streamed + outputs
 
