@@ -119,7 +119,7 @@ def test_plan_of_a_network(typed: Type) -> None:
         ("plan lenet5 --input-size 3y4", "--input-size is one to three positive numbers"),
         ("plan lenet5 --input-size 5", "The network must run on the given input. Received: [1, 1, 5, 5]"),
         ("plan nowhere.safetensors --arch lenet5", "nowhere.safetensors (No such file or directory)"),
-        ("plan net.onnx", ".onnx is not read yet"),
+        ("plan net.onnx", "net.onnx (No such file or directory)"),
         ("plan no_such_module:net", "must name a module that can be imported"),
         ("train lenet6 --data digits", 'unknown network "lenet6"'),
         ("train lenet5 --data digitz", 'unknown data set "digitz"'),

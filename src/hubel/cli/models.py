@@ -16,7 +16,10 @@ from hubel.errors import DataError, ModelError
 from hubel.records import DOCUMENT_FILE
 
 Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A zoo name, package.module:factory, .pt2, .safetensors, .pth, or a run.")
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A zoo name, package.module:factory, .pt2, .onnx, .safetensors, .pth, or a run."
+    ),
 ]
 Arch = Annotated[str | None, typer.Option(help="The zoo's network that a state dict belongs to.")]
 Weights = Annotated[Path | None, typer.Option(help="A state dict for the zoo's network or the factory's.")]

@@ -3,6 +3,7 @@
     lenet5                              a name of the zoo (with weights: --weights FILE)
     package.module:factory              a callable without arguments that returns a network, or the network itself
     net.pt2                             what torch.export.save wrote
+    net.onnx                            an ONNX file
     weights.safetensors | .pth          a state dict, with the name of its network (--arch)
     run/                                a folder that `hubel train` wrote
 
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from hubel.convert.exported import read_exported
+from hubel.convert.onnx_file import read_onnx
 from hubel.convert.weights import SUFFIXES, Mismatch, compare, load_into, read_state_dict, require_file, sha256
 from hubel.errors import HubelError, ModelError, unknown
 from hubel.records import DOCUMENT_FILE, Document
@@ -30,7 +32,9 @@ from hubel.records import DOCUMENT_FILE, Document
 Builder = Callable[..., nn.Module]
 
 RUN_WEIGHTS = "weights.safetensors"
-_PLANNED = {".onnx": "torch.export.save", ".hubel": "torch.export.save"}
+_PLANNED = {".hubel": "torch.export.save"}
+# What a file is read with, by its ending.
+READERS = {".pt2": read_exported, ".onnx": read_onnx}
 
 
 @dataclass(frozen=True)
@@ -79,21 +83,23 @@ def resolve(
         loaded = _from_zoo(model, networks, weights, seed)
     elif path.is_dir():
         loaded = _from_run(path, networks)
-    elif path.suffix == ".pt2":
-        found = read_exported(path)
+    elif path.suffix in READERS:
+        found = READERS[path.suffix](path)
         loaded = Loaded(found.network, path.name, "file", None, path, sha256(path), found.input_shape, found.batch)
     elif path.suffix in SUFFIXES:
         loaded = _from_state_dict(path, networks, arch)
     elif path.suffix in _PLANNED:
         raise ModelError(
-            f"MODEL can be a zoo name, package.module:factory, .pt2, .safetensors or .pth. Received: {path}, and "
-            f"{path.suffix} is not read yet. Write it with {_PLANNED[path.suffix]} as .pt2."
+            f"MODEL can be a zoo name, package.module:factory, .pt2, .onnx, .safetensors or .pth. Received: {path}, "
+            f"and {path.suffix} is not read yet. Write it with {_PLANNED[path.suffix]} as .pt2."
         )
     elif ":" in model:
         loaded = _from_factory(model, weights)
     elif path.exists() or os.sep in model:
         require_file(path, "MODEL")
-        raise ModelError(f"MODEL files end in .pt2, {', '.join(SUFFIXES)}. Received: {path}. Rename or convert it.")
+        raise ModelError(
+            f"MODEL files end in .pt2, .onnx, {', '.join(SUFFIXES)}. Received: {path}. Rename or convert it."
+        )
     else:
         raise unknown("network", model, networks)
     loaded.network.eval()
