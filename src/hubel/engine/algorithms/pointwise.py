@@ -5,16 +5,17 @@ pixels.
 
     for every image, group, piece of the pixels and share of the output channels:           one work item
         for runs of pixels as wide as the register tile, for blocks of channels:
-            copy the block's pixels of this run into a panel
+            copy the block's pixels of this run into a panel, a whole run with the first tile
             for tiles of output channels:                                                    the register tile
                 acc[row, pixel] += weight[tile][c][row] · panel[c][pixel]
             sums of several blocks meet in the output; those of a ragged tile in scratch
 
 Channels lie far apart in memory, each run of pixels on a page of its own: no hardware prefetcher sees what comes next,
-and the TLB holds few pages. So a run is copied once, close together, while the lines of the next one are already on
-their way: the last tiles of output channels ask for them, one a term of the sum. Measured on one AVX-512 core (Cascade
-Lake, 2026-11), 64→64 channels at 56²: in place 0.92 of this speed without asking and 0.98 with it when the first tile
-leaves the panel; a panel for several runs at once 0.8, for it falls out of L1.
+and the TLB holds few pages. So a run is copied once, close together, by the first tile of output channels as it goes,
+while the lines of the next one are already on their way: the last tiles ask for them, one a term of the sum, into L2, for
+in L1 they would take the place of the panel. Measured on one AVX2 core (Zen 4, 2026-11), of the arithmetic peak: 256→64
+channels at 56² 0.61, into L2 0.67, without a pass for the copy 0.83; 64→64 0.72, 0.81, 0.94. On Cascade Lake (2026-11) a
+panel for several runs at once had 0.8 of the speed of one.
 
 The last run is narrower, and its tile as well, as many vectors as it needs. One pixel that is left over, as in
 7×7 = 3·16 + 1, goes with the run before it: a vector of its own would take a quarter of the time.
@@ -228,22 +229,25 @@ def _run_function(tile: Tile, takes_odd: bool, ending: Ending) -> Function:
     pixels, more, rows = f.arg("pixels"), f.arg("more"), f.arg("rows")
     names = ("channels", "block", "in_c", "in_x", "out_c", "out_x", "sums_from")
     a = job_words(f, WORDS, *names)
-    width, pitch = tile.vectors * tile.lanes, _pitch(tile)
-    copy, put = _copy_function(tile, ending.stored), store_rows_function(tile.lanes, ending)
-    multiply = {v: _multiply_function(tile, v, ending) for v in range(1, tile.vectors + 1)}
+    width, pitch = tile.vectors * tile.lanes, _pitch(tile, takes_odd)
+    copy, put = _copy_function(tile, ending.stored, pitch), store_rows_function(tile.lanes, ending)
+    multiply = {v: _multiply_function(tile, v, ending, pitch) for v in range(1, tile.vectors + 1)}
     if takes_odd:
-        multiply[tile.vectors + 1] = _multiply_function(tile, tile.vectors, ending, odd=True)
+        multiply[tile.vectors + 1] = _multiply_function(tile, tile.vectors, ending, pitch, odd=True)
     parked = panel + a["sums_from"]
     vectors = (pixels + (tile.lanes - 1)) // tile.lanes
     # Ragged runs, and pixels that do not follow each other in the output, pass through scratch.
     straight = (vectors * tile.lanes).equals(pixels) & a["out_x"].equals(1)
     whole = f.select(straight, rows // tile.rows, 0, "whole")
+    # The first tile of output channels copies whole runs.
+    fresh = pixels.equals(width) & a["in_x"].equals(1) & f.negate(more.equals(1))
     with f.loop("c", 0, a["channels"], a["block"]) as c:
         channels = f.minimum(a["block"], a["channels"] - c.index)
         block = source + c.index * a["in_c"]
         done = c.index + channels >= a["channels"]
         following = f.select(done, source + f.arg("further"), block + channels * a["in_c"], "following")
-        f.call(copy, panel, block, channels, pixels, a["in_c"], a["in_x"])
+        with f.when(f.negate(fresh), "panel"):
+            f.call(copy, panel, block, channels, pixels, a["in_c"], a["in_x"])
         with f.when(more.equals(1), "odd"), f.loop("o", 0, channels) as o:
             f.store(f.load(block + o.index * a["in_c"] + width, F32), panel + o.index * pitch + width)
         mode = f.select(c.index > 0, ADD, 0)
@@ -252,8 +256,8 @@ def _run_function(tile: Tile, takes_odd: bool, ending: Ending) -> Function:
         for v, function in multiply.items():
             with f.when((vectors + more).equals(v), f"vectors{v}"):
                 f.call(
-                    function, weights, panel, out, parked, *operands.arguments, following,
-                    channels, f.arg("tiles"), whole, a["channels"], a["out_c"], a["in_c"], mode,
+                    function, weights, panel, out, parked, *operands.arguments, following, block,
+                    channels, f.arg("tiles"), whole, a["channels"], a["out_c"], a["in_c"], mode, f.select(fresh, 1, 0),
                 )  # fmt: skip
     with f.loop("row", whole * tile.rows, rows) as r:
         to, at = out + r.index * a["out_c"], parked + r.index * pitch
@@ -262,7 +266,7 @@ def _run_function(tile: Tile, takes_odd: bool, ending: Ending) -> Function:
     return f
 
 
-def _copy_function(tile: Tile, stored: Pointer) -> Function:
+def _copy_function(tile: Tile, stored: Pointer, pitch: int) -> Function:
     """copy(panel, source, channels, pixels, in_c, in_x): panel[c][pixel], rows as wide as the tile.
 
     Lanes beyond the last pixel get zeros up to a whole vector; vectors beyond those are not read.
@@ -281,7 +285,7 @@ def _copy_function(tile: Tile, stored: Pointer) -> Function:
         with f.loop("c", 0, f.arg("channels"), carry=[f.arg("panel"), f.arg("source")]) as c:
             to, at = c.carried
             yield to, at
-            c.carry(to + _pitch(tile), at + f.arg("in_c"))
+            c.carry(to + pitch, at + f.arg("in_c"))
 
     with f.when(side_by_side & full, "whole_run"):
         for to, at in each_channel():
@@ -302,14 +306,15 @@ def _copy_function(tile: Tile, stored: Pointer) -> Function:
     return f
 
 
-def _pitch(tile: Tile) -> int:
-    """From a row of the panel, or of the sums in scratch, to the next: a run and the odd pixel."""
-    return (tile.vectors + 1) * tile.lanes
+def _pitch(tile: Tile, odd: bool) -> int:
+    """From a row of the panel, or of the sums in scratch, to the next: a run, and the odd pixel where there may be one."""
+    return (tile.vectors + odd) * tile.lanes
 
 
-def _multiply_function(tile: Tile, vectors: int, ending: Ending, odd: bool = False) -> Function:
-    """multiply(weights, panel, out, parked, operands, following, terms, tiles, whole, channels, out_c, in_c, mode): the
-    tiles of output channels of one run and block of channels.
+def _multiply_function(tile: Tile, vectors: int, ending: Ending, row_pitch: int, odd: bool = False) -> Function:
+    """multiply(weights, panel, out, parked, operands, following, pixels, terms, tiles, whole, channels, out_c, in_c, mode,
+    fresh): the tiles of output channels of one run and block of channels; where `fresh`, the first of them reads the
+    pixels where they lie and leaves them in the panel.
 
     The first `whole` tiles go to the output, the others to parked[row][pixel]. The last tiles ask for the lines of the
     pixels at `following`, the others for the weights of the tile behind them. Where the output takes no sums as they
@@ -317,10 +322,12 @@ def _multiply_function(tile: Tile, vectors: int, ending: Ending, odd: bool = Fal
     output.
     """
     pointers = [("weights", PTR), ("panel", PTR), ("out", ending.stored), ("parked", PTR), *ending.parameters]
-    pointers += [("following", ending.stored)]
-    numbers = [(n, I64) for n in ("terms", "tiles", "whole", "channels", "out_c", "in_c", "mode")]
+    pointers += [("following", ending.stored), ("pixels", ending.stored)]
+    numbers = [(n, I64) for n in ("terms", "tiles", "whole", "channels", "out_c", "in_c", "mode", "fresh")]
     f = Function(f"multiply_{'odd' if odd else vectors}", [*pointers, *numbers], private=True)
-    inner, row_pitch = panel_tile(tile.rows, vectors, tile.lanes, odd, ending.stored), _pitch(tile)
+    inner = panel_tile(tile.rows, vectors, tile.lanes, odd, ending.stored)
+    whole = vectors == tile.vectors and not odd
+    first = panel_tile(tile.rows, vectors, tile.lanes, False, ending.stored, fresh=row_pitch) if whole else None
     put = store_tile_function(vectors, tile.lanes, ending, odd)
     lines = max(1, tile.vectors * tile.lanes // 16) + 1
     step = f.arg("channels") * tile.rows
@@ -341,10 +348,18 @@ def _multiply_function(tile: Tile, vectors: int, ending: Ending, odd: bool = Fal
         stored = ending.stored
         ahead = f.select(left < lines, f.arg("following") + left * 16, (weights + step).seen_as(stored), "ahead")
         ahead_pitch = f.select(left < lines, f.arg("in_c"), tile.rows * PTR.bytes // stored.bytes, "ahead_pitch")
-        f.call(
-            inner, weights, f.arg("panel"), to, bias, ahead,
-            f.arg("terms"), row_pitch, pitch, ahead_pitch, mode,
-        )  # fmt: skip
+        reads = f.arg("fresh").equals(1) & t.index.equals(0) if first else Value(f, "i1", "false")
+        if first:
+            with f.when(reads, "fresh"):
+                f.call(
+                    first, weights, f.arg("pixels"), to, bias, ahead, f.arg("panel"),
+                    f.arg("terms"), f.arg("in_c"), pitch, ahead_pitch, mode,
+                )  # fmt: skip
+        with f.when(f.negate(reads), "from_panel"):
+            f.call(
+                inner, weights, f.arg("panel"), to, bias, ahead,
+                f.arg("terms"), row_pitch, pitch, ahead_pitch, mode,
+            )  # fmt: skip
         if not ending.plain:
             with f.when(straight & (f.arg("mode") >= BIAS), "finished"):
                 of_row = ending.given(f).further(row).arguments
@@ -365,7 +380,8 @@ def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...])
     tiles, pixels = -(-part.rows // tile.rows), prod(part.outputs)
     odd = _odd(tile, plan.machine, pixels) if source[2] == target[2] == 1 else 0
     chunks, pieces = -(-tiles // plan.row_tiles), -(-(pixels - odd) // plan.box[2])
-    sums_from = plan.channel_block * _pitch(tile)
+    pitch = _pitch(tile, _takes_odd(tile, plan.machine))
+    sums_from = plan.channel_block * pitch
     words = (
         spec.groups, part.channels, part.rows, plan.channel_block, plan.row_tiles, chunks, tiles,
         pixels, plan.box[2], pieces, odd,
@@ -375,5 +391,5 @@ def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...])
     packing = packing_job(plan, part, (*w[:2], 0), 0, tables)
     jobs = (PlannedJob(plan.kernels[0], spec.batch * spec.groups * pieces * chunks, words),)
     packed = packing.items * tile.rows * part.channels
-    scratch = sums_from + plan.row_tiles * tile.rows * _pitch(tile)
+    scratch = sums_from + plan.row_tiles * tile.rows * pitch
     return Bound(jobs, (packing,), packed, packing_key(plan, w[:2]), scratch, 0, tables.keep())

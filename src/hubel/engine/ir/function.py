@@ -325,10 +325,10 @@ class Function:
         """Word `index` of an argument block: sizes, strides and addresses, 8 bytes each."""
         return self.load(self.offset(block, index, I64, f"{name}.at"), type_, name)
 
-    def prefetch(self, pointer: Value, write: bool = False) -> None:
-        """Ask for the cache line at `pointer`, to be read, or written, soon."""
+    def prefetch(self, pointer: Value, write: bool = False, level: int = 1) -> None:
+        """Ask for the cache line at `pointer`, to be read, or written, soon; into the cache of this level."""
         self.declarations.add("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
-        self.lines.append(f"  call void @llvm.prefetch.p0(ptr {pointer.text}, i32 {int(write)}, i32 3, i32 1)")
+        self.lines.append(f"  call void @llvm.prefetch.p0(ptr {pointer.text}, i32 {int(write)}, i32 {4 - level}, i32 1)")
 
     # --- control ---
 

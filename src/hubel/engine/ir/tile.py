@@ -52,30 +52,39 @@ def outer_product_tile(rows: int, vectors: int, lanes: int, spaced: bool = False
     return f
 
 
-def panel_tile(rows: int, vectors: int, lanes: int, odd: bool = False, stored: Pointer = PTR) -> Function:
+def panel_tile(
+    rows: int, vectors: int, lanes: int, odd: bool = False, stored: Pointer = PTR, fresh: int | None = None
+) -> Function:
     """panel_<vectors>(w, x, c, bias, ahead, terms, x_pitch, pitch, ahead_pitch, mode): as outer_product_tile, with
     the pixels of term k at x[k·x_pitch] and the line asked for at ahead[k·ahead_pitch].
 
     `odd`: odd_<vectors> does one pixel more, behind the vectors: all its rows are the lanes of one accumulator.
-    `stored`: what lies there.
+    `stored`: what lies there. The lines come into L2: those of a whole run of pixels would drive out of L1 what is read.
+
+    `fresh`: fresh_<vectors>(w, x, c, bias, ahead, panel, ...) reads pixels as they are stored, and leaves them at
+    panel[k·fresh] for the tiles behind it.
     """
-    pointers = [*((n, PTR) for n in ("w", "x", "c", "bias")), ("ahead", stored)]
+    pointers = [("w", PTR), ("x", stored if fresh else PTR), ("c", PTR), ("bias", PTR), ("ahead", stored)]
+    pointers += [("panel", PTR)] if fresh else []
     numbers = [(n, I64) for n in ("terms", "x_pitch", "pitch", "ahead_pitch", "mode")]
-    f = Function(f"{'odd' if odd else 'panel'}_{vectors}", [*pointers, *numbers], private=True)
+    f = Function(f"{'fresh' if fresh else 'odd' if odd else 'panel'}_{vectors}", [*pointers, *numbers], private=True)
     _ask_for_sums(f, rows, vectors, lanes)
     zero = f.constant(0.0, vector_of(lanes))
     column = min(n for n in (4, 8, 16) if n >= min(rows, 16))
     mask = f.lanes_below(f.constant(rows), column) if odd and rows < column else None
     start = [f.arg("w"), f.arg("x"), f.arg("ahead"), *[zero] * (rows * vectors)]
     start += [f.constant(0.0, vector_of(column))] if odd else []
+    start += [f.arg("panel")] if fresh else []
     with f.loop("k", 0, f.arg("terms"), carry=start, at_least_once=True) as k:
         w, x, ahead, *acc = k.carried
-        f.prefetch(ahead)
-        after = _outer_product(f, w, [x + v * lanes for v in range(vectors)], acc, rows, lanes)
+        panel = acc.pop() if fresh else None
+        f.prefetch(ahead, level=2)
+        after = _outer_product(f, w, [x + v * lanes for v in range(vectors)], acc, rows, lanes, panel)
         if odd:
             weights = f.load_masked(w, mask, column) if mask else f.load(w, vector_of(column), "weights")
             pixel = f.splat(f.load(x + vectors * lanes, F32, "pixel"), column, "pixel")
             after.append(f.fma(weights, pixel, acc[-1], "acc_odd"))
+        after += [panel + fresh] if panel and fresh else []
         k.carry(w + rows, x + f.arg("x_pitch"), ahead + f.arg("ahead_pitch"), *after)
     sums = k.results[3:]
     _put_sums(f, sums[: rows * vectors], rows, vectors, lanes, sums[-1] if odd else None)
@@ -89,9 +98,13 @@ def _ask_for_sums(f: Function, rows: int, vectors: int, lanes: int) -> None:
             f.prefetch(f.arg("c") + f.arg("pitch") * r + line * 16, write=True)
 
 
-def _outer_product(f: Function, w: Value, places: list[Value], sums: list[Value], rows: int, lanes: int) -> list[Value]:
-    """The sums after one more term: rows of weights at w, a vector of pixels at each place."""
+def _outer_product(
+    f: Function, w: Value, places: list[Value], sums: list[Value], rows: int, lanes: int, panel: Value | None = None
+) -> list[Value]:
+    """The sums after one more term: rows of weights at w, a vector of pixels at each place, left at `panel` too."""
     pixels = [f.load(place, vector_of(lanes), f"pixels_{v}") for v, place in enumerate(places)]
+    for v, x in enumerate(pixels if panel else []):
+        f.store(x, panel + v * lanes)
     after = []
     for r in range(rows):
         weight = f.splat(f.load(w + r, F32, f"w_{r}"), lanes, f"weight_{r}")
