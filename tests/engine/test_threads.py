@@ -158,7 +158,7 @@ def test_a_team_hands_out_chunks_and_every_item_once(items: int, chunk: int) -> 
 @linux
 @pytest.mark.parametrize("threads", [TEAM, 3, 8, 11])
 def test_a_thread_does_its_own_range_first_and_then_what_others_left(threads: int) -> None:
-    """A job's items fall into a range a thread, eight at most. Here a team whose number 1 alone comes does all of them."""
+    """Items fall into a range a thread, eight at most. Here of a team number 1 alone comes, and does all of them."""
     calls: list[tuple[int, int]] = []
     kernel = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
     seen = kernel(lambda args, begin, end, scratch: calls.append((begin, end)))

@@ -2,10 +2,11 @@
 
 One generated native function, ``run``, takes a *block*: the jobs of a launch as 64-bit words. It copies the block to
 its own stack, writes the base pointers into every job's arguments, opens one parallel region of torch's own OpenMP
-pool (so that the process has one pool, and a core never two busy threads), and in it works through the jobs: the items
-of a job fall into a range for each thread, which hands them out in chunks through an atomic counter; who has finished
-its own range helps with the others', which stays fair when a core is taken away; between two
-jobs lies a barrier. A thread so meets the same part of a tensor in every launch, in its own caches. With one thread there is no region and no barrier.
+pool (so that the process has one pool, and a core never two busy threads), and in it works through the jobs: the
+items of a job fall into a range for each thread, which hands them out in chunks through an atomic counter; who has
+finished its own range helps with the others', which stays fair when a core is taken away; between two jobs lies a
+barrier. A thread so meets the same part of a tensor in every launch, in its own caches. With one thread there is no
+region and no barrier.
 
     block:  number of jobs; then for each job  kernel address, items, chunk, number of words in args, args...
     args:   words 0..3 the base pointers p0..p3, word 4 the scratch shared by all threads, the kernel's own from word 5

@@ -10,12 +10,12 @@ pixels.
                 acc[row, pixel] += weight[tile][c][row] · panel[c][pixel]
             sums of several blocks meet in the output; those of a ragged tile in scratch
 
-Channels lie far apart in memory, each run of pixels on a page of its own: no hardware prefetcher sees what comes next,
-and the TLB holds few pages. So a run is copied once, close together, by the first tile of output channels as it goes,
-while the lines of the next one are already on their way: the last tiles ask for them, one a term of the sum, into L2, for
-in L1 they would take the place of the panel. Measured on one AVX2 core (Zen 4, 2026-11), of the arithmetic peak: 256→64
-channels at 56² 0.61, into L2 0.67, without a pass for the copy 0.83; 64→64 0.72, 0.81, 0.94. On Cascade Lake (2026-11) a
-panel for several runs at once had 0.8 of the speed of one.
+Channels lie far apart in memory, each run of pixels on a page of its own: no hardware prefetcher sees what comes
+next, and the TLB holds few pages. So a run is copied once, close together, by the first tile of output channels as it
+goes, while the lines of the next one are already on their way: the last tiles ask for them, one a term of the sum,
+into L2, for in L1 they would take the place of the panel. Measured on one AVX2 core (Zen 4, 2026-11), of the
+arithmetic peak: 256→64 channels at 56² 0.61, into L2 0.67, without a pass for the copy 0.83; 64→64 0.72, 0.81, 0.94.
+On Cascade Lake (2026-11) a panel for several runs at once had 0.8 of the speed of one.
 
 The last run is narrower, and its tile as well, as many vectors as it needs. One pixel that is left over, as in
 7×7 = 3·16 + 1, goes with the run before it: a vector of its own would take a quarter of the time.
@@ -307,13 +307,13 @@ def _copy_function(tile: Tile, stored: Pointer, pitch: int) -> Function:
 
 
 def _pitch(tile: Tile, odd: bool) -> int:
-    """From a row of the panel, or of the sums in scratch, to the next: a run, and the odd pixel where there may be one."""
+    """From a row of the panel, or of the sums in scratch, to the next: a run, and the odd pixel if there may be one."""
     return (tile.vectors + odd) * tile.lanes
 
 
 def _multiply_function(tile: Tile, vectors: int, ending: Ending, row_pitch: int, odd: bool = False) -> Function:
-    """multiply(weights, panel, out, parked, operands, following, pixels, terms, tiles, whole, channels, out_c, in_c, mode,
-    fresh): the tiles of output channels of one run and block of channels; where `fresh`, the first of them reads the
+    """multiply(weights, panel, out, parked, operands, following, pixels, terms, tiles, whole, channels, out_c, in_c,
+    mode, fresh): the tiles of output channels of one run and block of channels; where `fresh`, the first of them reads the
     pixels where they lie and leaves them in the panel.
 
     The first `whole` tiles go to the output, the others to parked[row][pixel]. The last tiles ask for the lines of the

@@ -13,8 +13,8 @@ channels-last tensors are read and written as they are, strides cost nothing, an
 pixels are nine runs of five and six. The weights of a block stay in L1 while all pixels of the item pass by; meanwhile
 those of the next block are asked for, a little with each term, for in small maps they are most of what is read.
 
-The order of summation is that of `pointwise`, so results have the same bits; strided problems, which that declines, have
-an order of their own.
+The order of summation is that of `pointwise`, so results have the same bits; strided problems, which that declines,
+have an order of their own.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def _step(tile: Tile, pixels: int) -> float:
 
 def _cuts(problem: Problem, tile: Tile, part: Sum, block: int, machine: Machine, threads: int) -> list[Cut]:
     """The ways to share the work out, cheapest first."""
-    spec, lanes, width = problem.spec, tile.lanes, tile.vectors * tile.lanes
+    spec, width = problem.spec, tile.vectors * tile.lanes
     pixels, channels, tiles = prod(part.outputs), part.channels, -(-part.rows // width)
     copies, blocks = max(1, spec.batch * spec.groups), -(-part.channels // block)
     straight = problem.layout == "channels_last" and ending_of(problem).plain

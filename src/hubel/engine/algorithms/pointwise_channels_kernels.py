@@ -12,8 +12,8 @@ from hubel.engine.plan import Tile
 
 # The words of a job after the base pointers, in this order.
 WORDS = (
-    "places", "held", "groups", "channels", "rows", "block", "chunk_tiles", "chunks", "tiles", "pixels", "piece", "pieces",
-    "in_n", "in_g", "in_c", "in_x", "whole", "held_c", "held_run", "out_n", "out_c", "out_x", "bias_from", "sums_from",
+    "places", "held", "groups", "channels", "rows", "block", "chunk_tiles", "chunks", "tiles",
+    "pixels", "piece", "pieces", "in_n", "in_g", "in_c", "in_x", "whole", "held_c", "held_run", "out_n", "out_c", "out_x", "bias_from", "sums_from",
 )  # fmt: skip
 PACK_WORDS = ("groups", "rows", "channels", "tiles", "from_g", "from_m", "from_c")
 
@@ -21,8 +21,8 @@ PACK_WORDS = ("groups", "rows", "channels", "tiles", "from_g", "from_m", "from_c
 def product_function(tile: Tile, ending: Ending = PLAIN) -> Function:
     """The kernel: `kernel(args, begin, end, scratch)`. tile.rows are pixels, tile.vectors of output channels.
 
-    What an item reads is first copied to scratch where it is not stored as float32, or pixels are side by side: a run of
-    them then follows that of the channel before.
+    What an item reads is first copied to scratch where it is not stored as float32, or pixels are side by side: a run
+    of them then follows that of the channel before.
     """
     f = Function("kernel", [("args", PTR), ("begin", I64), ("end", I64), ("scratch", PTR)])
     args, scratch, lanes, width = f.arg("args"), f.arg("scratch"), tile.lanes, tile.vectors * tile.lanes
@@ -67,9 +67,16 @@ def product_function(tile: Tile, ending: Ending = PLAIN) -> Function:
 
 
 def _collect(
-    f: Function, ending: Ending, operands: tuple[Value, ...], to: Value, first: Value, count: Value, width: int, lanes: int
+    f: Function,
+    ending: Ending,
+    operands: tuple[Value, ...],
+    to: Value,
+    first: Value,
+    count: Value,
+    width: int,
+    lanes: int,
 ) -> None:
-    """to[i] = bias[first + i] for i < count; minus zeros up to the width: adding them changes no number, not even −0."""
+    """to[i] = bias[first + i] for i < count; minus zeros up to the width: adding them changes not even −0."""
     for at in range(0, width, lanes):
         f.store(f.constant(-0.0, vector_of(lanes)), to + at)
     bias = operands[0] if ending.epilogue is None else f.word(operands[0], 0, "bias", ending.stored)
@@ -82,8 +89,8 @@ def _multiply_function(tile: Tile) -> Function:
     """multiply(args, panels, x, places, to, bias, pixels, x_c, to_pitch, to_vector): one tile of output channels of all
     pixels of an item; that of pixel p and vector v goes to to[p·to_pitch + v·to_vector].
 
-    The pixels fall into runs of about equal length, as long as the register tile or a little less. All runs together ask
-    for the weights of the next block.
+    The pixels fall into runs of about equal length, as long as the register tile or a little less. All runs together
+    ask for the weights of the next block.
     """
     width = tile.vectors * tile.lanes
     pointers = [(n, PTR) for n in ("args", "panels", "x", "places", "to", "bias")]
@@ -116,7 +123,8 @@ def _tile_function(pixels: int, vectors: int, lanes: int) -> Function:
     """tile_<pixels>(w, x, places, to, bias, ahead, terms, x_c, to_pitch, to_vector, asked, mode): the sums of so many
     pixels and vectors of output channels.
 
-        to[p·to_pitch + v·to_vector + lane] = (ADD: that) + Σ_k x[places[p] + k·x_c] · w[k][v][lane] + (BIAS: bias[v][lane])
+        to[p·to_pitch + v·to_vector + lane] =
+            (ADD: that +) Σ_k x[places[p] + k·x_c] · w[k][v][lane] (BIAS: + bias[v][lane])
 
     With each term the line `asked` bytes behind the one before is asked for, from `ahead` on.
     """
@@ -160,8 +168,8 @@ def _runs(pixels: Value, most: int) -> tuple[Value, Value, Value]:
 def _hold_function(tile: Tile, stored: Pointer) -> Function:
     """hold(args, to, source, places, pixels): what an item reads, as float32, where that is wanted.
 
-    Channels side by side stay so, a row of them a pixel; else a run of pixels of one channel follows that of the channel
-    before, and all channels of a run those of the run before.
+    Channels side by side stay so, a row of them a pixel; else a run of pixels of one channel follows that of the
+    channel before, and all channels of a run those of the run before.
     """
     parameters = [("args", PTR), ("to", PTR), ("source", stored), ("places", PTR), ("pixels", I64)]
     f = Function("hold", parameters, private=True)
@@ -186,8 +194,8 @@ def _wide(rows: int) -> int:
 
 
 def _hold_runs_function(rows: int, stored: Pointer, dense: bool) -> Function:
-    """hold_<dense or single>(args, to, source, places, pixels, begin, end): the runs of channels begin ≤ c < end, a vector
-    each, or number by number.
+    """hold_<dense or single>(args, to, source, places, pixels, begin, end): the runs of channels begin ≤ c < end, a
+    vector each, or number by number.
     """
     pointers = [("args", PTR), ("to", PTR), ("source", stored), ("places", PTR)]
     parameters = [*pointers, *((n, I64) for n in ("pixels", "begin", "end"))]

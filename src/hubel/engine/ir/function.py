@@ -328,7 +328,8 @@ class Function:
     def prefetch(self, pointer: Value, write: bool = False, level: int = 1) -> None:
         """Ask for the cache line at `pointer`, to be read, or written, soon; into the cache of this level."""
         self.declarations.add("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
-        self.lines.append(f"  call void @llvm.prefetch.p0(ptr {pointer.text}, i32 {int(write)}, i32 {4 - level}, i32 1)")
+        hints = f"i32 {int(write)}, i32 {4 - level}, i32 1"
+        self.lines.append(f"  call void @llvm.prefetch.p0(ptr {pointer.text}, {hints})")
 
     # --- control ---
 

@@ -59,7 +59,7 @@ def panel_tile(
     the pixels of term k at x[k·x_pitch] and the line asked for at ahead[k·ahead_pitch].
 
     `odd`: odd_<vectors> does one pixel more, behind the vectors: all its rows are the lanes of one accumulator.
-    `stored`: what lies there. The lines come into L2: those of a whole run of pixels would drive out of L1 what is read.
+    `stored`: what lies there. The lines come into L2: those of a whole run would drive out of L1 what is read.
 
     `fresh`: fresh_<vectors>(w, x, c, bias, ahead, panel, ...) reads pixels as they are stored, and leaves them at
     panel[k·fresh] for the tiles behind it.
@@ -103,8 +103,9 @@ def _outer_product(
 ) -> list[Value]:
     """The sums after one more term: rows of weights at w, a vector of pixels at each place, left at `panel` too."""
     pixels = [f.load(place, vector_of(lanes), f"pixels_{v}") for v, place in enumerate(places)]
-    for v, x in enumerate(pixels if panel else []):
-        f.store(x, panel + v * lanes)
+    if panel:
+        for v, x in enumerate(pixels):
+            f.store(x, panel + v * lanes)
     after = []
     for r in range(rows):
         weight = f.splat(f.load(w + r, F32, f"w_{r}"), lanes, f"weight_{r}")
