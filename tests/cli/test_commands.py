@@ -121,6 +121,8 @@ def test_plan_of_a_network(typed: Type) -> None:
         ("plan nowhere.safetensors --arch lenet5", "nowhere.safetensors (No such file or directory)"),
         ("plan net.onnx", "net.onnx (No such file or directory)"),
         ("plan no_such_module:net", "must name a module that can be imported"),
+        ("export lenet5 -o net.tflite", 'unknown ending of an exported file ".tflite". Known: .onnx, .pt2'),
+        ("export lenet5 -o nowhere/net.pt2", "into a folder that exists. Received: nowhere/net.pt2"),
         ("train lenet6 --data digits", 'unknown network "lenet6"'),
         ("train lenet5 --data digitz", 'unknown data set "digitz"'),
         ("train lenet5 --data digits --optimizer adamm", 'unknown optimizer "adamm". Did you mean "adam"'),
@@ -211,6 +213,13 @@ def test_bench_prints_a_table_and_keeps_the_run(typed: Type, tmp_path: Path) -> 
     assert done.code == 0 and SPEC in done.out and "x torch" in done.out
     (kept,) = (tmp_path / "kept").glob("*.json")
     assert Document.from_json(kept.read_text(encoding="utf-8")).record("bench").rows[0]["target"] == SPEC
+
+
+def test_export_writes_what_plan_reads(typed: Type, tmp_path: Path) -> None:
+    done = typed("export lenet5 -o net.pt2")
+    assert done.code == 0 and "random weights" in done.err
+    assert done.out.startswith("wrote net.pt2, ") and "agrees with torch on random input" in done.out
+    assert "n1c1o6i28x28k5x5s1p2/bias" in typed("plan net.pt2").out
 
 
 def test_doctor_looks_at_everything(typed: Type) -> None:

@@ -2,6 +2,7 @@
 
 hubel demo · train · bench      the main job, training, timing           cli/work.py
 hubel plan · report             what will run and why, what was learned   cli/look.py
+hubel export                    a network as a file that others run       cli/carry.py
 hubel zoo · cache · doctor      what there is, what is kept, what is seen cli/house.py
 """
 
@@ -14,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from hubel.cli import house, look, work
+from hubel.cli import carry, house, look, work
 from hubel.cli.failures import exit_code
 
 app = typer.Typer(
@@ -27,7 +28,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for command in (work.demo, work.train, work.bench, look.plan, look.report, house.zoo, house.cache, house.doctor):
+COMMANDS = (
+    *(work.demo, work.train, work.bench),
+    *(look.plan, look.report),
+    carry.export,
+    *(house.zoo, house.cache, house.doctor),
+)
+for command in COMMANDS:
     app.command()(command)
 
 

@@ -209,7 +209,11 @@ class _Counting:
     def _transform(self, strip: int, planes: int) -> float:
         rows, cols = self.form.rows, self.form.cols
         copied = strip * cols.outputs + self._pieces(strip) * (cols.size - cols.outputs)
-        each = copied * rows.size * COPIED * (IN_PLACE if self.in_place else 1) + strip * self.points * VALUE + self._pieces(strip) * PIECE
+        each = (
+            copied * rows.size * COPIED * (IN_PLACE if self.in_place else 1)
+            + strip * self.points * VALUE
+            + self._pieces(strip) * PIECE
+        )
         return self.padded / self.lanes * each * (planes + self.taps - 1)
 
     def _multiply(self, strip: int, planes: int, tiles: int) -> float:
