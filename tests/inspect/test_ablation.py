@@ -9,7 +9,7 @@ from torch import nn
 
 from hubel import inspect
 from hubel.errors import DataError, UnknownNameError
-from hubel.inspect.ablation import benjamini_hochberg, bootstrap, mcnemar, sign_flip
+from hubel.inspect.effects import benjamini_hochberg, bootstrap, mcnemar, sign_flip
 from hubel.records import Value
 
 

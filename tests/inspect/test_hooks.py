@@ -129,3 +129,44 @@ def test_a_network_that_is_a_convolution_is_named_by_its_class() -> None:
     with watch(net) as calls:
         net(torch.ones(1, 1, 5))
     assert calls[0].address == "conv1d"
+
+
+def test_adding_in_place_ends_the_chain() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn, self.other = nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2), nn.Conv2d(2, 2, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out = self.bn(self.conv(x))
+            out += x
+            out = F.relu(out, inplace=True)
+            more = self.other(out)
+            more.mul_(2)
+            return F.relu(more)
+
+    net, x = Block(), torch.randn(1, 2, 3, 3)
+    seen: list[tuple[str, str]] = []
+    with watch(net, read=lambda address, stage, tensor: seen.append((address, stage))) as calls:
+        net(x)
+    assert {call.address: call.tap for call in calls} == {"conv": "pre_add", "other": "convolution"}
+    assert torch.equal(calls[0].activation, net.bn.eval()(net.conv(x))), "the copy is from before the addition"
+    assert seen == [("conv", "convolution"), ("conv", "pre_add"), ("other", "convolution")]
+
+
+def test_what_is_not_kept_has_shapes_and_no_memory() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())
+    with watch(net, keep=False) as calls:
+        net(torch.ones(3, 1, 6, 6))
+    call = calls[0]
+    assert call.activation.device.type == call.input.device.type == "meta"
+    assert (tuple(call.input.shape), tuple(call.activation.shape), call.tap) == ((3, 1, 6, 6), (3, 2, 4, 4), "relu")
+
+
+def test_gradients_may_be_asked_for_and_leave_no_trace() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 1))
+    x = torch.randn(1, 1, 6, 6, requires_grad=True)
+    with watch(net, keep=False, gradients=True):
+        (gradient,) = torch.autograd.grad(net(x).sum(), x)
+    assert gradient.abs().max() > 0
+    assert x.grad is None and all(p.grad is None for p in net.parameters())

@@ -6,9 +6,8 @@ second, with the counts of lost and gained answers and McNemar's exact test on t
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -17,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hubel.errors import DataError, unknown
-from hubel.inspect.feature_maps import run
+from hubel.inspect.effects import benjamini_hochberg, bootstrap, mcnemar, sign_flip
 from hubel.inspect.hooks import evaluating, watch
+from hubel.inspect.running import run
 from hubel.records import Array, Column, Method, Record, Value
 
 COLUMNS = [
@@ -37,18 +37,30 @@ _BATCH = 256
 
 
 @contextmanager
-def without(net: nn.Module, kernel: str) -> Iterator[nn.Module]:
-    """Within the block `net` runs as if `kernel` ("conv1:3") were not there: its feature map is zero at the tap."""
-    address, _, index = kernel.rpartition(":")
+def without(
+    net: nn.Module, kernels: str | Sequence[str], means: Mapping[str, np.ndarray] | None = None
+) -> Iterator[nn.Module]:
+    """Within the block `net` runs as if `kernels` ("conv1:3", or several) were not there.
 
-    def zero(where: str, tensor: Tensor) -> Tensor:
-        if where.partition("@")[0] != address:  # a module that is called twice loses its kernel in both
+    Their feature maps are zero at the tap; or, given `means`, by layer (K,), everywhere the kernel's mean.
+    """
+    gone: dict[str, list[int]] = {}
+    for kernel in [kernels] if isinstance(kernels, str) else kernels:
+        address, _, index = kernel.rpartition(":")
+        gone.setdefault(address, []).append(int(index))
+
+    def replaced(where: str, tensor: Tensor) -> Tensor:
+        address = where.partition("@")[0]  # a module that is called twice loses its kernel in both
+        if address not in gone:
             return tensor
+        chosen = gone[address]
+        mean = None if means is None else means.get(where, means.get(address))
+        values = tensor.new_zeros(len(chosen)) if mean is None else torch.as_tensor(mean[chosen]).to(tensor)
         tensor = tensor.clone()
-        tensor.select(1, int(index)).zero_()
+        tensor[:, chosen] = values.view(-1, *[1] * (tensor.ndim - 2))
         return tensor
 
-    with watch(net, edit=zero, keep=False):
+    with watch(net, edit=replaced, keep=False):
         yield net
 
 
@@ -168,37 +180,3 @@ def _unlabelled_rows(
         value = Value(float(kl[i].mean()), lo[i], hi[i], level, len(kl[i]), "images", "bootstrap")
         rows.append({"target": name, "kl": value, "changed": int((a.argmax(1) != whole.argmax(1)).sum())})
     return rows
-
-
-def bootstrap(values: np.ndarray, level: float, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """Percentile intervals of the means of values (M, N), the N drawn with replacement `resamples` times: (2, M)."""
-    N = values.shape[1]
-    means = np.empty((resamples, len(values)))
-    for r in range(resamples):
-        means[r] = values @ (np.bincount(rng.integers(0, N, N), minlength=N) / N)
-    return np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
-
-
-def sign_flip(changes: np.ndarray, resamples: int, rng: np.random.Generator) -> list[float]:
-    """For each row of changes (M, N), two-sided p of "they are symmetric about zero", by flipping signs at random.
-
-    Never below 1/(resamples + 1).
-    """
-    signs = rng.integers(0, 2, size=(resamples, changes.shape[1])) * 2.0 - 1
-    as_extreme = np.abs(signs @ changes.T) >= np.abs(changes.sum(1)) * (1 - 1e-12)
-    return [float(p) for p in (1 + as_extreme.sum(0)) / (resamples + 1)]
-
-
-def mcnemar(lost: int, gained: int) -> float:
-    """Two-sided exact p of "an answer that changes is as likely lost as gained": the binomial test with 1/2."""
-    n, k = lost + gained, min(lost, gained)
-    return min(1.0, 2 * sum(math.comb(n, i) for i in range(k + 1)) / 2**n)
-
-
-def benjamini_hochberg(p: Sequence[float], rate: float) -> list[bool]:
-    """Which of the tests stay when at most a share `rate` of those that stay may be false."""
-    order = np.argsort(p, kind="stable")
-    limits = rate * np.arange(1, len(p) + 1) / max(len(p), 1)
-    passing = np.nonzero(np.asarray(p, dtype=float)[order] <= limits)[0]
-    kept = set(order[: passing[-1] + 1].tolist()) if len(passing) else set()
-    return [i in kept for i in range(len(p))]

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hubel.errors import DataError, ModelError, unknown
-from hubel.inspect.hooks import Call, watch
+from hubel.errors import unknown
+from hubel.inspect.hooks import Call
+from hubel.inspect.running import run
 from hubel.records import Array, Column, Method, Record, Uncovered
 
 COLUMNS = [
@@ -55,26 +56,6 @@ def feature_maps(net: nn.Module, x: Tensor, *, layers: Sequence[str] | None = No
         record.uncovered.append(Uncovered(target="scores", reason="the network does not return one row an image"))
     record.seconds = time.perf_counter() - start
     return record
-
-
-def run(net: nn.Module, x: Tensor) -> tuple[list[Call], object]:
-    """One watched forward pass. DataError if the network does not take x, ModelError if it has no convolution."""
-    with watch(net) as calls:
-        try:
-            output = net(x)
-        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-            raise DataError(
-                f"Images have the shape that the network takes. Received: {tuple(x.shape)}, and {type(net).__name__} "
-                f"answered: {first_line(error)}. Resize or normalise them first."
-            ) from error
-    if not calls:
-        raise ModelError(f"A network to look at has convolutions. Received: {type(net).__name__}, which ran none.")
-    return calls, output
-
-
-def first_line(error: Exception) -> str:
-    """What torch said, without the stack that it sometimes appends."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _add_layer(record: Record, call: Call, most: int, batch: int) -> None:

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hubel.errors import DataError, ModelError, unknown
-from hubel.inspect.feature_maps import run
 from hubel.inspect.hooks import Call
+from hubel.inspect.running import run
 from hubel.records import Array, Column, Method, Record
 
 COLUMNS = [
