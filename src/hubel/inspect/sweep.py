@@ -1,7 +1,7 @@
-"""One pass over the images that serves many analyses: maxima and where they are, firing, means, correlations, scores.
+"""One pass over the images that serves many analyses: maxima and their places, firing, means, correlations, scores.
 
-Every activation is looked at while the network runs, at its tap, and not kept: what stays of a batch are a few numbers a
-kernel and image. Memory is therefore bounded by images × kernels (16 bytes each) and, for correlations, by the square
+Every activation is looked at while the network runs, at its tap, and not kept: what stays of a batch are a few numbers
+a kernel and image. Memory is therefore bounded by images × kernels (16 bytes each) and, for correlations, by the square
 of a layer's kernels, whatever the size of the images; 500 images through ResNet-50 have 22 GB of activations and leave
 0.6 GB. A Sweep knows how far it has come, so an interrupted one goes on where it stopped.
 """
@@ -36,7 +36,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass
 class Tap:
-    """What was gathered at one tap: K kernels, N images, P places of a map. All arrays count kernels in their last axis.
+    """What was gathered at one tap: K kernels, N images, P places of a map. Kernels are the last axis of all arrays.
 
     maxima, where: of each image's map, the largest activation and its place (flat), (N, K). means: (N, K).
     lowest, total, squares, positive, bounded: over all images and places, (K,): the smallest activation, sum, sum of
@@ -229,9 +229,9 @@ def _gather(state: Sweep, parts: Mapping[str, Part], n: int) -> None:
         tap.fired += (most > 0).sum(0)
         if tap.products is not None and tap.finite:
             # About the first batch's means: products of numbers near zero lose no digits.
-            if tap.origin is None:
-                tap.origin = sampled.mean(0, dtype=np.float64)
-            centred = sampled - tap.origin.astype(np.float32)
+            origin = sampled.mean(0, dtype=np.float64) if tap.origin is None else tap.origin
+            tap.origin = origin
+            centred = sampled - origin.astype(np.float32)
             tap.products += centred.T @ centred
             assert tap.moments is not None
             tap.moments += centred.sum(0, dtype=np.float64)
