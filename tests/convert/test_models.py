@@ -104,6 +104,27 @@ def test_the_wrong_architecture_names_the_right_one_and_the_keys(tmp_path: Path)
         resolve(str(path), networks=NETWORKS, arch="tinny")
 
 
+def test_weights_that_fit_nothing_name_the_nearest_network(tmp_path: Path) -> None:
+    state = Tiny(width=8).state_dict()
+    state["extra"] = torch.zeros(3)
+    save_file(state, tmp_path / "weights.safetensors")
+    for arch in ("tiny", "wide"):
+        with pytest.raises(ModelError) as caught:
+            resolve(str(tmp_path / "weights.safetensors"), networks=NETWORKS, arch=arch)
+        assert (
+            "The nearest network of the zoo is wide, with 4 of whose 4 tensors they agree in name and shape. Name "
+            in str(caught.value)
+        )
+        assert "unexpected: extra" in str(caught.value)
+    with pytest.raises(
+        ModelError, match="must be named.*nearest network of the zoo is wide.*Add --arch NAME; `hubel zoo`"
+    ):
+        resolve(str(tmp_path / "weights.safetensors"), networks=NETWORKS)
+    save_file({"other": torch.zeros(3)}, tmp_path / "strange.safetensors")
+    with pytest.raises(ModelError, match="strange.safetensors alone. Add --arch NAME"):
+        resolve(str(tmp_path / "strange.safetensors"), networks=NETWORKS)
+
+
 def test_a_factory_of_the_users_own_module(module: str) -> None:
     drawn = resolve(f"{module}:drawn", networks=NETWORKS)
     assert drawn.weights == "random" and drawn.arch is None and not drawn.network.training

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from hubel.convert.exported import read_exported
+from hubel.convert.nearest import nearest
 from hubel.convert.onnx_file import read_onnx
 from hubel.convert.weights import SUFFIXES, Mismatch, compare, load_into, read_state_dict, require_file, sha256
 from hubel.errors import HubelError, ModelError, unknown
@@ -126,17 +127,19 @@ def _from_state_dict(path: Path, networks: Mapping[str, Builder], arch: str | No
     state = read_state_dict(path)
     if arch is None:
         near = _fitting(state, networks)
-        hint = f"--arch {near[0]}" if near else f"--arch NAME, one of: {', '.join(networks)}"
+        hint = f"Add --arch {near[0]}" if near else f"{_hint(state, networks)}Add --arch NAME; `hubel zoo` lists them"
         raise ModelError(
-            f"A state dict holds numbers and no network, so the network must be named. Received: {path} alone. "
-            f"Add {hint}."
+            f"A state dict holds numbers and no network, so the network must be named. Received: {path} alone. {hint}."
         )
     if arch not in networks:
         raise unknown("network", arch, networks)
     network, mismatch = _built_for(state, networks[arch])
     if mismatch:
         near = [name for name in _fitting(state, networks) if name != arch]
-        remedy = f"They fit {' and '.join(near)}: use --arch {near[0]}" if near else "Name their network with --arch"
+        if near:
+            remedy = f"They fit {' and '.join(near)}: use --arch {near[0]}"
+        else:
+            remedy = f"{_hint(state, networks)}Name their network with --arch, or build it with package.module:factory"
         raise ModelError(
             f"The weights must be those of the network {arch}. Received: {path}, which differs ({mismatch}). {remedy}."
         )
@@ -157,7 +160,10 @@ def _built_for(state: Mapping[str, Tensor], builder: Builder) -> tuple[nn.Module
             sizes["in_channels"] = file[1]
     if not sizes or mismatch.missing or mismatch.unexpected:
         return network, mismatch
-    other = builder(**sizes)
+    try:
+        other = builder(**sizes)
+    except ModelError:  # a network without classes
+        return network, mismatch
     # A wrong guess is no help to the reader: then the mismatch with the plain network is told.
     return (other, Mismatch()) if not compare(other, state) else (network, mismatch)
 
@@ -166,6 +172,11 @@ def _fitting(state: Mapping[str, Tensor], networks: Mapping[str, Builder]) -> li
     """The networks of the zoo that a state dict fits. Shapes alone: nothing is allocated."""
     with torch.device("meta"):
         return [name for name, builder in networks.items() if not _built_for(state, builder)[1]]
+
+
+def _hint(state: Mapping[str, Tensor], networks: Mapping[str, Builder]) -> str:
+    found = nearest(state, networks)
+    return f"The nearest network of the zoo is {found}. " if found else ""
 
 
 def _from_factory(model: str, weights: str | Path | None) -> Loaded:
