@@ -9,18 +9,24 @@ import dataclasses
 import numpy as np
 import pytest
 
-from hubel.engine import Direction, Plan, Policy, Refusal, choose
-from hubel.engine.algorithms import depthwise_channels
+from hubel.engine import Direction, Policy, Refusal, choose
+from hubel.engine.algorithms import ALGORITHMS, depthwise_channels, depthwise_weight_channels
 from hubel.engine.epilogue import Epilogue
 from hubel.engine.machine import Machine
 from hubel.engine.problem import Problem
 from hubel.engine.spec import ConvSpec
 from tests.engine import test_edges
-from tests.engine.guards import convolve_in_every_way, operands
+from tests.engine.guards import convolve, convolve_in_every_way, normal, operands, same_bits
 from tests.engine.test_depthwise import MACHINES, WINDOWS, expected
+from tests.strategies import integers
 
-NAME = depthwise_channels.NAME
-BOTH = (Direction.FORWARD, Direction.INPUT_GRADIENT)
+FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = Direction
+NAMES = {
+    FORWARD: depthwise_channels.NAME,
+    INPUT_GRADIENT: depthwise_channels.NAME,
+    WEIGHT_GRADIENT: depthwise_weight_channels.NAME,
+}
+BOTH = (FORWARD, INPUT_GRADIENT)
 # Tiles of seven, of four and of one; one that overlaps the one before; fewer rows than the kernel has.
 SIZES = [(7, 7), (14, 15), (3, 29), (5, 4), (9, 2), (2, 11), (30, 8), (6, 13)]
 LAST = "channels_last"
@@ -39,26 +45,30 @@ def fits(size: tuple[int, int], window: tuple[int, int, int, int]) -> bool:
 
 
 def agrees(problem: Problem, machine: Machine, team: int = 1) -> None:
-    first, second, *rest = operands(problem, 3, (LAST, "contiguous"))
+    of_second = LAST if problem.direction is WEIGHT_GRADIENT else "contiguous"
+    first, second, *rest = operands(problem, 3, (LAST, of_second))
     bias = rest[0] if rest else None
     ref = expected(problem, first, second, bias)
     results = convolve_in_every_way(problem, first, second, bias, machine=machine, layout=LAST, team=team)
-    ours = [result for plan, result, _ in results if plan.algorithm == NAME]
+    ours = [result for plan, result, _ in results if plan.algorithm == NAMES[problem.direction]]
     assert len(ours) == 1, [plan.algorithm for plan, _, _ in results]
     np.testing.assert_array_equal(ours[0], ref, f"{problem} {machine.isa}")
+    if problem.bias and problem.direction is WEIGHT_GRADIENT:
+        for plan, _, gradient in results:
+            np.testing.assert_array_equal(gradient, second.sum((0, *range(2, second.ndim))), plan.algorithm)
 
 
 @pytest.mark.parametrize("machine", MACHINES, ids=lambda machine: machine.isa)
-@pytest.mark.parametrize("direction", BOTH)
+@pytest.mark.parametrize("direction", Direction)
 @pytest.mark.parametrize("window", FEW + [pytest.param(w, marks=pytest.mark.slow) for w in MANY])
 def test_heights_and_widths(window: tuple[int, int, int, int], direction: Direction, machine: Machine) -> None:
     for number, size in enumerate(SIZES):
         if fits(size, window):
-            problem = Problem(layer(size, window, 1 + number % 2), direction, direction is Direction.FORWARD)
+            problem = Problem(layer(size, window, 1 + number % 2), direction, direction is not INPUT_GRADIENT)
             agrees(problem, machine, team=1 + number % 2)
 
 
-@pytest.mark.parametrize("direction", BOTH)
+@pytest.mark.parametrize("direction", Direction)
 @pytest.mark.parametrize(
     "text",
     [
@@ -76,7 +86,8 @@ def test_heights_and_widths(window: tuple[int, int, int, int], direction: Direct
 def test_other_shapes(text: str, direction: Direction) -> None:
     problem = Problem(ConvSpec.parse(text), direction)
     if problem.spec.kernel_size[-1] > depthwise_channels.MOST_COLUMNS:
-        answer = depthwise_channels.propose(dataclasses.replace(problem, layout=LAST), Machine.detect(), Policy())
+        algorithm = ALGORITHMS[NAMES[direction]]
+        answer = algorithm.propose(dataclasses.replace(problem, layout=LAST), Machine.detect(), Policy())
         assert isinstance(answer, Refusal) and "up to 31 columns" in answer.reason
     else:
         agrees(problem, Machine.detect(), team=2)
@@ -85,10 +96,30 @@ def test_other_shapes(text: str, direction: Direction) -> None:
 @pytest.mark.parametrize("dtype", test_edges.DTYPES)
 @pytest.mark.parametrize("epilogue", [None, *test_edges.EXACT], ids=str)
 def test_dtypes_and_epilogues(epilogue: Epilogue | None, dtype: str) -> None:
-    for text, direction in (("n2c21o21i9x15k3x3s1p1g21", BOTH[0]), ("n1c16o16i11x12k3x3s2p1g16", BOTH[1])):
-        problem = Problem(ConvSpec.parse(text), direction, direction is BOTH[0], dtype, LAST, epilogue)
-        assert choose(problem, Machine.detect(), Policy()).algorithm == NAME
+    for text, direction in (("n2c21o21i9x15k3x3s1p1g21", FORWARD), ("n1c16o16i11x12k3x3s2p1g16", INPUT_GRADIENT)):
+        problem = Problem(ConvSpec.parse(text), direction, direction is FORWARD, dtype, LAST, epilogue)
+        assert choose(problem, Machine.detect(), Policy()).algorithm == NAMES[direction]
         test_edges.agrees(problem, Machine.detect(), 5, (LAST, LAST), LAST, 2)
+
+
+@pytest.mark.parametrize("dtype", test_edges.NARROW)
+def test_weight_gradients_of_16_bit_tensors(dtype: str) -> None:
+    problem = Problem(ConvSpec.parse("n2c21o21i9x15k3x3s2p1g21"), WEIGHT_GRADIENT, True, dtype, LAST)
+    assert choose(problem, Machine.detect(), Policy()).algorithm == NAMES[WEIGHT_GRADIENT]
+    test_edges.agrees(problem, Machine.detect(), 5, (LAST, LAST), LAST, 2)
+
+
+@pytest.mark.parametrize("text", ["n5c24o24i21x33k3x3s1p1g24", "n1c72o72i40x9k5x5s2p2g72"])
+def test_threads_do_not_matter_to_weight_gradients(text: str) -> None:
+    """Several shares of the images, or of the rows of one; of numbers that are rounded."""
+    problem = Problem(ConvSpec.parse(text), WEIGHT_GRADIENT, True)
+    x, _, _, dy = normal(problem.spec)
+    first, second = integers(x.shape, layout=LAST), integers(dy.shape, layout=LAST)
+    first[...], second[...] = x, dy
+    one, bias = convolve(problem, first, second, policy=Policy())
+    for threads, team in ((2, 1), (2, 2), (16, 2)):
+        other, other_bias = convolve(problem, first, second, policy=Policy(threads=threads), team=team)
+        assert same_bits(one, other) and same_bits(bias, other_bias)
 
 
 @pytest.mark.parametrize(
@@ -102,12 +133,17 @@ def test_dtypes_and_epilogues(epilogue: Epilogue | None, dtype: str) -> None:
     ],
 )
 def test_what_it_declines(text: str, why: str) -> None:
-    answer = depthwise_channels.propose(Problem.parse(text), Machine.named("haswell"), Policy())
+    problem = Problem.parse(text)
+    answer = depthwise_channels.propose(problem, Machine.named("haswell"), Policy())
     assert isinstance(answer, Refusal) and why in answer.reason
+    if problem.direction is FORWARD:
+        gradient = dataclasses.replace(problem, direction=WEIGHT_GRADIENT)
+        answer = depthwise_weight_channels.propose(gradient, Machine.named("haswell"), Policy())
+        assert isinstance(answer, Refusal) and why in answer.reason
 
 
 @pytest.mark.parametrize("name", ["haswell", "skylake-avx512", "neoverse-n1"])
-@pytest.mark.parametrize("direction", BOTH)
+@pytest.mark.parametrize("direction", Direction)
 @pytest.mark.parametrize("window", WINDOWS)
 def test_it_is_chosen_with_at_most_four_kernels(
     window: tuple[int, int, int, int], direction: Direction, name: str
@@ -118,7 +154,7 @@ def test_it_is_chosen_with_at_most_four_kernels(
             if fits((height, width), window):
                 problem = Problem(layer((height, width), window, channels=64), direction, layout=LAST)
                 plan = choose(problem, machine, Policy())
-                assert isinstance(plan, Plan) and (plan.algorithm == NAME or height * width == 1), problem
+                assert plan.algorithm == NAMES[direction] or height * width == 1, problem
                 kernels.add(plan.kernel_key)
     assert 1 <= len(kernels) <= 4, sorted(kernels)
 
@@ -135,6 +171,6 @@ def test_what_lies_beside_an_image_does_not_matter(direction: Direction) -> None
         reached = np.zeros(clean.shape, bool)
         reached[1, 3, max(0, y - 1) : y + 2, max(0, x - 1) : x + 2] = True
         for plan, result, _ in convolve_in_every_way(problem, spoiled, second, layout=LAST):
-            if plan.algorithm == NAME:
+            if plan.algorithm == NAMES[direction]:
                 np.testing.assert_array_equal(result[~reached], clean[~reached])
                 assert not np.isfinite(result[1, 3, y, x])

@@ -62,8 +62,8 @@ def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusa
     if reason:
         return Refusal(NAME, reason)
     parts = sums(problem)
-    pixels = _pixels(parts)
-    block, strip, band = _box(problem, parts, pixels, machine, policy)
+    pixels = pixels_of(parts)
+    block, strip, band = box_of(problem, parts, pixels, machine, policy)
     vectors = -(-spec.in_channels // machine.lanes)
     tiles = spec.batch * vectors * sum(part.outputs[1] * -(-part.outputs[2] // pixels) for part in parts)
     computed = 2 * machine.lanes * pixels * tiles * spec.taps // len(parts)
@@ -98,13 +98,13 @@ def _declined(problem: Problem, machine: Machine) -> str:
     return ""
 
 
-def _pixels(parts: list[Sum]) -> int:
+def pixels_of(parts: list[Sum]) -> int:
     """Outputs of a tile: no part may have fewer."""
     least = min(part.outputs[2] for part in parts)
     return next(pixels for pixels in PIXELS if pixels <= max(1, least))
 
 
-def _box(problem: Problem, parts: list[Sum], pixels: int, machine: Machine, policy: Policy) -> tuple[int, int, int]:
+def box_of(problem: Problem, parts: list[Sum], pixels: int, machine: Machine, policy: Policy) -> tuple[int, int, int]:
     """(vectors of channels, units along x, rows of units) of a work item."""
     spec, lanes = problem.spec, machine.lanes
     vectors = -(-spec.in_channels // lanes)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from hubel.engine.algorithms.channel_lanes import fill_function
+from hubel.engine.algorithms.depthwise_kernels import within
 from hubel.engine.algorithms.words import Words, job_words
 from hubel.engine.ir import F32, I64, PTR, Function, Pointer, Value, vector_of
 from hubel.engine.ir.epilogue import PLAIN, Channels, Ending
@@ -165,13 +166,13 @@ def _tile_function(
     place = multiples(f, a["in_x"] * size, span - 1)
     put = multiples(f, a["out_step_x"] * a["out_x"] * size, pixels - 1)
     outside = {
-        c: f.negate(_within(f, f.arg("column") + c, a["width"]))
+        c: f.negate(within(f.arg("column") + c, a["width"]))
         for c in range(span)
         if edge and (c < pattern.left or c >= span - pattern.right)
     }
     vector, width = vector_of(lanes), a["taps"] * lanes
     skipped = f.arg("above") * (taps * lanes)
-    groups = _groups(taps, registers - pixels - 2)
+    groups = taps_in_groups(taps, registers - pixels - 2)
     with f.loop("v", f.arg("first"), f.arg("last"), at_least_once=True) as v:
         channel = f.minimum(v.index * lanes, a["channels"] - lanes)
         start = f.load(f.arg("biases") + channel, vector, "bias")
@@ -197,11 +198,7 @@ def _tile_function(
     return f
 
 
-def _within(f: Function, at: Value, size: Value) -> Value:
-    return (at >= 0) & (at < size)
-
-
-def _groups(taps: int, room: int) -> list[range]:
+def taps_in_groups(taps: int, room: int) -> list[range]:
     """The taps of a row in groups whose weights stay in registers together."""
     count = max(1, -(-taps // max(1, room)))
     bounds = [taps * i // count for i in range(count + 1)]
