@@ -232,13 +232,13 @@ def _initialised(net: nn.Conv2d) -> None:
     nn.init.xavier_normal_(net.weight)
 
 
-@pytest.mark.parametrize(
-    "write",
-    [
-        _numpy_write, _data_write, _one_kernel_through_data, _data_exchanged, _data_transposed, _parameter_exchanged,
-        _in_place, _in_place_in_inference_mode, _loaded, _assigned, _averaged, _channels_last, _initialised,
-    ],
+WRITES = (
+    _numpy_write, _data_write, _one_kernel_through_data, _data_exchanged, _data_transposed, _parameter_exchanged,
+    _in_place, _in_place_in_inference_mode, _loaded, _assigned, _averaged, _channels_last, _initialised,
 )  # fmt: skip
+
+
+@pytest.mark.parametrize("write", WRITES)
 def test_writes_are_seen(write):
     net = _layer()
     _right(net)

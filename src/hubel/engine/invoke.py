@@ -66,6 +66,12 @@ class Invocation:
         threads = 1 if self._serial else threads
         return prebound(self._jobs, threads, self._shared, self._scratch, self._flush)
 
+    def launch_words(self, threads: int = 1) -> tuple[int, int, int, int, int]:
+        """(address of the block, threads, bytes of shared scratch, of a thread's, whether denormals are flushed): what
+        a native caller gives the launcher. Valid as long as this object is.
+        """
+        return self._jobs.address, 1 if self._serial else threads, self._shared, self._scratch, self._flush
+
 
 def kernels(plan: Plan) -> dict[str, Library]:
     """The plan's kernels as loaded machine code, compiled or taken from the cache."""

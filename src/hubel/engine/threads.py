@@ -221,6 +221,13 @@ def _library() -> Library:
     return _launcher
 
 
+def launcher_address() -> int:
+    """Where `run` starts, for native callers: void run(block, p0, p1, p2, p3, threads, shared_bytes, scratch_stride,
+    ftz, scratch). Teams must have been found before: by a launch with several threads.
+    """
+    return _library().address("run")
+
+
 def _first_run(*arguments: int) -> None:
     global _run
     # ctypes lets go of the interpreter lock while the function runs. It converts a c_void_p in half the time it takes

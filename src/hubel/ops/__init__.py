@@ -5,5 +5,6 @@ library.py     hubel::convolution: op, fake, autograd
 functional.py  hubel.conv1d ... conv_transpose3d
 calls.py       from torch's arguments to a prepared call        strides.py   torch's output strides, exactly
 weights.py     packed weights, kept while provably right        fallback.py  torch's own kernels
+native.py      calls that came before, answered without Python  native_ir.py its generated function
 log.py         what ran where, and why                          planning.py  hubel.plan
 """

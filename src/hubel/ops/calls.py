@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from hubel.ops import accuracy, background
+from hubel.ops import accuracy, background, native
 from hubel.ops.arguments import REASONS, describe
 from hubel.ops.backward import Backward, Gradients, prepare_backward
 from hubel.ops.exclude import REASON as EXCLUDED
@@ -70,7 +70,11 @@ def convolution(
     if _profiling():
         with record_function(_label(run)):
             return run(x, w, b)
-    return run(x, w, b)
+    y = run(x, w, b)
+    prepared = getattr(run, "prepared", None)
+    if prepared is not None:
+        native.offer(prepared, x, w, b, (stride, padding, dilation, output_padding), transposed, groups)
+    return y
 
 
 def convolution_backward(
@@ -116,6 +120,7 @@ def forget() -> None:
     """Prepare every call anew. Compiled kernels and packed weights stay."""
     _forward.clear()
     _backward.clear()
+    native.forget()
 
 
 accuracy.on_change(forget)

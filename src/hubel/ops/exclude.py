@@ -11,6 +11,7 @@ import weakref
 from torch import Tensor, nn
 
 from hubel.errors import ModelError
+from hubel.ops import native
 
 REASON = "the layer was excluded"
 
@@ -35,6 +36,7 @@ def exclude(layers: nn.Module) -> int:
     for weight in weights:
         key = id(weight)
         _weights[key] = weakref.ref(weight, lambda _, key=key: _weights.pop(key, None))
+        native.drop(key)
     return len(weights)
 
 

@@ -16,6 +16,7 @@ from hubel.ops import accuracy
 from hubel.ops.arguments import STORED, Handed, Request, check_tensors, request
 from hubel.ops.fallback import torch_convolution
 from hubel.ops.log import announce, count_native
+from hubel.ops.native import Prepared
 from hubel.ops.strides import Config, Strides, result_formats, strides_of
 from hubel.ops.weights import one_of, packed
 
@@ -76,7 +77,9 @@ def _bare(
         count_native()
         return y
 
-    return run if invocation.packed_bytes else run_on_weights_as_they_are
+    chosen = run if invocation.packed_bytes else run_on_weights_as_they_are
+    chosen.prepared = Prepared(invocation, key, shape, strides, dtype, threads)  # type: ignore[attr-defined]
+    return chosen
 
 
 def with_zeros(x: Tensor, asked: Request) -> Tensor:

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 
 import torch
 
+from hubel.ops import native
 from hubel.ops.calls import convolution, convolution_backward, prepare_in_background
 from hubel.ops.fallback import why_not_this_torch
 from hubel.ops.log import Log
@@ -88,6 +89,7 @@ def _update() -> None:
     if wanted and _library is None:
         _library = _installed()
     elif not wanted and _library is not None:
+        native.unregister()
         _library._destroy()
         _library = None
 
@@ -101,6 +103,7 @@ def _installed() -> torch.library.Library | None:
     with warnings.catch_warnings():
         # torch warns whoever overrides one of its kernels; that is what was asked for.
         warnings.filterwarnings("ignore", message="(?s).*[Oo]verriding a previously registered kernel")
-        library.impl("convolution", convolution, "CPU")
+        if not native.register(convolution):
+            library.impl("convolution", convolution, "CPU")
         library.impl("convolution_backward", convolution_backward, "CPU")
     return library

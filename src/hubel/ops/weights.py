@@ -20,6 +20,7 @@ import itertools
 import sys
 import threading
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -39,10 +40,11 @@ _COMPARED_WHOLE, _MOST_ROWS = 4096, 512
 class Packed:
     """One packed form: `address` is valid as long as this object is. The rest is what it was packed from."""
 
-    __slots__ = ("address", "buffer", "generation", "pointer", "sample", "values", "version")
+    __slots__ = ("address", "buffer", "found", "generation", "pointer", "sample", "values", "version")
 
     def __init__(self, buffer: Tensor) -> None:
         self.buffer = buffer
+        self.found = False
         self.address = buffer.data_ptr()
 
 
@@ -62,6 +64,8 @@ _buffers: dict[int, tuple[weakref.ref[nn.Module], str]] = {}
 _lock = threading.RLock()  # a weak reference may end while the lock is held
 _generation = 0
 _generations = itertools.count(1)
+_told_of_steps: list[Callable[[int], object]] = []
+_told_of_drops: list[Callable[[int], object]] = []
 
 
 def packed(w: Tensor, invocation: Invocation, key: object, threads: int) -> Packed:
@@ -80,9 +84,33 @@ def packed(w: Tensor, invocation: Invocation, key: object, threads: int) -> Pack
             # Last: the memory may be read only if it is still the weight's.
             and form.values.tobytes() == form.sample
         ):
+            form.found = True
             return form
         form = None  # so that `_pack` can tell whether another thread holds it
     return _pack(w, invocation, key, threads)
+
+
+def found(w: Tensor, key: object) -> Packed | None:
+    """The packed form of `w` if it was found valid since it was packed; it has just been, if a call just used it."""
+    record = _records.get(id(w))
+    form = record.forms.get(key) if record is not None and record.weight() is w else None
+    return form if form is not None and form.found else None
+
+
+def generation() -> int:
+    """The number of the optimizers' last step."""
+    return _generation
+
+
+def on_step(tell: Callable[[int], object]) -> None:
+    """Have `tell` called with every new generation, and with the present one now."""
+    _told_of_steps.append(tell)
+    tell(_generation)
+
+
+def on_drop(tell: Callable[[int], object]) -> None:
+    """Have `tell` called with the id of every weight a packed form of which is given up."""
+    _told_of_drops.append(tell)
 
 
 def one_of(packing_key: Any) -> object:
@@ -99,6 +127,7 @@ def repack(net: nn.Module) -> nn.Module:
     with _lock:
         for tensor in itertools.chain(net.parameters(), net.buffers()):
             _records.pop(id(tensor), None)
+            _dropped(id(tensor))
     learn_buffers(net)
     return net
 
@@ -112,7 +141,7 @@ def learn_buffers(net: nn.Module) -> None:
 
 def _pack(w: Tensor, invocation: Invocation, key: object, threads: int) -> Packed:
     size = invocation.packed_bytes
-    if not _may_be_kept(w):
+    if not may_be_kept(w):
         form = Packed(torch.empty(size, dtype=torch.uint8, device="cpu"))
         invocation.pack(w.data_ptr(), form.address, threads)
         return form
@@ -120,6 +149,8 @@ def _pack(w: Tensor, invocation: Invocation, key: object, threads: int) -> Packe
     with _lock:
         record = _record_of(w)
         old = record.forms.pop(key, None)
+        if old is not None:
+            _dropped(id(w))
     # Whoever runs a kernel holds its form: if nobody holds this one (the variable and the argument of getrefcount
     # aside), nobody reads its buffer. A new buffer for every training step would fault its pages in anew.
     reusable = old is not None and sys.getrefcount(old) == 2 and old.buffer.numel() == size
@@ -132,6 +163,7 @@ def _pack(w: Tensor, invocation: Invocation, key: object, threads: int) -> Packe
     with _lock:
         while len(record.forms) >= _FORMS:
             del record.forms[next(iter(record.forms))]
+            _dropped(id(w))
         record.forms[key] = form
     return form
 
@@ -150,7 +182,8 @@ def _record_of(w: Tensor) -> _Record:
     return record
 
 
-def _may_be_kept(w: Tensor) -> bool:
+def may_be_kept(w: Tensor) -> bool:
+    """Whether `w` is a weight whose packed form may be kept from call to call."""
     if not (isinstance(w, nn.Parameter) or _is_persistent_buffer(w)) or w.is_inference():
         return False
     # Sampling walks the memory from the first element to the last: it must be the weight's, all of it.
@@ -183,6 +216,13 @@ def _sampled(w: Tensor) -> memoryview | np.ndarray:
 def _optimizer_stepped(*_: object) -> None:
     global _generation
     _generation = next(_generations)
+    for tell in _told_of_steps:
+        tell(_generation)
+
+
+def _dropped(weight: int) -> None:
+    for tell in _told_of_drops:
+        tell(weight)
 
 
 def _buffer_registered(module: nn.Module, name: str, buffer: Tensor | None) -> None:
