@@ -6,6 +6,7 @@ import gc
 import os
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -92,7 +93,8 @@ def test_every_part_of_a_call_tells_it_from_others() -> None:
         (x, w, b.detach().repeat_interleave(2)[::2]),
     ]  # fmt: skip
     for arguments in others:
-        expected = F.conv2d(*(a.double() if isinstance(a, Tensor) else a for a in arguments))
+        exact: Any = [a.double() if isinstance(a, Tensor) else a for a in arguments]
+        expected = F.conv2d(*exact)
         for _ in range(3):
             torch.testing.assert_close(F.conv2d(*arguments).double(), expected, rtol=1e-4, atol=1e-4)
 
