@@ -87,6 +87,7 @@ def test_every_part_of_a_call_tells_it_from_others() -> None:
     x = torch.randn(2, 4, 9, 9)
     warm(lambda: net(x))
     w, b = net.weight, net.bias
+    assert b is not None
     others: list[tuple] = [
         (x[:1], w, b), (x[..., 1:], w, b), (x.transpose(2, 3), w, b), (x, w, None), (x, w, b, 2), (x, w, b, 1, 1),
         (x, w, b, 1, 0, 2), (x, w, b, (1, 2)), (x[0], w, b), (torch.cat([x, x]), w, b),
