@@ -22,6 +22,7 @@ from hubel.engine.problem import Problem
 from hubel.engine.spec import ConvSpec
 from tests.engine.fences import Fenced
 from tests.engine.guards import OUTPUT_LAYOUTS, operands
+from tests.engine.machines import OTHERS
 from tests.engine.native import finish, start
 from tests.strategies import integers, problems, seeds
 
@@ -98,19 +99,15 @@ def run_child(code: str) -> str:
     return finish(start(code, Path(os.environ.get("HUBEL_CACHE_DIR") or Path.home() / ".cache" / "hubel")))
 
 
-@pytest.mark.parametrize("machine", ["", "haswell"], ids=["here", "avx2"])
+@pytest.mark.parametrize("machine", ["", *(machine.name for machine in OTHERS)])
 def test_nothing_beside_the_tensors_is_touched(machine: str) -> None:
-    if machine and not Machine.named(machine).runs_here():
-        pytest.skip(f"code for {machine} does not run here")
     code = f"from tests.engine.test_bounds import touch_many; touch_many({machine!r}, 100)"
     assert run_child(code).count("\n") > 140
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("machine", ["", "haswell"], ids=["here", "avx2"])
+@pytest.mark.parametrize("machine", ["", *(machine.name for machine in OTHERS)])
 def test_nothing_beside_the_tensors_is_touched_at_length(machine: str) -> None:
-    if machine and not Machine.named(machine).runs_here():
-        pytest.skip(f"code for {machine} does not run here")
     run_child(f"from tests.engine.test_bounds import touch_many; touch_many({machine!r}, 2000)")
 
 

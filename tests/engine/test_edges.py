@@ -27,9 +27,10 @@ from hubel.engine.problem import Direction, Problem
 from hubel.engine.spec import ConvSpec
 from hubel.errors import UnsupportedError
 from tests.engine.calls import LANES, native
+from tests.engine.definition import expected
 from tests.engine.guards import OUTPUT_LAYOUTS, convolve, convolve_in_every_way, following, normal, operands, same_bits
+from tests.engine.machines import HERE, OTHERS
 from tests.engine.stored import rounded
-from tests.engine.test_exact import HERE, OTHERS, expected
 from tests.strategies import KINDS, layouts, problems, seeds, specs
 
 NARROW = ("bfloat16", "float16")

@@ -16,24 +16,13 @@ from hubel.engine import Policy, prepare, reference
 from hubel.engine.machine import Machine
 from hubel.engine.problem import Direction, Problem
 from hubel.engine.spec import ConvSpec
+from tests.engine.definition import expected
 from tests.engine.guards import OUTPUT_LAYOUTS, convolve, convolve_in_every_way, operands
+from tests.engine.machines import HERE, OTHERS
 from tests.strategies import CHANNELS, KINDS, layouts, problems, seeds, specs
-
-HERE = Machine.detect()
-# Machines whose code runs on this one: kernels of fewer lanes are tested where there are more.
-OTHERS = [Machine.named(name) for name in ("haswell", "skylake-avx512") if HERE.arch == "x86_64"]
-OTHERS = [machine for machine in OTHERS if machine.runs_here() and machine.isa != HERE.isa]
 
 teams = st.sampled_from((1, 2))
 output_layouts = st.sampled_from(OUTPUT_LAYOUTS)
-
-
-def expected(problem: Problem, first: np.ndarray, second: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
-    if problem.direction is Direction.FORWARD:
-        return reference.forward(problem.spec, first, second, bias)
-    if problem.direction is Direction.INPUT_GRADIENT:
-        return reference.input_gradient(problem.spec, first, second)
-    return reference.weight_gradient(problem.spec, first, second)
 
 
 def agrees(

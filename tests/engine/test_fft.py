@@ -22,18 +22,13 @@ from hubel.engine.spec import ConvSpec
 from tests.engine.calls import LANES, native
 from tests.engine.guards import OUTPUT_LAYOUTS, convolve, normal, same_bits
 from tests.engine.guards import operands as operands_of
+from tests.engine.machines import HERE, MACHINES
 from tests.engine.stored import rounded
 from tests.engine.test_accuracy import exact, relative
 from tests.engine.test_edges import EXACT, followed
 from tests.engine.test_generated_code import SPILL, UNFUSED, arithmetic_loops, multiply_adds
 from tests.strategies import integers
 
-HERE = Machine.detect()
-MACHINES = [HERE] + [
-    machine
-    for machine in map(Machine.named, ("haswell", "skylake-avx512"))
-    if HERE.arch == "x86_64" and machine.runs_here() and machine.isa != HERE.isa
-]
 BOTH = (Direction.FORWARD, Direction.INPUT_GRADIENT)
 # One band and several; kernels larger than the plane; little padding, and much; rows of one vector, and odd ones;
 # several outputs a channel; dense layers; wide kernels and tall ones.

@@ -16,11 +16,10 @@ from hubel.engine.plan import Plan, Refusal
 from hubel.engine.problem import Direction, Problem
 from hubel.engine.spec import ConvSpec
 from tests.engine.guards import OUTPUT_LAYOUTS, convolve, normal, operands, same_bits
+from tests.engine.machines import HERE, MACHINES
 from tests.engine.test_accuracy import exact
 from tests.engine.test_generated_code import SPILLED_VECTOR, arithmetic_loops, multiply_adds
 
-HERE = Machine.detect()
-MACHINES = [m for m in (HERE, Machine.named("haswell")) if m.runs_here()]
 BOTH = (Direction.FORWARD, Direction.INPUT_GRADIENT)
 # Groups that share vectors and that have their own, the last of them incomplete; several bands; maps narrower than any
 # tile but the last; strides, dilation, one dimension, other kernels, more output than input channels.

@@ -16,11 +16,10 @@ from hubel.engine.plan import Plan, Refusal, error_unit, terms_of
 from hubel.engine.problem import Direction, Problem
 from hubel.engine.spec import ConvSpec
 from tests.engine.guards import convolve, normal, operands, same_bits
+from tests.engine.machines import HERE, MACHINES
 from tests.engine.test_accuracy import exact
 from tests.engine.test_generated_code import SPILLED_VECTOR, arithmetic_loops
 
-HERE = Machine.detect()
-MACHINES = [m for m in (HERE, Machine.named("haswell")) if m.runs_here()]
 # Channels that fit no vector and no run, groups, several images in a block, several blocks, parts and shares, strides,
 # dilation, padding on one side of a kernel, one and three dimensions, kernels wider than a tile.
 LAYERS = [

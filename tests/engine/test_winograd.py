@@ -11,7 +11,6 @@ from itertools import product
 
 import numpy as np
 import pytest
-import torch
 
 from hubel.engine import Invocation, Policy, choose
 from hubel.engine.algorithms import winograd, winograd_tiling
@@ -22,7 +21,9 @@ from hubel.engine.machine import Machine
 from hubel.engine.plan import Plan, Refusal, error_unit, terms_of
 from hubel.engine.problem import Direction, Problem
 from hubel.engine.spec import ConvSpec
+from tests.engine.definition import by_torch
 from tests.engine.guards import Guarded, guarded_scratch, normal, operands, output, packed, same_bits
+from tests.engine.machines import MACHINES
 
 BOTH = (Direction.FORWARD, Direction.INPUT_GRADIENT)
 # Tiles that hang over the border, fewer tiles than lanes, rows of tiles longer than a vector, several blocks, groups,
@@ -108,16 +109,6 @@ def run(
     return result.take("result")
 
 
-def exact(problem: Problem, first: np.ndarray, second: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
-    """The result in float64, by torch, which `test_reference.py` holds against the definition."""
-    spec, (a, w) = problem.spec, (torch.from_numpy(np.array(t)).double() for t in (first, second))
-    how = spec.stride, spec.padding, spec.dilation, False, [0] * spec.ndim, spec.groups
-    if problem.direction is Direction.FORWARD:
-        return torch.convolution(a, w, None if bias is None else torch.from_numpy(bias).double(), *how).numpy()
-    x = torch.empty(spec.input_shape, dtype=torch.float64)
-    return torch.ops.aten.convolution_backward(a, x, w, None, *how, (True, False, False))[0].numpy()
-
-
 # --- the matrices ---
 
 
@@ -160,11 +151,10 @@ def test_f2_keeps_small_integers_exact() -> None:
 def test_f2_on_small_integers_is_exact(which: int, text: str, direction: Direction) -> None:
     asked = problem(text, direction, direction is Direction.FORWARD)
     given = operands(asked, 3)
-    expected = exact(asked, *given)
-    for team, machine in product((1, 2), (None, Machine.named("haswell"))):
-        if machine is None or machine.runs_here():
-            result = run(asked, *given, policy=Policy(threads=team), machine=machine, team=team)
-            assert np.array_equal(result, expected), f"{team} threads, {machine}"
+    expected = by_torch(asked, *given)
+    for team, machine in product((1, 2), MACHINES):
+        result = run(asked, *given, policy=Policy(threads=team), machine=machine, team=team)
+        assert np.array_equal(result, expected), f"{team} threads, {machine}"
 
 
 @pytest.mark.parametrize("direction", BOTH)
@@ -173,13 +163,12 @@ def test_errors_are_within_the_bound(which: int, text: str, direction: Direction
     asked = problem(text, direction)
     x, w, _, dy = normal(asked.spec, 1)
     first = x if direction is Direction.FORWARD else dy
-    expected = exact(asked, first, w)
-    for machine in (Machine.detect(), Machine.named("haswell")):
-        if machine.runs_here():
-            error = np.linalg.norm(run(asked, first, w, machine=machine) - expected)
-            plan = winograd.plan_tiles(asked, machine, Policy())
-            assert error <= plan.error_bound * float(np.linalg.norm(expected))
-            assert plan.error_bound <= LIMITS["default"] * error_unit(terms_of(asked))
+    expected = by_torch(asked, first, w)
+    for machine in MACHINES:
+        error = np.linalg.norm(run(asked, first, w, machine=machine) - expected)
+        plan = winograd.plan_tiles(asked, machine, Policy())
+        assert error <= plan.error_bound * float(np.linalg.norm(expected))
+        assert plan.error_bound <= LIMITS["default"] * error_unit(terms_of(asked))
 
 
 LONG = [
@@ -203,7 +192,7 @@ def test_errors_of_long_sums(which: int, text: str) -> None:
     asked = problem(text)
     x, w, _, _ = normal(asked.spec, 2)
     for image in (x, np.maximum(x, 0)):
-        expected = exact(asked, image, w)
+        expected = by_torch(asked, image, w)
         error = np.linalg.norm(run(asked, image, w) - expected) / np.linalg.norm(expected)
         assert error <= winograd.plan_tiles(asked, Machine.detect(), Policy()).error_bound
 

@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -86,8 +85,13 @@ def run(
     finally:
         torch.set_num_threads(threads_before)
     result.seconds = time.perf_counter() - start
-    names = list(targets) or ["quick"]
-    document = _document(result, names, threads=threads, rounds=rounds, seed=seed, machine=watch.machine(threads))
+    document = watch.document(
+        "bench", conditions.named(targets), [bench_record.layers(result, rounds), bench_record.classes(result)],
+        threads=threads, seed=seed, engine=", ".join(libraries), status=result.status,
+        params=conditions.parameters(layer.case for layer in result.layers),
+    )  # fmt: skip
+    packages = [engines.PEERS[name] for name in libraries if name in engines.PEERS]
+    document.versions |= {name: version for name in packages if (version := _version(name))}
     if bounds is not None:
         document.records.append(bounds_.record(document.record("bench"), bounds))
     return document
@@ -125,38 +129,6 @@ def measure_case(
         peak.flops if peak else 0.0, traffic.flops if traffic else 0.0,
         kept.measure(case, through_torch, threads=threads, rounds=rounds, seed=seed) if again else None,
     )  # fmt: skip
-
-
-def _document(
-    result: Taken, names: list[str], *, threads: int, rounds: int, seed: int, machine: dict[str, Any]
-) -> Document:
-    parameters = {layer.case.spec: layer.case.spec.parameters for layer in result.layers}
-    document = Document(
-        model={
-            "name": f"bench: {', '.join(Path(name).stem if name.endswith('.txt') else name for name in names)}",
-            "sha256": None,
-            "weights": "random",
-            "params": sum(parameters.values()),
-            "input": {"shape": [], "dtype": "float32"},
-            "preprocess": None,
-            "classes": None,
-            "output": None,
-        },
-        data=None,
-        machine=machine,
-        settings={
-            "profile": "bench",
-            "seed": seed,
-            "accuracy": conditions.accuracy(),
-            "threads": threads,
-            "engine": ", ".join(result.libraries),
-        },
-        records=[bench_record.layers(result, rounds), bench_record.classes(result)],
-        status="interrupted" if result.status == "interrupted" else "complete",
-    )
-    packages = [engines.PEERS[name] for name in result.libraries if name in engines.PEERS]
-    document.versions |= {name: version for name in packages if (version := _version(name))}
-    return document
 
 
 def _version(package: str) -> str:

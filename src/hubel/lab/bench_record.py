@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from hubel.lab import engines, timing
 from hubel.lab.conditions import Planned
@@ -101,7 +101,7 @@ class Taken:
 
     libraries: list[str]
     layers: list[Layer] = field(default_factory=list)
-    status: str = "complete"
+    status: Literal["complete", "interrupted"] = "complete"
     seconds: float = 0.0
 
     @property

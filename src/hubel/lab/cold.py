@@ -67,29 +67,11 @@ def run(
             found[kind] = _in_a_process([case.target for case in cases], Path(folder), threads, seed)
     if progress:
         progress(2, 2, "done")
-    names = ", ".join(Path(name).stem if name.endswith(".txt") else name for name in targets) or "quick"
-    return Document(
-        model={
-            "name": f"bench: first calls of {names}",
-            "sha256": None,
-            "weights": "random",
-            "params": sum(case.spec.parameters for case in cases),
-            "input": {"shape": [], "dtype": "float32"},
-            "preprocess": None,
-            "classes": None,
-            "output": None,
-        },
-        data=None,
-        machine=watch.machine(threads),
-        settings={
-            "profile": "cold",
-            "seed": seed,
-            "accuracy": conditions.accuracy(),
-            "threads": threads,
-            "engine": "hubel",
-        },
-        records=[record(cases, found["cold"], found["warm"], time.perf_counter() - start)],
-    )
+    return watch.document(
+        "cold", f"first calls of {conditions.named(targets)}",
+        [record(cases, found["cold"], found["warm"], time.perf_counter() - start)],
+        threads=threads, seed=seed, engine="hubel", params=conditions.parameters(cases),
+    )  # fmt: skip
 
 
 def record(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from hubel.engine.threads import Block, Job, launch
 from hubel.errors import CacheError, UnsupportedError
 from hubel.lab import held
 from hubel.lab.shapes import Case
+from hubel.records import Document, Record
 
 # Bytes: of smaller layers memory is not the limit; and what a launch of the reading kernel reads at least.
 SMALLEST_TRAFFIC, LEAST_READ = 2**16, 2**21
@@ -120,6 +121,59 @@ class Watch:
             "stolen": _stolen(self.before, _cpu_ticks()),
             "held": str(held.current) if held.current else None,
         }
+
+    def document(
+        self,
+        profile: str,
+        name: str,
+        records: list[Record],
+        *,
+        threads: int,
+        seed: int,
+        engine: str,
+        params: int,
+        shape: Sequence[int] = (),
+        level: str = "",
+        status: Literal["complete", "interrupted"] = "complete",
+    ) -> Document:
+        """What was timed under these conditions: `profile` is the kind of measurement, `name` what it is of.
+
+        engine: names of those that took part. params, shape: parameters and input, of all layers or of the network.
+        level: of accuracy; the one that is set, if none is given.
+        """
+        return Document(
+            model={
+                "name": f"bench: {name}",
+                "sha256": None,
+                "weights": "random",
+                "params": params,
+                "input": {"shape": list(shape), "dtype": "float32"},
+                "preprocess": None,
+                "classes": None,
+                "output": None,
+            },
+            data=None,
+            machine=self.machine(threads),
+            settings={
+                "profile": profile,
+                "seed": seed,
+                "accuracy": level or accuracy(),
+                "threads": threads,
+                "engine": engine,
+            },
+            records=records,
+            status=status,
+        )
+
+
+def parameters(cases: Iterable[Case]) -> int:
+    """Parameters of all layers; one that stands there twice is counted once."""
+    return sum({case.spec: case.spec.parameters for case in cases}.values())
+
+
+def named(targets: Sequence[str]) -> str:
+    """What was asked for, in a title: files without their folders."""
+    return ", ".join(Path(name).stem if name.endswith(".txt") else name for name in targets) or "quick"
 
 
 def describe_machine() -> dict[str, Any]:

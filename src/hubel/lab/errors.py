@@ -15,7 +15,6 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, get_args
 
 import torch
@@ -73,25 +72,12 @@ def run(
             uncovered.append(Uncovered(target=case.target, reason=str(error)))
     if progress:
         progress(len(cases), len(cases), "done")
-    names = ", ".join(Path(name).stem if name.endswith(".txt") else name for name in targets) or "quick"
     result = record(found, time.perf_counter() - start)
     result.uncovered = uncovered
-    return Document(
-        model={
-            "name": f"bench: errors of {names}",
-            "sha256": None,
-            "weights": "random",
-            "params": sum({case.spec: case.spec.parameters for case in cases}.values()),
-            "input": {"shape": [], "dtype": "float32"},
-            "preprocess": None,
-            "classes": None,
-            "output": None,
-        },
-        data=None,
-        machine=watch.machine(threads),
-        settings={"profile": "errors", "seed": seed, "accuracy": "all", "threads": threads, "engine": "hubel"},
-        records=[result],
-    )
+    return watch.document(
+        "errors", f"errors of {conditions.named(targets)}", [result],
+        threads=threads, seed=seed, engine="hubel", params=conditions.parameters(cases), level="all",
+    )  # fmt: skip
 
 
 def directions(case: Case) -> Iterator[Case]:

@@ -55,28 +55,10 @@ def run(
     finally:
         torch.set_num_threads(threads_before)
     spec = cases[0].spec
-    return Document(
-        model={
-            "name": f"bench: overhead of {spec}",
-            "sha256": None,
-            "weights": "random",
-            "params": spec.parameters,
-            "input": {"shape": list(spec.input_shape), "dtype": "float32"},
-            "preprocess": None,
-            "classes": None,
-            "output": None,
-        },
-        data=None,
-        machine=watch.machine(threads),
-        settings={
-            "profile": "overhead",
-            "seed": seed,
-            "accuracy": conditions.accuracy(),
-            "threads": threads,
-            "engine": "hubel, torch",
-        },
-        records=[record(taken)],
-    )
+    return watch.document(
+        "overhead", f"overhead of {spec}", [record(taken)],
+        threads=threads, seed=seed, engine="hubel, torch", params=spec.parameters, shape=spec.input_shape,
+    )  # fmt: skip
 
 
 def record(taken: Rounds) -> Record:

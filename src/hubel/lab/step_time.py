@@ -127,28 +127,10 @@ def run(name: str, *, batch: int = 64, rounds: int = ROUNDS, threads: int | None
     labels = torch.randint(network.num_classes, (batch,), generator=draw)
     watch = conditions.Watch()
     outcome = step_time(lambda: zoo.build(name, seed=seed), (images, labels), rounds=rounds, threads=threads, seed=seed)
-    return Document(
-        model={
-            "name": f"bench: {name} training step",
-            "sha256": None,
-            "weights": "random",
-            "params": network.parameters,
-            "input": {"shape": list(images.shape), "dtype": "float32"},
-            "preprocess": None,
-            "classes": None,
-            "output": None,
-        },
-        data=None,
-        machine=watch.machine(outcome.threads),
-        settings={
-            "profile": "step",
-            "seed": seed,
-            "accuracy": conditions.accuracy(),
-            "threads": outcome.threads,
-            "engine": "hubel, torch",
-        },
-        records=[record(outcome)],
-    )
+    return watch.document(
+        "step", f"{name} training step", [record(outcome)], threads=outcome.threads, seed=seed,
+        engine="hubel, torch", params=network.parameters, shape=images.shape,
+    )  # fmt: skip
 
 
 def record(outcome: StepTime) -> Record:
