@@ -16,8 +16,10 @@ from hubel.engine.machine import Machine
 from hubel.engine.problem import Problem
 from hubel.engine.spec import ConvSpec
 from tests.engine import test_edges
+from tests.engine.definition import by_torch
 from tests.engine.guards import convolve, convolve_in_every_way, normal, operands, same_bits
-from tests.engine.test_depthwise import MACHINES, WINDOWS, expected
+from tests.engine.machines import MACHINES
+from tests.engine.test_depthwise import WINDOWS
 from tests.strategies import integers
 
 FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = Direction
@@ -48,7 +50,7 @@ def agrees(problem: Problem, machine: Machine, team: int = 1) -> None:
     of_second = LAST if problem.direction is WEIGHT_GRADIENT else "contiguous"
     first, second, *rest = operands(problem, 3, (LAST, of_second))
     bias = rest[0] if rest else None
-    ref = expected(problem, first, second, bias)
+    ref = by_torch(problem, first, second, bias)
     results = convolve_in_every_way(problem, first, second, bias, machine=machine, layout=LAST, team=team)
     ours = [result for plan, result, _ in results if plan.algorithm == NAMES[problem.direction]]
     assert len(ours) == 1, [plan.algorithm for plan, _, _ in results]
@@ -164,7 +166,7 @@ def test_what_lies_beside_an_image_does_not_matter(direction: Direction) -> None
     """NaN and infinities reach those outputs that read them, and no others: of no other image and no other channel."""
     problem = Problem(layer((9, 15), (3, 1, 1, 1), 2), direction)
     first, second, *_ = operands(problem, 5, (LAST, "contiguous"))
-    clean = expected(problem, first, second, None)
+    clean = by_torch(problem, first, second, None)
     for y, x, value in ((0, 14, np.nan), (4, 0, np.inf), (8, 14, np.nan), (0, 0, -np.inf)):
         spoiled = first.copy(order="K")
         spoiled[1, 3, y, x] = value
