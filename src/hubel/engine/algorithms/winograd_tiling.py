@@ -30,8 +30,8 @@ from hubel.engine.problem import Policy, Problem
 MOST_TILES = 64
 # Vectors of output channels of a register tile; tiles of an image of one that has a single vector.
 WIDTH, NARROW = 2, 10
-# Channels that are added up before their sum goes to memory, and those of forms with more than six points along an axis,
-# whose errors leave less room.
+# Channels that are added up before their sum goes to memory, and those of forms with more than six points along an
+# axis, whose errors leave less room.
 BLOCK, SHORT_BLOCK = 128, 64
 # Share of the L2 cache for a block's transformed values.
 BLOCKS = 0.6
@@ -209,11 +209,8 @@ class _Counting:
     def _transform(self, strip: int, planes: int) -> float:
         rows, cols = self.form.rows, self.form.cols
         copied = strip * cols.outputs + self._pieces(strip) * (cols.size - cols.outputs)
-        each = (
-            copied * rows.size * COPIED * (IN_PLACE if self.in_place else 1)
-            + strip * self.points * VALUE
-            + self._pieces(strip) * PIECE
-        )
+        each = copied * rows.size * COPIED * (IN_PLACE if self.in_place else 1)
+        each += strip * self.points * VALUE + self._pieces(strip) * PIECE
         return self.padded / self.lanes * each * (planes + self.taps - 1)
 
     def _multiply(self, strip: int, planes: int, tiles: int) -> float:
