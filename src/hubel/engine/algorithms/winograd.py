@@ -168,6 +168,9 @@ def _jobs(
     # What is read reaches from the last tap's plane as far as the runs of tiles do.
     rows = most_rows(tile, strip, how.planes)
     pitch, sums_pitch = -(-part.channels // lanes) * lanes, how.sub_tiles * width
+    if how.block < part.channels:
+        # Rows of a block of channels do not follow each other: else they would share a few sets of the cache.
+        pitch = _odd_lines(pitch)
     step = _odd_lines(((taps - 1) * strip + max(rows, how.planes * strip)) * pitch)
     sums_step = _odd_lines(rows * sums_pitch)
     pieces = strip + -(-strip // piece_tiles(lanes)) + 1

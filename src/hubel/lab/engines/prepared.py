@@ -25,6 +25,7 @@ def prepared(case: Case, tensors: Tensors) -> Contender | Declined:
     if case.transposed and tensors.b is not None:
         return Declined("a transposed convolution's bias is added by torch")
     from hubel.ops.accuracy import policy
+    from hubel.ops.weights import room
 
     threads = torch.get_num_threads()
     x, w, b = tensors.x, tensors.w, tensors.b
@@ -36,7 +37,7 @@ def prepared(case: Case, tensors: Tensors) -> Contender | Declined:
         invocation = prepare(problem, *(tensor.stride() for tensor in strides), policy(threads))
     except UnsupportedError as error:
         return Declined(str(error))
-    packed = torch.empty(invocation.packed_bytes, dtype=torch.uint8)
+    packed = room(invocation.packed_bytes)
     if invocation.packed_bytes:
         invocation.pack(w.data_ptr(), packed.data_ptr(), threads)
     run = invocation.prebound(threads)
