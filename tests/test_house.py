@@ -129,7 +129,9 @@ def test_constraints_pin_everything_that_is_asked_for() -> None:
     pinned = {name.lower().replace("_", "-") for name in pins}
     project = PYPROJECT["project"]
     wanted = project["dependencies"] + [
-        entry for extra in ("lab", "bench", "dev") for entry in project["optional-dependencies"][extra]
+        entry
+        for extra in ("lab", "bench", "onnx", "examples", "dev")
+        for entry in project["optional-dependencies"][extra]
     ]
     names = {re.split(r"[\[<>=]", entry)[0].strip().lower() for entry in wanted}
     assert names <= pinned

@@ -77,13 +77,13 @@ def test_same_padding_is_tensorflows(size: int, kernel: int, stride: int) -> Non
     torch.testing.assert_close(conv(x), expected)
 
 
-def test_lite0_pads_as_it_is_told() -> None:
+def test_lite0_pads_as_its_weights_want_it() -> None:
     state = zoo.build("efficientnet_lite0", seed=0).state_dict()
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         symmetric, same = (
-            zoo.build("efficientnet_lite0", weights=state, padding=padding).eval()(x)
-            for padding in ("symmetric", "same")
+            zoo.build("efficientnet_lite0", weights=state, origin=origin).eval()(x)
+            for origin in ("pytorch", "tensorflow")
         )
     assert symmetric.shape == same.shape and not torch.allclose(symmetric, same)
 

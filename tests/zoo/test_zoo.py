@@ -251,8 +251,8 @@ def test_unknown_networks_and_options_name_near_ones() -> None:
         zoo.build("lenet5", activations="tanh")
     with pytest.raises(UnknownNameError, match=r'unknown activation "thanh"\. Did you mean "tanh"\?'):
         zoo.build("lenet5", activation="thanh")
-    with pytest.raises(UnknownNameError, match=r'unknown padding "valid"'):
-        zoo.build("efficientnet_lite0", padding="valid")
+    with pytest.raises(UnknownNameError, match=r'unknown origin "tensor"\. Did you mean "tensorflow"'):
+        zoo.build("efficientnet_lite0", origin="tensor")
 
 
 @pytest.mark.parametrize(

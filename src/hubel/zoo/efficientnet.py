@@ -19,7 +19,8 @@ from hubel.zoo.network import Network, he_fan_out, rows
 
 SiLU = partial(nn.SiLU, inplace=True)
 ReLU6 = partial(nn.ReLU6, inplace=True)
-PADDINGS = ("symmetric", "same")
+# TensorFlow pads on one side more than on the other, and has another epsilon in its batch norms.
+ORIGINS = {"pytorch": 1e-5, "tensorflow": 1e-3}
 
 
 class Stage(NamedTuple):
@@ -102,9 +103,9 @@ class SamePadding(nn.Conv2d):
         return F.conv2d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
-def _conv(in_channels: int, out_channels: int, kernel: int, stride: int, groups: int, padding: str) -> nn.Conv2d:
+def _conv(in_channels: int, out_channels: int, kernel: int, stride: int, groups: int, origin: str) -> nn.Conv2d:
     # At stride 1 both ways of padding are one.
-    kind = SamePadding if padding == "same" and stride > 1 else nn.Conv2d
+    kind = SamePadding if origin == "tensorflow" and stride > 1 else nn.Conv2d
     around = 0 if kind is SamePadding else (kernel - 1) // 2
     return kind(in_channels, out_channels, kernel, stride, around, groups=groups, bias=False)
 
@@ -112,9 +113,9 @@ def _conv(in_channels: int, out_channels: int, kernel: int, stride: int, groups:
 class LiteSeparable(nn.Module):
     """Lite0's first block: depthwise, then 1×1 without an activation."""
 
-    def __init__(self, in_channels: int, line: Stage, stride: int, padding: str) -> None:
+    def __init__(self, in_channels: int, line: Stage, stride: int, origin: str) -> None:
         super().__init__()
-        self.conv_dw = _conv(in_channels, in_channels, line.kernel, stride, in_channels, padding)
+        self.conv_dw = _conv(in_channels, in_channels, line.kernel, stride, in_channels, origin)
         self.bn1 = nn.BatchNorm2d(in_channels)
         self.act1 = ReLU6()
         self.conv_pw = nn.Conv2d(in_channels, line.out, 1, bias=False)
@@ -127,13 +128,13 @@ class LiteSeparable(nn.Module):
 class LiteBlock(nn.Module):
     """1×1 to six times the channels, depthwise, 1×1 without an activation; added to its input where that fits."""
 
-    def __init__(self, in_channels: int, line: Stage, stride: int, padding: str) -> None:
+    def __init__(self, in_channels: int, line: Stage, stride: int, origin: str) -> None:
         super().__init__()
         inner = in_channels * line.expand
         self.conv_pw = nn.Conv2d(in_channels, inner, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(inner)
         self.act1 = ReLU6()
-        self.conv_dw = _conv(inner, inner, line.kernel, stride, inner, padding)
+        self.conv_dw = _conv(inner, inner, line.kernel, stride, inner, origin)
         self.bn2 = nn.BatchNorm2d(inner)
         self.act2 = ReLU6()
         self.conv_pwl = nn.Conv2d(inner, line.out, 1, bias=False)
@@ -150,20 +151,20 @@ class LiteBlock(nn.Module):
 class EfficientNetLite(nn.Module):
     """images: (N, in_channels, H, W), any size. Returns logits (N, num_classes).
 
-    padding: of the strided convolutions. TensorFlow's weights want "same", those trained in PyTorch "symmetric".
+    origin: where its weights were trained. TensorFlow's want its "same" padding and its epsilon of 0.001.
     """
 
     def __init__(
         self,
         num_classes: int = 1000,
         in_channels: int = 3,
-        padding: Literal["symmetric", "same"] = "symmetric",
+        origin: Literal["pytorch", "tensorflow"] = "pytorch",
         dropout: float = 0.2,
     ) -> None:
         super().__init__()
-        if padding not in PADDINGS:
-            raise unknown("padding", padding, PADDINGS)
-        self.conv_stem = _conv(in_channels, 32, 3, 2, 1, padding)
+        if origin not in ORIGINS:
+            raise unknown("origin", origin, ORIGINS)
+        self.conv_stem = _conv(in_channels, 32, 3, 2, 1, origin)
         self.bn1 = nn.BatchNorm2d(32)
         self.act1 = ReLU6()
         stages, channels = [], 32
@@ -171,7 +172,7 @@ class EfficientNetLite(nn.Module):
             stage = []
             for first in range(line.depth):
                 block = LiteSeparable if line.expand == 1 else LiteBlock
-                stage.append(block(channels, line, line.stride if first == 0 else 1, padding))
+                stage.append(block(channels, line, line.stride if first == 0 else 1, origin))
                 channels = line.out
             stages.append(nn.Sequential(*stage))
         self.blocks = nn.Sequential(*stages)
@@ -181,6 +182,9 @@ class EfficientNetLite(nn.Module):
         self.global_pool = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(1280, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eps = ORIGINS[origin]
         he_fan_out(self, linear=0.01)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -219,6 +223,6 @@ EFFICIENTNETS = rows(
         source="EfficientNet-Lite of the TensorFlow authors, after Tan, Le 2019",
         arxiv="1905.11946",
         names="timm",
-        options={"padding": "symmetric (default) or same, for TensorFlow's weights", "dropout": _DROPOUT},
+        options={"origin": "pytorch (default) or tensorflow, of the weights", "dropout": _DROPOUT},
     ),
 )
