@@ -107,10 +107,12 @@ def spearman(a: np.ndarray, b: np.ndarray, level: float = 0.95) -> Value:
     Null below 4 pairs, or where one side does not vary.
     """
     n = len(a)
+    if n < 4:
+        return Value(None, level=level, n=n, how="spearman, fisher z")
     x, y = ranks(np.asarray(a, float)), ranks(np.asarray(b, float))
     x, y = x - x.mean(), y - y.mean()
     size = math.sqrt(float((x * x).sum() * (y * y).sum()))
-    if n < 4 or size == 0:
+    if size == 0:
         return Value(None, level=level, n=n, how="spearman, fisher z")
     rho = float((x * y).sum() / size)
     half = NormalDist().inv_cdf(0.5 + level / 2) * math.sqrt(1.06 / (n - 3))
