@@ -172,6 +172,13 @@ CASES = [
     ),
     Case("Resize", (X, np.array([1, 1, 2, 2], FLOAT)), {"mode": "nearest"}, 10),
     Case("Dropout"),
+    *(
+        Case("LSTM", ((5, 2, 3), w(d, 16, 3), w(d, 16, 4, seed=1), *more), {"hidden_size": 4} | way, outputs=3)
+        for d, way in ((1, {}), (2, {"direction": "bidirectional"}))
+        for more in ((), (w(d, 32, seed=2),), (w(d, 32, seed=2), None, w(d, 2, 4), w(d, 2, 4, seed=3)))
+    ),
+    Case("STFT", ((2, 50, 1), np.array(7, INT), w(16, low=0.1))),
+    Case("STFT", ((2, 50, 1), np.array(8, INT), None, np.array(32, INT)), {"onesided": 0}),
 ]
 
 

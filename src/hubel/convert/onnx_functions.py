@@ -201,3 +201,16 @@ def space_to_depth(x: Tensor, block: int) -> Tensor:
 def resized(x: Tensor, sizes: Sizes, mode: str, align: bool | None) -> Tensor:
     """To `sizes`, of all dimensions: batch and channels keep theirs."""
     return F.interpolate(x, size=tuple(sizes)[2:], mode=mode, align_corners=align)
+
+
+def by_direction(x: Tensor, directions: int) -> Tensor:
+    """What torch's LSTM returns, (steps, N, directions · H), as ONNX has it: (steps, directions, N, H)."""
+    T, N, width = x.shape
+    return x.reshape(T, N, directions, width // directions).transpose(1, 2)
+
+
+def short_time_fourier(signal: Tensor, size: int, hop: int, window: Tensor | None, half: bool) -> Tensor:
+    """ONNX STFT of a real signal (N, samples) or (N, samples, 1). Returns (N, frames, frequencies, 2)."""
+    real = signal.reshape(signal.shape[0], signal.shape[1])
+    spectrum = torch.stft(real, size, hop, window=window, center=False, onesided=half, return_complex=True)
+    return torch.view_as_real(spectrum).transpose(1, 2)

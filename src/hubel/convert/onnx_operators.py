@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hubel.convert import onnx_functions as functions
 from hubel.convert.onnx_layers import LAYERS
+from hubel.convert.onnx_sequences import SEQUENCES
 from hubel.convert.onnx_shapes import SHAPES, fixed, tensor
 from hubel.convert.onnx_values import Builder, Operator, Value
 
@@ -135,6 +136,7 @@ def identity(b: Builder, op: Operator, x: Value, *_: Value) -> Value:
 OPERATORS: dict[str, Handler] = {
     **LAYERS,
     **SHAPES,
+    **SEQUENCES,
     "Relu": _one(torch.relu),
     "LeakyRelu": _one(F.leaky_relu, alpha=0.01),
     "Elu": _one(F.elu, alpha=1.0),

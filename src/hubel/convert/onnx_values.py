@@ -80,7 +80,7 @@ class Builder:
         """A constant as Python numbers (nested tuples), sizes as they are."""
         return _tuples(value.tolist()) if isinstance(value, Tensor) else value
 
-    def layer(self, layer: Callable[[], nn.Module], weight: Tensor, key: tuple[Any, ...], x: Any) -> fx.Node:
+    def layer(self, layer: Callable[[], nn.Module], weight: Tensor, key: tuple[Any, ...], *inputs: Any) -> fx.Node:
         """A call of a layer at the address of its weight; one of the same key is called again.
 
         layer: makes it, with its tensors in place.
@@ -91,7 +91,7 @@ class Builder:
             address = self._free(re.sub(r"\.(weight|w_\d+)$", "", name))
             self._nested(address, layer())
             self._layers[key] = address
-        return self.graph.call_module(self._layers[key], (self._stored(x),))
+        return self.graph.call_module(self._layers[key], self._stored(inputs))
 
     def constant(self, name: str, value: Tensor) -> Tensor:
         """Remember what a constant is called in the file."""

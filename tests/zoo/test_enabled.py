@@ -1,0 +1,102 @@
+"""The zoo under hubel.enable(): every convolution is Hubel's, and the numbers are PyTorch's, in training too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import hubel
+from hubel import zoo
+from hubel.zoo import ZOO
+from tests.zoo.test_zoo import OPTIONS, examples, small, tensors
+
+FAST = ("lenet5", "squeezenet1_1", "dcgan_generator", "dcgan_discriminator", "ds_cnn")
+NETWORKS = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in ZOO]
+# A second size, where the architecture takes one: odd, so that strides and pooling round.
+OTHER: dict[str, tuple[int, ...]] = {
+    "inception_v3": (107, 95),
+    "crnn": (32, 36),
+    "ds_cnn": (9000,),
+    "dcgan_generator": (2, 1),
+}
+# Networks whose sums are a hundred layers deep keep below this; single layers are held to their own bounds elsewhere.
+TOLERANCE = 1e-4
+# Where rounding turns a ReLU or a pooling choice over, a gradient moves by more than rounding.
+GRADIENTS = 1e-2
+
+
+def other(name: str, n: int) -> torch.Tensor:
+    network = ZOO[name]
+    fixed = network.smallest == network.size and name not in OTHER
+    return small(name, n) if fixed else examples(name, OTHER.get(name, (97, 75)), n)
+
+
+def built(name: str) -> nn.Module:
+    """With batch norms that have seen data: at first they do nothing, and random networks fade or explode."""
+    net = zoo.build(name, seed=0, **OPTIONS.get(name, {}))
+    for module in net.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = 1.0
+        if isinstance(module, nn.Dropout):
+            module.p = 0.1
+    with torch.no_grad():
+        net(small(name, 4))
+    return net
+
+
+def apart(ours: Any, theirs: Any) -> float:
+    pairs = zip(tensors(ours), tensors(theirs), strict=True)
+    return max(float((a.double() - b.double()).norm() / b.double().norm()) for a, b in pairs)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_enabled_is_eager(name: str) -> None:
+    net = built(name).eval()
+    convolutions = sum(isinstance(module, nn.modules.conv._ConvNd) for module in net.modules())
+    with torch.no_grad():
+        for x in (small(name, 1), small(name, 3), other(name, 2)):
+            theirs = net(x)
+            with hubel.enabled() as log:
+                ours = net(x)
+            assert log.native >= 0.9 * (convolutions - 2) and log.native > 0, log.reasons
+            assert ours.shape == theirs.shape and ours.stride() == theirs.stride()
+            assert apart(ours, theirs) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_training_step_enabled_is_eager(name: str) -> None:
+    net = built(name).train()
+    x = small(name, 4)
+    results = []
+    for engine in ("hubel", "torch"):
+        torch.manual_seed(0)
+        net.zero_grad()
+        if engine == "hubel":
+            with hubel.enabled() as log:
+                outputs = tensors(net(x))
+                sum(output.square().mean() for output in outputs).backward()  # type: ignore[union-attr]
+            assert log.native > 0
+        else:
+            outputs = tensors(net(x))
+            sum(output.square().mean() for output in outputs).backward()  # type: ignore[union-attr]
+        results.append((outputs, torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])))
+    (ours, our_gradient), (theirs, their_gradient) = results
+    assert apart([part.detach() for part in ours], [part.detach() for part in theirs]) < 10 * TOLERANCE
+    assert apart(our_gradient, their_gradient) < GRADIENTS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ZOO)
+def test_torch_compile_captures_each_network_whole(name: str) -> None:
+    net = built(name)
+    x = small(name, 2)
+    for training in (False, True):
+        torch._dynamo.reset()
+        compiled: Any = torch.compile(net.train(training), backend="eager", fullgraph=True)
+        torch.manual_seed(0)
+        ours = compiled(x)
+        torch.manual_seed(0)
+        assert apart(ours, net(x)) < 1e-6
