@@ -185,8 +185,15 @@ def test_weights_that_do_not_fit_are_named() -> None:
     state = zoo.build("lenet5", num_classes=3, seed=1).state_dict()
     with pytest.raises(ModelError, match=r"misshapen: .*\[3"):
         zoo.build("lenet5", weights=state)
-    with pytest.raises(ModelError, match="missing"):
+    with pytest.raises(
+        ModelError, match=r"nearest network of the zoo is lenet5, with 8 of whose 10 tensors .*num_classes"
+    ):
+        zoo.build("lenet5", weights=state)
+    with pytest.raises(ModelError, match=r"missing: .* and 6 more; unexpected: head.weight\)\. Build the network"):
         zoo.build("lenet5", weights={"head.weight": torch.zeros(2)})
+    of_another = zoo.build("squeezenet1_0", seed=1).state_dict()
+    with pytest.raises(ModelError, match=r"network squeezenet1_1.*is squeezenet1_0, with 52 of whose 52"):
+        zoo.build("squeezenet1_1", weights=of_another)
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from hubel.convert.weights import load_into, read_state_dict
+from hubel.convert.nearest import nearest
+from hubel.convert.weights import compare, load_into, read_state_dict
 from hubel.errors import ModelError, unknown
 from hubel.zoo.alexnet import ALEXNETS
 from hubel.zoo.audio import AUDIO
@@ -104,9 +106,25 @@ def build(
         if seed is not None:
             torch.manual_seed(seed)
         net = network.factory(**sizes, **options)
-    if weights is not None:
-        if isinstance(weights, Mapping):
-            load_into(net, weights, name=name, source="a state dict")
-        else:
-            load_into(net, read_state_dict(Path(weights)), name=name, source=Path(weights))
+    if isinstance(weights, Mapping):
+        _load(net, weights, name, "a state dict")
+    elif weights is not None:
+        _load(net, read_state_dict(Path(weights)), name, str(weights))
     return net if features is None else with_features(net, features, called=name)
+
+
+def _load(net: nn.Module, state: Mapping[str, torch.Tensor], name: str, source: str) -> None:
+    """`state` into `net`, or ModelError with what differs and the network of the zoo that is nearest."""
+    mismatch = compare(net, state)
+    if not mismatch:
+        load_into(net, state, name=name, source=source)
+        return
+    # Networks of quite another size are not built to be compared.
+    count = sum(tensor.numel() for tensor in state.values())
+    about = {key: partial(build, key) for key, line in ZOO.items() if count / 4 < line.parameters < 4 * count}
+    found = nearest(state, about)
+    near = f" The nearest network of the zoo is {found}." if found else ""
+    raise ModelError(
+        f"The weights must be those of the network {name}. Received: {source}, which differs ({mismatch}).{near} "
+        "Build the network they were saved from, with its num_classes, in_channels and options."
+    )
