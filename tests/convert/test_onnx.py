@@ -289,6 +289,19 @@ def test_names_in_a_file_are_no_code(tmp_path: Path) -> None:
     assert not target.exists()
 
 
+def test_names_that_a_module_has_itself_are_no_trouble(tmp_path: Path) -> None:
+    kernels = {
+        f"{name}.weight": w(3, 3, 1, 1, seed=n) for n, name in enumerate(("graph", "forward", "code.0", "training"))
+    }
+    nodes = [node("Conv", f"{'x' if n == 0 else f'y{n - 1}'} {name}", f"y{n}") for n, name in enumerate(kernels)]
+    nodes.append(node("Add", "y3 state_dict", "y"))
+    protos = [onnx.numpy_helper.from_array(value, name) for name, value in kernels.items()]
+    protos.append(onnx.numpy_helper.from_array(w(3, 1, 1), "state_dict"))
+    path = cases.write(nodes, [image(1, 3, 4, 4)], ["y"], tmp_path / "net.onnx", protos)
+    agree(path, [w(1, 3, 4, 4)])
+    assert len(read_onnx(path).network.state_dict()) == 5
+
+
 def test_without_the_package_the_remedy_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 

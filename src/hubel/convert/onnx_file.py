@@ -10,6 +10,7 @@ refused before anything is built. Weights beside the file are read from its own 
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from hubel.convert.onnx_functions import as_tensor
 from hubel.convert.onnx_operators import OPERATORS
 from hubel.convert.onnx_values import Builder, Operator, Value
 from hubel.convert.weights import require_file
@@ -166,10 +168,8 @@ def _built(model: Any, opset: int) -> tuple[fx.GraphModule, list[Any]]:
 def _output(b: Builder, value: Value) -> Any:
     """A result of the network: a constant one is read from the network, sizes become a tensor."""
     if b.is_sizes(value):
-        from hubel.convert.onnx_functions import as_tensor
-
         return b.call(as_tensor, value)
-    return b._stored(value)
+    return b.stored(value)
 
 
 def _tensor(onnx: Any, proto: Any) -> Tensor:
@@ -213,9 +213,7 @@ def _takes_any_batch(network: nn.Module, shape: tuple[int, ...] | None, batch: i
     if shape is None:
         return False
     try:
-        from copy import deepcopy
-
-        trial = deepcopy(network).to("meta").eval()
+        trial = copy.deepcopy(network).to("meta").eval()
         with torch.no_grad():
             result: Any = trial(torch.empty((batch + 1, *shape), device="meta"))
     except Exception:  # any: then it does not

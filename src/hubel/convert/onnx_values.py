@@ -61,7 +61,7 @@ class Builder:
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """A call in the graph, or its result if no argument has to wait for the input."""
         if any(isinstance(arg, fx.Node) for arg in _leaves((args, kwargs))):
-            args, kwargs = self._stored(args), self._stored(kwargs)
+            args, kwargs = self.stored(args), self.stored(kwargs)
             return self.graph.call_function(function, args, kwargs)
         return function(*args, **kwargs)
 
@@ -91,7 +91,7 @@ class Builder:
             address = self._free(re.sub(r"\.(weight|w_\d+)$", "", name))
             self._nested(address, layer())
             self._layers[key] = address
-        return self.graph.call_module(self._layers[key], self._stored(inputs))
+        return self.graph.call_module(self._layers[key], self.stored(inputs))
 
     def constant(self, name: str, value: Tensor) -> Tensor:
         """Remember what a constant is called in the file."""
@@ -123,6 +123,8 @@ class Builder:
     def _taken(self, address: str) -> bool:
         module: Any = self.root
         *path, last = address.split(".")
+        if hasattr(fx.GraphModule, (*path, last)[0]):  # what the network itself has: forward, graph, code
+            return True
         for part in path:
             if not hasattr(module, part):
                 return False
@@ -132,13 +134,13 @@ class Builder:
                 return True
         return hasattr(module, last)
 
-    def _stored(self, value: Any) -> Any:
+    def stored(self, value: Any) -> Any:
         """Constant tensors among arguments become tensors of the network, read by nodes of the graph."""
         if isinstance(value, Tensor):
             return self._read(value)
         if isinstance(value, tuple | list):
-            return type(value)(self._stored(part) for part in value)
-        return {key: self._stored(part) for key, part in value.items()} if isinstance(value, dict) else value
+            return type(value)(self.stored(part) for part in value)
+        return {key: self.stored(part) for key, part in value.items()} if isinstance(value, dict) else value
 
     def _read(self, value: Tensor) -> fx.Node:
         _, address = self._tensors.get(id(value), (value, ""))
