@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from hubel import zoo
+from hubel.errors import ModelError
 from hubel.zoo.audio import LogMel, mel_filters
 from hubel.zoo.efficientnet import SamePadding
 from hubel.zoo.layers import StochasticDepth, divisible
@@ -137,3 +138,14 @@ def test_stochastic_depth_keeps_the_mean_and_drops_whole_images() -> None:
 
 def test_channels_are_rounded_as_mobilenets_are() -> None:
     assert [divisible(n) for n in (1, 11, 12, 18, 30, 72 // 4, 88 // 4)] == [8, 16, 16, 24, 32, 24, 24]
+
+
+def test_inceptions_bring_imagenets_pixels_to_what_tensorflows_weights_want() -> None:
+    state = zoo.build("googlenet", seed=0).state_dict()
+    plain, with_it = (zoo.build("googlenet", weights=state, transform_input=wanted).eval() for wanted in (False, True))
+    pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    mean, deviation = (torch.tensor(v)[:, None, None] for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    with torch.no_grad():
+        torch.testing.assert_close(with_it((pixels - mean) / deviation), plain(2 * pixels - 1), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ModelError, match="transform_input is for images of three colours. Received: in_channels=1"):
+        zoo.build("inception_v3", in_channels=1, transform_input=True)

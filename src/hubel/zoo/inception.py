@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from hubel.errors import ModelError
 from hubel.zoo.layers import ReLU
 from hubel.zoo.network import Network, he_fan_in, rows
 
@@ -42,6 +43,37 @@ class ConvNormReLU(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.relu(self.bn(self.conv(x)))
+
+
+class FromImageNet(nn.Module):
+    """Pixels normalised as ImageNet's (mean 0.485, 0.456, 0.406, deviation 0.229, 0.224, 0.225) to -1 .. 1.
+
+    What torchvision calls transform_input: its weights of both Inception networks come from TensorFlow and want that.
+    """
+
+    scale: torch.Tensor
+    shift: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        mean, deviation = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+        self.register_buffer("scale", torch.tensor([d / 0.5 for d in deviation])[:, None, None], persistent=False)
+        self.register_buffer("shift", torch.tensor([(m - 0.5) / 0.5 for m in mean])[:, None, None], persistent=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images * self.scale + self.shift
+
+
+def transform(wanted: bool, in_channels: int) -> nn.Module:
+    """The first step of an Inception network: pixels as they are, or brought to what TensorFlow's weights want."""
+    if wanted and in_channels != 3:
+        raise ModelError(
+            f"transform_input is for images of three colours. Received: in_channels={in_channels}. Leave it out."
+        )
+    return FromImageNet() if wanted else nn.Identity()
+
+
+TRANSFORM = "True for torchvision's weights: brings pixels normalised as ImageNet's to -1 .. 1; False"
 
 
 class Inception(nn.Module):
@@ -99,9 +131,15 @@ class GoogLeNet(nn.Module):
     renamed: Sequence[tuple[str, str]] = ()
 
     def __init__(
-        self, num_classes: int = 1000, in_channels: int = 3, aux_logits: bool = False, dropout: float = 0.2
+        self,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        aux_logits: bool = False,
+        dropout: float = 0.2,
+        transform_input: bool = False,
     ) -> None:
         super().__init__()
+        self.transform = transform(transform_input, in_channels)
         self.conv1 = ConvNormReLU(in_channels, 64, 7, stride=2, padding=3)
         self.maxpool1 = nn.MaxPool2d(3, stride=2, ceil_mode=True)
         self.conv2 = ConvNormReLU(64, 64)
@@ -130,7 +168,7 @@ class GoogLeNet(nn.Module):
         he_fan_in(self)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor | GoogLeNetOutputs:
-        x = self.maxpool1(self.conv1(images))
+        x = self.maxpool1(self.conv1(self.transform(images)))
         x = self.maxpool2(self.conv3(self.conv2(x)))
         x = self.maxpool3(self.inception3b(self.inception3a(x)))
         at_4a = self.inception4a(x)
@@ -157,6 +195,7 @@ GOOGLENETS = rows(
         names="torchvision",
         options={
             "aux_logits": "True adds two auxiliary classifiers; training then gets (logits, aux_logits2, aux_logits1)",
+            "transform_input": TRANSFORM,
             "dropout": "share of the numbers that training leaves out before the scores, 0.2",
         },
     )

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from hubel.zoo.inception import ConvNormReLU
+from hubel.zoo.inception import TRANSFORM, ConvNormReLU, transform
 from hubel.zoo.network import Network, he_fan_in, rows
 
 
@@ -159,9 +159,15 @@ class InceptionV3(nn.Module):
     renamed: Sequence[tuple[str, str]] = ()
 
     def __init__(
-        self, num_classes: int = 1000, in_channels: int = 3, aux_logits: bool = True, dropout: float = 0.5
+        self,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        aux_logits: bool = True,
+        dropout: float = 0.5,
+        transform_input: bool = False,
     ) -> None:
         super().__init__()
+        self.transform = transform(transform_input, in_channels)
         self.Conv2d_1a_3x3 = ConvNormReLU(in_channels, 32, 3, stride=2)
         self.Conv2d_2a_3x3 = ConvNormReLU(32, 32, 3)
         self.Conv2d_2b_3x3 = ConvNormReLU(32, 64, 3, padding=1)
@@ -191,7 +197,8 @@ class InceptionV3(nn.Module):
         he_fan_in(self)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor | InceptionOutputs:
-        x = self.maxpool1(_chain(images, self.Conv2d_1a_3x3, self.Conv2d_2a_3x3, self.Conv2d_2b_3x3))
+        x = self.transform(images)
+        x = self.maxpool1(_chain(x, self.Conv2d_1a_3x3, self.Conv2d_2a_3x3, self.Conv2d_2b_3x3))
         x = self.maxpool2(self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(x)))
         x = self.Mixed_6a(_chain(x, self.Mixed_5b, self.Mixed_5c, self.Mixed_5d))
         middle = _chain(x, self.Mixed_6b, self.Mixed_6c, self.Mixed_6d, self.Mixed_6e)
@@ -216,6 +223,7 @@ INCEPTIONS = rows(
         names="torchvision",
         options={
             "aux_logits": "True (default) has the auxiliary classifier, and training gets (logits, aux_logits)",
+            "transform_input": TRANSFORM,
             "dropout": "share of the numbers that training leaves out before the scores, 0.5",
         },
     )
