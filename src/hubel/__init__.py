@@ -28,7 +28,7 @@ from hubel.ops.warm import warmup
 from hubel.ops.weights import repack
 
 if TYPE_CHECKING:
-    from hubel import convert, data, inspect, lab, nn, report, zoo
+    from hubel import check, convert, data, inspect, lab, nn, report, zoo
     from hubel.engine.wisdom import export_wisdom, import_wisdom
     from hubel.inspect.plan import plan
 
@@ -39,14 +39,14 @@ __all__ = [
     "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
     "nn", "set_accuracy", "set_deterministic", "set_planning", "warmup", "repack", "cache_info", "exclude", "include",
     "export_wisdom", "import_wisdom",
-    "plan", "zoo", "data", "convert", "inspect", "lab", "report",
+    "plan", "zoo", "data", "convert", "inspect", "lab", "check", "report",
     "HubelError",
 ]  # fmt: skip
 
 # Imported when they are first named: where each of them is.
 _LAZY = {
     "nn": "hubel.nn", "zoo": "hubel.zoo", "data": "hubel.data", "convert": "hubel.convert", "inspect": "hubel.inspect",
-    "lab": "hubel.lab", "report": "hubel.report", "plan": "hubel.inspect.plan:plan",
+    "lab": "hubel.lab", "check": "hubel.check", "report": "hubel.report", "plan": "hubel.inspect.plan:plan",
     "export_wisdom": "hubel.engine.wisdom:export_wisdom", "import_wisdom": "hubel.engine.wisdom:import_wisdom",
 }  # fmt: skip
 

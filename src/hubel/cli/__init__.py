@@ -2,6 +2,7 @@
 
 hubel demo · train · bench      the main job, training, timing           cli/work.py
 hubel plan · report             what will run and why, what was learned   cli/look.py
+hubel check                     what is wrong with a network               cli/check.py
 hubel export                    a network as a file that others run       cli/carry.py
 hubel zoo · cache · doctor      what there is, what is kept, what is seen cli/house.py
 """
@@ -15,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from hubel.cli import carry, house, look, work
+from hubel.cli import carry, check, house, look, work
 from hubel.cli.failures import exit_code
 
 app = typer.Typer(
@@ -30,7 +31,7 @@ app = typer.Typer(
 
 COMMANDS = (
     *(work.demo, work.train, work.bench),
-    *(look.plan, look.report),
+    *(look.plan, look.report, check.check),
     carry.export,
     *(house.zoo, house.cache, house.doctor),
 )
@@ -53,7 +54,7 @@ def _options(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The entry point `hubel`. Exits: 0 done, 2 nothing could be done, 130 interrupted."""
+    """The entry point `hubel`. Exits: 0 done, 1 `check` found something, 2 nothing could be done, 130 interrupted."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]

@@ -1,7 +1,7 @@
 """One clear message instead of a traceback: how every command ends.
 
 0      done
-1      `hubel check` found something (later); a pipe that closed early
+1      `hubel check` found something; a pipe that closed early
 2      nothing could be done: `error: ...` once on stderr
 130    Ctrl-C; what was done is kept
 """
@@ -17,7 +17,7 @@ import typer
 
 from hubel.errors import HubelError
 
-OK, FAILED, INTERRUPTED = 0, 2, 130
+OK, FOUND, FAILED, INTERRUPTED = 0, 1, 2, 130
 
 # typer's public names have the leaf of its tree of usage errors only; this is the root: it can format itself.
 _UsageError: type[Exception] = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")

@@ -20,7 +20,7 @@
     training_history kernels as they changed                                             snapshots of a training
 
 The keys of ANALYSES are the words of `hubel report --only` and the names of these functions. `sweep` is the one pass
-over the images that several of them share: make it once and pass it on.
+over the images that several of them share: make it once and pass it on. `look` runs all that apply, with a profile.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from hubel.inspect.hooks import Call, watch
 from hubel.inspect.importance import importance
 from hubel.inspect.kernels import kernels
 from hubel.inspect.layers import Layer, layers_of
+from hubel.inspect.look import Look, estimate, look
 from hubel.inspect.one_number import one_number
 from hubel.inspect.receptive_field import receptive_field
 from hubel.inspect.redundancy import redundancy
@@ -75,5 +76,5 @@ __all__ = [
     "ANALYSES", "kernels", "feature_maps", "one_number", "ablation", "receptive_field", "top_patches", "dead_kernels",
     "importance", "cost", "redundancy", "contributions", "tuning_curves", "shift", "edges", "checkerboard",
     "similarity", "attribution", "training_history", "Snapshots",
-    "sweep", "Sweep", "without", "watch", "layers_of", "Call", "Layer",
+    "look", "Look", "estimate", "sweep", "Sweep", "without", "watch", "layers_of", "Call", "Layer",
 ]  # fmt: skip
