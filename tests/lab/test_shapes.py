@@ -157,6 +157,18 @@ def test_a_transposed_convolution_is_written_as_the_convolution_whose_input_grad
         shapes.case_of("c3o8i9x9k3/transposed/weight_gradient")
 
 
+def test_a_generators_layers_are_transposed_ones():
+    targets = [case.target for case in shapes.convolutions("dcgan_generator")]
+    assert targets == [
+        "n1c512o100i4x4k4x4s1p0/transposed",
+        "n1c256o512i8x8k4x4s2p1/transposed",
+        "n1c128o256i16x16k4x4s2p1/transposed",
+        "n1c64o128i32x32k4x4s2p1/transposed",
+        "n1c3o64i64x64k4x4s2p1/transposed",
+    ]
+    assert [case.target for case in shapes.resolve(["dcgan_generator"])] == targets
+
+
 @pytest.mark.parametrize("text", ["c3o8i9x9k3/bias", "c3o8i9x9k3s2p1/transposed/bias", "c3o8i9x9k3/weight_gradient"])
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])
 def test_targets_come_back(text, dtype):

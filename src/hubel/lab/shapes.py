@@ -238,16 +238,28 @@ def convolutions(name: str) -> list[Case]:
 
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # torch's own signature
-            if func is torch.ops.aten.convolution.default and not args[6]:
-                x, w, b, stride, padding, dilation, _, _, groups = args
+            y = func(*args, **(kwargs or {}))
+            if func is torch.ops.aten.convolution.default:
+                x, w, b, stride, padding, dilation, transposed, _, groups = args
+                # a transposed convolution is the input gradient of the one that goes the other way
+                wide, narrow = (y, x) if transposed else (x, y)
                 spec = ConvSpec(
-                    x.shape[0], x.shape[1], w.shape[0], x.shape[2:], w.shape[2:], stride, padding, dilation, groups
+                    x.shape[0],
+                    wide.shape[1],
+                    narrow.shape[1],
+                    wide.shape[2:],
+                    w.shape[2:],
+                    stride,
+                    padding,
+                    dilation,
+                    groups,
                 )
-                found.append(Case(Problem(spec, bias=b is not None), f"{name} conv {len(found) + 1}"))
-            return func(*args, **(kwargs or {}))
+                direction = Direction.INPUT_GRADIENT if transposed else Direction.FORWARD
+                problem = Problem(spec, direction, bias=b is not None)
+                found.append(Case(problem, f"{name} conv {len(found) + 1}", transposed=transposed))
+            return y
 
     # On the meta device a network has shapes and no numbers: nothing is computed, however large it is.
-    with torch.no_grad(), Watch():
-        net = zoo.build(name).to("meta").eval()
-        net(torch.empty((1, *zoo.describe(name).input), device="meta"))
+    with torch.no_grad(), torch.device("meta"), Watch():
+        zoo.build(name).eval()(torch.empty((1, *zoo.describe(name).input)))
     return found
