@@ -142,8 +142,8 @@ def learn_buffers(net: nn.Module) -> None:
 def room(size: int) -> Tensor:
     """Memory for so many bytes of packed weights, at the start of a cache line.
 
-    numpy asks for huge pages, which torch does not: every call streams through all of it (16 MB at 512 channels and 7×7:
-    2.0 ms on one thread, with small pages 2.8; Zen 4).
+    numpy asks for huge pages, which torch does not: every call streams through all of it (16 MB at 512 channels and
+    7×7: 2.0 ms on one thread, with small pages 2.8; Zen 4).
     """
     memory = np.empty(size + 64, np.uint8)
     start = -memory.ctypes.data % 64
