@@ -313,8 +313,8 @@ def _pitch(tile: Tile, odd: bool) -> int:
 
 def _multiply_function(tile: Tile, vectors: int, ending: Ending, row_pitch: int, odd: bool = False) -> Function:
     """multiply(weights, panel, out, parked, operands, following, pixels, terms, tiles, whole, channels, out_c, in_c,
-    mode, fresh): the tiles of output channels of one run and block of channels; where `fresh`, the first of them reads the
-    pixels where they lie and leaves them in the panel.
+    mode, fresh): the tiles of output channels of one run and block of channels; where `fresh`, the first of them reads
+    the pixels where they lie and leaves them in the panel.
 
     The first `whole` tiles go to the output, the others to parked[row][pixel]. The last tiles ask for the lines of the
     pixels at `following`, the others for the weights of the tile behind them. Where the output takes no sums as they

@@ -13,7 +13,8 @@ from hubel.engine.plan import Tile
 # The words of a job after the base pointers, in this order.
 WORDS = (
     "places", "held", "groups", "channels", "rows", "block", "chunk_tiles", "chunks", "tiles",
-    "pixels", "piece", "pieces", "in_n", "in_g", "in_c", "in_x", "whole", "held_c", "held_run", "out_n", "out_c", "out_x", "bias_from", "sums_from",
+    "pixels", "piece", "pieces", "in_n", "in_g", "in_c", "in_x", "whole", "held_c", "held_run",
+    "out_n", "out_c", "out_x", "bias_from", "sums_from",
 )  # fmt: skip
 PACK_WORDS = ("groups", "rows", "channels", "tiles", "from_g", "from_m", "from_c")
 
