@@ -31,6 +31,19 @@ largest error nothing is promised; the tables show how far above the rms error i
 
 `torch.testing.assert_close`'s 1.3e-6 is not met by such an algorithm where a result is close to zero. Use *strict*
 there.
+
+## NaN and infinity
+
+*strict* sends them where the definition does: to the outputs that read them, and no others, as torch does. The
+algorithms that *default* and *fast* add compute several outputs from common terms, and spread them a little further:
+
+- **winograd**: over the tiles that read the number, of 4×4 outputs or whatever form the plan names, so that they reach
+  m + k − 2 pixels at most along an axis whose tiles have m outputs and whose kernel has k taps: 5 for F(4×4, 3×3).
+- **fft**: over the rows of the bands that read it, in those columns whose kernels do; the plan says how many rows.
+- **winograd_weight_gradient**, **fft_weight_gradient**: over all taps of the kernels of the channel that has it.
+
+Nothing reaches another image, nor another channel but through the weights. `hubel plan` says it of each layer that it
+concerns.
 """
 
 

@@ -289,10 +289,11 @@ def test_one_infinity_stays_in_its_tiles(which: int) -> None:
     asked = problem("n1c4o3i40x40k3x3s1p1")
     x, w, _, _ = normal(asked.spec, 6)
     clean = run(asked, x, w)
+    m = forms((3, 3))[which].outputs[0]
+    assert f"spreads over tiles of {m}×{m} outputs" in winograd.plan_tiles(asked, Machine.detect(), Policy()).reason
     x[0, 1, 17, 22] = np.inf
     far = np.ones((40, 40), bool)
-    outputs = forms((3, 3))[which].outputs[0]
-    far[17 - outputs - 1 : 17 + outputs + 2, 22 - outputs - 1 : 22 + outputs + 2] = False
+    far[17 - m - 1 : 17 + m + 2, 22 - m - 1 : 22 + m + 2] = False
     result = run(asked, x, w)
     assert not np.isfinite(result[0, :, 16:19, 21:24]).any()
     assert same_bits(result[:, :, far], clean[:, :, far])

@@ -97,6 +97,7 @@ def test_neither_threads_nor_layout_matter(text: str) -> None:
 
 def test_one_infinity_stays_in_its_channels() -> None:
     asked = problem("n1c20o18i9x9k3x3s1p1")
+    assert "spreads over all taps of its channel" in winograd.plan_tiles(asked, HERE, Policy()).reason
     x, _, _, dy = normal(asked.spec, 6)
     clean, _ = run(asked, x, dy)
     x[0, 3, 4, 4] = np.inf

@@ -148,6 +148,28 @@ def test_half_a_file_is_damaged(folder: Path, caplog: pytest.LogCaptureFixture) 
     assert "it is damaged" in caplog.text
 
 
+@pytest.mark.parametrize("change", [b"{", b'{"key": "another machine", "value": {}}', b'{"key": 1, "value": 2}'])
+def test_what_the_cache_folder_holds_is_ignored_and_said_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, change: bytes
+) -> None:
+    racing(monkeypatch, fastest=1)
+    prepare(LAYER, *strides(LAYER), MEASURED)
+    (kept,) = folder.rglob("wisdom.json")
+    kept.write_bytes(change)
+    monkeypatch.setattr(wisdom, "_read_from", None)
+    wisdom._entries.clear()
+    with caplog.at_level(logging.WARNING, "hubel"):
+        for _ in range(2):
+            wisdom._read(again=True)
+    (said,) = caplog.messages
+    assert said == (
+        f"wisdom in {kept} is ignored: it is damaged, or was written on another machine or by another version of Hubel"
+    )
+    assert wisdom.recall(equivalent(LAYER, Machine.detect(), MEASURED)) is None
+    wisdom.remember(equivalent(LAYER, Machine.detect(), MEASURED)[1])
+    assert wisdom.recall(equivalent(LAYER, Machine.detect(), MEASURED)) is not None
+
+
 def test_a_missing_file_is_an_error(folder: Path) -> None:
     with pytest.raises(DataError, match=r"read from a file\. Received: .*none\.json \(No such file"):
         wisdom.import_wisdom(folder / "none.json")

@@ -18,13 +18,22 @@ class FakeMeter(Meter):
         self.now = 0.0
         self.queue = 0.0
         self.paused: list[float] = []
+        self.spinning = 0.0
+        self.worked_for = 0.0
         self.pages = 0
 
     def seconds(self) -> float:
         return self.now
 
     def sleep(self, seconds: float) -> None:
+        """Meanwhile idle threads spin, `spinning` seconds of every pause."""
         self.paused.append(seconds)
+        spun = min(seconds, self.spinning)
+        self.worked_for += spun
+        self.spinning -= spun
+
+    def worked(self) -> float:
+        return self.worked_for
 
     def waited(self) -> float:
         return self.queue
@@ -140,9 +149,32 @@ def test_a_pause_lies_between_families_only():
     assert meter.paused == []
     measure([meter.call("a", 0.001), meter.call("c", 0.001, family="other")], rounds=10, meter=meter)
     assert len(meter.paused) >= 10
-    assert set(meter.paused) == {timing.PAUSE_SECONDS}
-    measure([meter.call("a", 0.001), meter.call("c", 0.001, family="other", pause=0.5)], rounds=10, meter=meter)
-    assert set(meter.paused) == {timing.PAUSE_SECONDS, 0.5}, "as long as the library before it spins"
+    assert set(meter.paused) == {timing.PAUSE_STEP}
+
+
+@pytest.mark.parametrize(
+    ("spins", "longest", "steps"), [(0.0, 0.03, 1), (0.009, 0.03, 4), (9.0, 0.03, 8), (9.0, 0.5, 125)]
+)
+def test_a_pause_ends_when_idle_threads_have_stopped_to_spin(spins: float, longest: float, steps: int):
+    """Or where it is as long as they are given: 9 ms fall into three steps of 4, and the next is quiet."""
+    meter = FakeMeter()
+    meter.spinning = spins
+    timing._pause(longest, meter)
+    assert meter.paused == [timing.PAUSE_STEP] * steps
+
+
+def test_a_sample_ends_early_where_somebody_else_has_the_cores():
+    meter, log = FakeMeter(), []
+    slow = iter([0.001] * (1 + timing._GUESSES + 1) + [0.1] * 99)
+
+    def call() -> None:
+        log.append(1)
+        meter.now += next(slow)
+
+    taken = measure([Contender("a", call)], rounds=1, sample_seconds=0.04, meter=meter)
+    # A quarter of the 40 calls was asked for, and took longer than four samples may.
+    assert len(log) == 1 + timing._GUESSES + 1 + 10
+    assert taken.samples["a"][0].seconds == pytest.approx(0.1)
 
 
 def test_names_must_differ():

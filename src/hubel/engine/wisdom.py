@@ -122,6 +122,11 @@ def _read(again: bool = False) -> None:
     stored = cache.disk().read_json("wisdom", _key())
     if isinstance(stored, dict) and _well_formed(stored):
         _entries.update(stored)
+    elif cache.disk().enabled and (file := cache.disk().path / "wisdom.json").exists():
+        _say(
+            f"wisdom in {file} is ignored: it is damaged, or was written on another machine or by another version of "
+            "Hubel"
+        )
 
 
 def _key() -> str:

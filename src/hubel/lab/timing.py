@@ -2,7 +2,7 @@
 
     for each round                      until every contender was clean often enough, beside the first of them
         for each contender, shuffled    nobody always runs on the caches and the clock rate another one left behind
-                                        (library by library: a pause lies between them while idle threads still spin)
+                                        (library by library: a pause lies between them while idle threads spin)
             one call, not timed         wakes its threads, brings its data back (left out where calls are long)
             `repeat` calls, timed       one Sample
 
@@ -43,11 +43,18 @@ BUDGET_SECONDS = 60.0
 FEWEST_ROUNDS = 6
 # Long against the clock's resolution and a thread's wake-up (50 us), short against a shared machine's quiet spells.
 SAMPLE_SECONDS = 0.003
-# Idle threads of one library spin for milliseconds on the cores that the next one needs.
+# Idle threads of one library spin for milliseconds on the cores that the next one needs: between two libraries lies a
+# pause until nothing of this process has worked for a step of it, or so long.
 PAUSE_SECONDS = 0.03
+PAUSE_STEP = 0.004
+# The share of a step that the process may work and still count as resting: the sleeping thread's own.
+RESTING_SHARE = 0.1
 # Calls tried before a sample's length is settled; one alone may have been interrupted.
 _GUESSES = 3
 _MOST_REPEATS = 10_000
+# A sample is made of so many stretches, and ends early after so many times its length: somebody else has the cores,
+# which makes it no clean one, and a longer one would be no cleaner.
+_STRETCHES, _PATIENCE = 4, 4
 # A call this long does not notice the state in which another engine left threads and caches.
 _LONG_SECONDS = 0.2
 
@@ -56,7 +63,8 @@ _LONG_SECONDS = 0.2
 class Contender:
     """One side of a comparison: `call` does the work once, inside the context that `enter` returns (not timed).
 
-    family: the library whose threads do the work; between contenders of different families goes the pause of the first.
+    family: the library whose threads do the work; between contenders of different families goes the
+    pause of the first: as long as its threads spin, and `pause` seconds at most.
     read: makes torch's tensors of what `call` returns, for the check; not timed. None: it returns them.
     """
 
@@ -101,6 +109,10 @@ class Meter:
             with contextlib.suppress(OSError, IndexError, ValueError):
                 total += int(path.read_text().split()[1])
         return total * 1e-9
+
+    def worked(self) -> float:
+        """Seconds that the threads of this process have had a core, all together."""
+        return time.process_time()
 
     def faults(self) -> int:
         """Pages that were mapped on first touch so far: what fresh large outputs cost on every call."""
@@ -188,7 +200,7 @@ def measure(
         this_round = {}
         for contender in order:
             if last is not None and contender.family != last.family:
-                meter.sleep(last.pause)
+                _pause(last.pause, meter)
             last = contender
             this_round[contender.name] = _sample(contender, guesses[contender.name], sample_seconds, meter)
         # Ctrl-C inside a round leaves the rounds before it whole.
@@ -207,6 +219,17 @@ def _settled(clean: list[int], taken: int, rounds: int) -> bool:
     twice the rounds are taken, if it was clean in less than a third of those in which the first contender was.
     """
     return all(count >= rounds or (taken >= 2 * rounds and 3 * count < clean[0]) for count in clean)
+
+
+def _pause(longest: float, meter: Meter) -> None:
+    """Sleep until the threads of this process rest, for at most so many seconds."""
+    slept = 0.0
+    while slept < longest:
+        before = meter.worked()
+        meter.sleep(PAUSE_STEP)
+        slept += PAUSE_STEP
+        if meter.worked() - before < RESTING_SHARE * PAUSE_STEP:
+            return
 
 
 def _order(contenders: Sequence[Contender], shuffle: random.Random) -> list[Contender]:
@@ -232,7 +255,7 @@ def _guess(contender: Contender, meter: Meter) -> float:
 
 def _sample(contender: Contender, guess: float, sample_seconds: float, meter: Meter) -> Sample:
     repeat = max(1, min(_MOST_REPEATS, math.ceil(sample_seconds / guess)))
-    call, steps = contender.call, range(repeat)
+    call, stretch, done = contender.call, range(-(-repeat // _STRETCHES)), 0
     collecting = gc.isenabled()
     with contender.enter():
         if guess < _LONG_SECONDS:
@@ -240,14 +263,17 @@ def _sample(contender: Contender, guess: float, sample_seconds: float, meter: Me
         gc.disable()
         try:
             faults, waited, start = meter.faults(), meter.waited(), meter.seconds()
-            for _ in steps:
-                call()
-            seconds = meter.seconds() - start
+            seconds = 0.0
+            while done < repeat and seconds < _PATIENCE * sample_seconds:
+                for _ in stretch:
+                    call()
+                done += len(stretch)
+                seconds = meter.seconds() - start
             waited, faults = meter.waited() - waited, meter.faults() - faults
         finally:
             if collecting:
                 gc.enable()
-    return Sample(seconds / repeat, waited / max(seconds, 1e-12), faults / repeat)
+    return Sample(seconds / done, waited / max(seconds, 1e-12), faults / done)
 
 
 def median(values: Sequence[float], *, against: float | None = None, decided: bool | None = None) -> Value:

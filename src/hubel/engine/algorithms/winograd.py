@@ -74,7 +74,8 @@ def plan_tiles(problem: Problem, machine: Machine, policy: Policy) -> Plan:
             spec.flops, best.computed, problem.bytes() + 4 * (weights - spec.parameters), best.cycles
         ),
         least_gain=LEAST_GAIN, error_bound=error_bound(form, problem),
-        reason=f"{_called(form)}: {form.saved:.3g} times fewer multiplications",
+        reason=f"{_called(form)}: {form.saved:.3g} times fewer multiplications; an infinity or NaN "
+        f"spreads over tiles of {'×'.join(map(str, form.outputs))} outputs",
     )  # fmt: skip
 
 

@@ -118,7 +118,8 @@ def plan_tiles(problem: Problem, machine: Machine, policy: Policy) -> Plan:
         estimate=Estimate(spec.flops, computed, problem.bytes(), _cycles(spec, machine) / policy.threads),
         least_gain=LEAST_GAIN,
         error_bound=ERROR * error_unit(terms_of(problem)),
-        reason=f"F({OUTPUTS}×{OUTPUTS}, 3×3) transposed: {less:.3g} times fewer multiplications",
+        reason=f"F({OUTPUTS}×{OUTPUTS}, 3×3) transposed: {less:.3g} times fewer multiplications; an infinity or "
+        "NaN spreads over all taps of its channel",
     )  # fmt: skip
 
 
