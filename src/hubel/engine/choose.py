@@ -58,7 +58,9 @@ def candidates(problem: Problem, machine: Machine, policy: Policy) -> tuple[list
     if not plans:
         reasons = "; ".join(f"{refusal.algorithm}: {refusal.reason}" for refusal in refusals)
         raise UnsupportedError(f"no algorithm does {problem}. {reasons}. torch's own kernel does it.")
-    order = _order(problem, machine, policy) if len(plans) > 1 else plans[0].order
+    # Most layers have plans of one order only; asking for it would plan them a second time.
+    one_order = len({plan.order for plan in plans}) == 1
+    order = plans[0].order if one_order else _order(problem, machine, policy)
     return sorted(plans, key=lambda plan: (plan.order != order, plan.cost)), refusals
 
 
@@ -106,10 +108,11 @@ def _asked(algorithm: ModuleType, problem: Problem, machine: Machine, policy: Po
         return Refusal(algorithm.NAME, "reads and writes float32, without an epilogue")
     answer = algorithm.propose(problem, machine, policy)
     rounding = STORED_ERRORS[problem.dtype] if problem.direction is not Direction.WEIGHT_GRADIENT else 0.0
-    if not isinstance(answer, Plan):
+    gathers = problem.layout == "channels_last" and not getattr(algorithm, "CHANNELS_LAST", False)
+    if isinstance(answer, Refusal) or not (gathers or rounding):
         return answer
     estimate = answer.estimate
-    if problem.layout == "channels_last" and not getattr(algorithm, "CHANNELS_LAST", False):
+    if gathers:
         gathered = GATHERED * (prod(problem.spec.input_shape) + prod(problem.spec.output_shape)) / policy.threads
         estimate = replace(estimate, cycles=estimate.cycles + gathered)
     return replace(answer, estimate=estimate, error_bound=answer.error_bound + rounding)
