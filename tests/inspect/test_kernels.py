@@ -111,3 +111,24 @@ def test_a_parametrised_weight_is_seen_as_it_acts_and_goes_without_its_past() ->
     first = net[0]
     assert isinstance(first, nn.Conv2d)
     assert np.array_equal(record.arrays["0"].data, first.weight.detach().numpy())
+
+
+def test_what_is_not_shown_has_its_norm_and_every_shape_its_view() -> None:
+    torch.manual_seed(0)
+    views = {
+        "0": (nn.Conv2d(3, 8, 5), "colour"),
+        "1": (nn.Conv2d(8, 8, 3, groups=8), "depthwise"),
+        "2": (nn.Conv2d(8, 4, 1), "mixing"),
+        "3": (nn.Conv2d(4, 3, 3), "slices"),
+        "4": (nn.Conv3d(3, 2, 3), "volume"),
+        "5": (nn.Conv1d(2, 2, 3), "curve"),
+    }
+    net = nn.Sequential(*[layer for layer, _ in views.values()])
+    record = inspect.kernels(net, most_slices=2)
+    assert {a: record.method["params"]["layers"][a]["view"] for a in views} == {a: v for a, (_, v) in views.items()}
+    whole, shown = views["3"][0].weight.detach().numpy(), record.arrays["3"].data
+    assert shown.shape[1] == 2
+    for k in range(3):
+        rest = np.delete(whole[k], record.arrays["3:slices"].data[k], axis=0)
+        assert record.arrays["3:rest"].data[k] == pytest.approx(np.linalg.norm(rest), rel=1e-5)
+    assert not record.arrays["1:rest"].data.any(), "depthwise kernels are shown whole"

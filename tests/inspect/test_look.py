@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from hubel import inspect
+from hubel.cli import main
 from hubel.errors import UnknownNameError
 from hubel.inspect import ANALYSES, store
 from hubel.inspect.look import ORDER
@@ -140,3 +141,11 @@ def test_unknown_words_answer_with_near_ones() -> None:
         inspect.look(build("plain"), only=["kernel"])
     with pytest.raises(UnknownNameError, match='unknown profile "quik". Did you mean "quick"'):
         inspect.look(build("plain"), profile="quik")
+
+
+def test_the_command_that_clears_the_cache_clears_what_was_seen(capsys: pytest.CaptureFixture[str]) -> None:
+    inspect.look(build("plain"), x_of(4), only=["kernels"])
+    with pytest.raises(SystemExit):
+        main(["cache", "--clear"])
+    assert "removed what was seen of 1 network\n" in capsys.readouterr().out
+    assert store.clear() == 0

@@ -25,7 +25,9 @@ def zoo() -> None:
 
 
 def cache(
-    clear: Annotated[bool, typer.Option("--clear", help="Remove every kernel on disk, and what was measured.")] = False,
+    clear: Annotated[
+        bool, typer.Option("--clear", help="Remove every kernel on disk, what was measured, what was seen.")
+    ] = False,
     export_wisdom: Annotated[Path | None, typer.Option(metavar="FILE", help="Write which plans measured best.")] = None,
     import_wisdom: Annotated[Path | None, typer.Option(metavar="FILE", help="Add what such a file knows.")] = None,
 ) -> None:
@@ -35,8 +37,13 @@ def cache(
     from hubel.engine import wisdom
 
     if clear:
+        from hubel.inspect import store
+
         removed = kernels.clear()
+        looked = store.clear()
         console().print(f"removed {removed} kernel{'' if removed == 1 else 's'}")
+        if looked:
+            console().print(f"removed what was seen of {looked} network{'' if looked == 1 else 's'}")
     if import_wisdom:
         console().print(f"learned {wisdom.import_wisdom(import_wisdom)} plans from {import_wisdom}", soft_wrap=True)
     if export_wisdom:

@@ -46,8 +46,11 @@ def kernels(
     before: an earlier `state_dict()` of the same network.
 
     Arrays, for each layer: `conv1` (kernels, slices, *kernel size), `conv1:kernels` and `conv1:slices` the indices of
-    what is in it, `conv1:before` the same weights earlier. `method.params["layers"]` tells each layer's whole shape and
-    `limit`, the largest |weight| of all that is shown: one symmetric colour scale a layer.
+    what is in it, `conv1:rest` (kernels,) the L2 norm of each kernel's slices that are not, `conv1:before` the same
+    weights earlier. `method.params["layers"]` tells each layer's whole shape; `limit`, the largest |weight| of all that
+    is shown: one symmetric colour scale a layer; and `view`, what its kernels are best drawn as: `colour` (three slices
+    that read the image), `depthwise` (one slice each), `mixing` (1×1: the layer is a matrix), `slices`, `volume` (3-D),
+    `curve` (1-D).
 
     Raises ModelError if there is no convolution, UnknownNameError for a layer that is not there.
     """
@@ -116,6 +119,9 @@ def _add_layer(record: Record, layer: Layer, most: int, slices: int, old: np.nda
     record.arrays[address] = Array(shown)
     record.arrays[f"{address}:kernels"] = Array(kept)
     record.arrays[f"{address}:slices"] = Array(inner)
+    squares = (flat[kept].astype(np.float64) ** 2).sum(2)
+    np.put_along_axis(squares, inner, 0, axis=1)
+    record.arrays[f"{address}:rest"] = Array(np.sqrt(squares.sum(1)).astype(np.float32))
     limit = float(np.abs(shown).max())
     if old is not None:
         earlier = np.take_along_axis(old[kept], inner.reshape(*inner.shape, *[1] * (w.ndim - 2)), axis=1)
@@ -128,7 +134,18 @@ def _add_layer(record: Record, layer: Layer, most: int, slices: int, old: np.nda
         "groups": layer.groups,
         "dilation": layer.dilation and list(layer.dilation),
         "limit": limit,
+        "view": _view(layer, w, first=not record.method["params"]["layers"]),
     }
+
+
+def _view(layer: Layer, w: np.ndarray, first: bool) -> str:
+    if w.ndim != 4:
+        return "curve" if w.ndim == 3 else "volume"
+    if max(w.shape[2:]) == 1:
+        return "mixing"
+    if w.shape[1] == 1:
+        return "depthwise" if layer.groups > 1 else "slices"
+    return "colour" if first and w.shape[1] == 3 else "slices"
 
 
 def _add_rows(record: Record, address: str, w: np.ndarray, old: np.ndarray | None) -> None:

@@ -115,23 +115,31 @@ def _answer(net: nn.Module, x: Tensor) -> object:
 
 
 def _layer(w: np.ndarray) -> dict[str, float | None]:
-    sigma = np.linalg.svd(w.reshape(len(w), -1), compute_uv=False)
-    total, largest = float((sigma**2).sum()), float(sigma[0] ** 2)
+    flat = w.reshape(len(w), -1)
+    total, largest = float((flat**2).sum()), float(_largest(flat))
     stable = total / largest if largest > 0 else None
-    cells: dict[str, float | None] = {"stable_rank": stable, "rank_share": stable / len(sigma) if stable else None}
+    cells: dict[str, float | None] = {"stable_rank": stable, "rank_share": stable / min(flat.shape) if stable else None}
     if w.ndim == 4 and min(w.shape[2:]) > 1:
         k = w.shape[2] * w.shape[3]
-        cells["spatial_error"] = _error(w, spatial(w))
+        cells["spatial_error"] = _left_over(total, _largest(w))
         cells["spatial_macs"] = (w.shape[2] + w.shape[3]) / k
         if w.shape[1] > 1:
-            cells["depthwise_error"] = _error(w, depthwise(w))
+            cells["depthwise_error"] = _left_over(total, _largest(w.reshape(*w.shape[:2], -1).swapaxes(0, 1)))
             cells["depthwise_macs"] = (k + len(w)) / (k * len(w))
     return cells
 
 
-def _error(w: np.ndarray, near: np.ndarray) -> float:
-    norm = float(np.linalg.norm(w))
-    return float(np.linalg.norm(w - near)) / norm if norm > 0 else 0.0
+def _largest(matrices: np.ndarray) -> np.ndarray:
+    """The square of the largest singular value of each matrix (..., m, n), from the smaller of its two Gram
+    matrices."""
+    turned = matrices.swapaxes(-1, -2)
+    gram = matrices @ turned if matrices.shape[-2] <= matrices.shape[-1] else turned @ matrices
+    return np.clip(np.linalg.eigvalsh(gram)[..., -1], 0, None)
+
+
+def _left_over(total: float, kept: np.ndarray) -> float:
+    """‖W − nearest of rank 1, matrix by matrix‖ / ‖W‖, given ‖W‖² and the squares of the largest singular values."""
+    return float(np.sqrt(max(0.0, 1 - float(kept.sum()) / total))) if total > 0 else 0.0
 
 
 def spatial(w: np.ndarray) -> np.ndarray:
