@@ -12,6 +12,7 @@ from torch import nn
 from hubel import zoo
 from hubel.errors import ModelError
 from hubel.zoo.audio import LogMel, mel_filters
+from hubel.zoo.crnn import LSTM
 from hubel.zoo.efficientnet import SamePadding
 from hubel.zoo.layers import StochasticDepth, divisible
 
@@ -149,3 +150,12 @@ def test_inceptions_bring_imagenets_pixels_to_what_tensorflows_weights_want() ->
         torch.testing.assert_close(with_it((pixels - mean) / deviation), plain(2 * pixels - 1), rtol=1e-4, atol=1e-4)
     with pytest.raises(ModelError, match="transform_input is for images of three colours. Received: in_channels=1"):
         zoo.build("inception_v3", in_channels=1, transform_input=True)
+
+
+def test_crnns_lstm_is_torchs() -> None:
+    torch.manual_seed(0)
+    theirs = nn.LSTM(5, 7, bidirectional=True)
+    ours = LSTM(5, 7)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(6, 3, 5)
+    torch.testing.assert_close(ours(x), theirs(x)[0], rtol=0, atol=0)
