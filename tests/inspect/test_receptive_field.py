@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +21,9 @@ from hubel.inspect.receptive_field import Side, field_of, theoretical
 from hubel.inspect.top_patches import box, patch
 from hubel.records import Value
 from tests.inspect.nets import NETS, build
+
+# hubel.inspect.receptive_field is the function.
+receptive_field_module: Any = importlib.import_module("hubel.inspect.receptive_field")
 
 
 def conv(k: int, s: int = 1, d: int = 1, channels: int = 2, first: bool = False) -> nn.Conv2d:
@@ -221,3 +226,22 @@ def test_norms_over_places_see_them_all(make: Callable[[], nn.Module]) -> None:
         assert sides is None, "it takes this size only, so that its field cannot be told from a large one"
     else:
         assert sides is not None and sides[0].whole is whole
+
+
+def test_fields_are_worked_out_once_where_they_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, ...]] = []
+    real = receptive_field_module._theoretical
+
+    def counted(net: nn.Module, x: Tensor, layers: Sequence[str]):
+        asked.append(tuple(layers))
+        return real(net, x, layers)
+
+    monkeypatch.setattr(receptive_field_module, "_theoretical", counted)
+    net, x = Sums(), torch.zeros(1, 1, 30, 30)
+    plain = theoretical(net, x, ["a", "c"])[0]
+    with receptive_field_module.remembering():
+        assert theoretical(net, x, ["a"])[0] == {"a": plain["a"]}
+        assert theoretical(net, x, ["a", "c", "nowhere"])[0] == plain
+        assert theoretical(net, x, ["c", "nowhere"])[0] == {"c": plain["c"]}
+    theoretical(net, x, ["a"])
+    assert asked == [("a", "c"), ("a",), ("c", "nowhere"), ("a",)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from hubel.errors import DataError, HubelError, ModelError, unknown
 from hubel.inspect import profiles
 from hubel.inspect.hooks import evaluating
+from hubel.inspect.receptive_field import remembering
 from hubel.inspect.running import Output, first_line, run
 from hubel.inspect.store import Store, key_of
 from hubel.inspect.sweep import Sweep, sweep
@@ -100,7 +102,9 @@ def look(
         found = Look()
     store = Store(key_of(net, images, labels)) if keep else None
     done = 0
+    stack = ExitStack()
     try:
+        stack.enter_context(remembering())
         for name in names:
             spent = time.monotonic() - start
             options = _options(name, amount, output, pictured, seed, before, None if images is not None else shape)
@@ -122,6 +126,8 @@ def look(
             done += 1
     except KeyboardInterrupt:
         found.status = "interrupted"
+    finally:
+        stack.close()
     found.sampled += [
         f"{record.id}: {item['reason']}"
         for record in found.records

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -157,7 +158,36 @@ def _theory(field: Field | None) -> dict[str, int | None]:
     }
 
 
+_remembered: dict[tuple[int, torch.Size], tuple[dict[str, Field | None], set[str], str]] | None = None
+
+
+@contextmanager
+def remembering() -> Iterator[None]:
+    """Within the block a layer's field is worked out once for each network and size of image: three analyses ask."""
+    global _remembered
+    outer = _remembered
+    try:
+        _remembered = {} if outer is None else outer
+        yield
+    finally:
+        _remembered = outer
+
+
 def theoretical(net: nn.Module, x: Tensor, layers: Sequence[str]) -> tuple[dict[str, Field], set[str], str]:
+    """See `_theoretical`; within `remembering`, what is known is not worked out again."""
+    if _remembered is None:
+        return _theoretical(net, x, layers)
+    known, assumed, refused = _remembered.get((id(net), x.shape), ({}, set(), ""))
+    missing = [address for address in layers if address not in known]
+    if missing:
+        found, more, why = _theoretical(net, x, missing)
+        known, assumed, refused = {**known, **{a: found.get(a) for a in missing}}, assumed | more, refused or why
+        _remembered[id(net), x.shape] = (known, assumed, refused)
+    there = {address: known[address] for address in layers}
+    return {address: field for address, field in there.items() if field is not None}, assumed, refused
+
+
+def _theoretical(net: nn.Module, x: Tensor, layers: Sequence[str]) -> tuple[dict[str, Field], set[str], str]:
     """The field of each layer, by address; functions that were assumed to mix everything; why larger images failed.
 
     x: one image (1, C, H, W); its pixels only decide which way a network with branches in its code goes. A layer whose
