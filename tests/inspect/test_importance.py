@@ -99,6 +99,10 @@ def test_candidates_are_chosen_on_one_half_and_measured_on_the_other() -> None:
     params = record.method["params"]
     assert (params["choosing"], params["measuring"], params["kernels"], params["known"]) == (20, 21, 8, 24)
     assert record.rows[0]["loss_change"].n == 21
+    estimates = record.arrays["conv:taylor"].data
+    assert estimates.shape == record.arrays["conv:first_order"].data.shape == (24,)
+    for row in record.rows:
+        assert row["taylor"] == pytest.approx(estimates[int(row["target"].rpartition(":")[2])], rel=1e-5)
     assert "8 of 24 kernels: 4 by taylor, 4 at random" in record.uncovered[0]["reason"]
     assert {"target": "classes", "reason": "a class of its own needs 30 images, and none has them"} in record.uncovered
     with pytest.raises(DataError, match=r"Half of the images choose .* Received: 1 image\. Pass more, or name"):

@@ -76,8 +76,9 @@ def importance(
     half at random, `drawn`), and effects are measured on the other half. `decided` says that Benjamini-Hochberg over
     everything tested here, classes included, keeps the effect. Where no answer changed, the exact bound stands.
 
-    Arrays (ablation, labelled): `classes` (C,), those with 30 images or more; `class_effect` (kernels, C, 3): mean
-    change of the loss and its interval; `class_decided` (kernels, C).
+    Arrays (ablation): for every layer `conv1:taylor` and `conv1:first_order` (kernels,), so that those that were not
+    removed have an estimate, too. With labels `classes` (C,), those with 30 images or more; `class_effect` (kernels, C,
+    3): mean change of the loss and its interval; `class_decided` (kernels, C).
 
     Source: Molchanov et al. 2019 (arXiv 1906.10771); McNemar 1947; Benjamini and Hochberg 1995.
     """
@@ -190,6 +191,9 @@ def _ablation_rows(
         choosing, measuring = np.sort(order[: len(order) // 2]), np.sort(order[len(order) // 2 :])
     part = None if labels is None else labels[torch.as_tensor(choosing)]
     estimate = taylor(net, images[torch.as_tensor(choosing)], part, output)
+    for address, (square, first) in estimate.items():
+        record.arrays[f"{address}:taylor"] = Array(square.astype(np.float32), "nats²")
+        record.arrays[f"{address}:first_order"] = Array(first.astype(np.float32), "nats")
     if kernels is None and len(known) > most:
         chosen, drawn = choose(known, estimate, most, rng)
         total = f"{len(chosen)} of {len(known):,} kernels: {len(chosen) - len(drawn)} by taylor, {len(drawn)} at random"
