@@ -245,3 +245,20 @@ def test_fields_are_worked_out_once_where_they_are_remembered(monkeypatch: pytes
         assert theoretical(net, x, ["c", "nowhere"])[0] == {"c": plain["c"]}
     theoretical(net, x, ["a"])
     assert asked == [("a", "c"), ("a",), ("c", "nowhere"), ("a",)]
+
+
+def test_a_gate_made_of_maxima_over_channels_keeps_to_its_place() -> None:
+    """Spatial attention (Woo et al. 2018): mean and maximum over channels, a 7×7 convolution, a sigmoid, a product."""
+
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.gate, self.last = conv(3, first=True), nn.Conv2d(2, 1, 7, padding=3), conv(1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            pooled = torch.cat([x.mean(1, keepdim=True), x.max(dim=1, keepdim=True).values], 1)
+            return self.last(x * self.gate(pooled).sigmoid() + x.amax(1).unsqueeze(1))
+
+    fields, assumed, _ = theoretical(Attention(), torch.zeros(1, 1, 24, 24), ["gate", "last"])
+    assert not assumed and [side.extent for side in (*fields["gate"], *fields["last"])] == [9] * 4

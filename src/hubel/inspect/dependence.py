@@ -42,6 +42,7 @@ _OVER_PLACES = frozenset({"group_norm", "instance_norm"})
 _POOLS = frozenset({"max_pool1d", "max_pool2d", "max_pool3d", "lp_pool1d", "lp_pool2d", "boolean_dispatch"})
 _PRODUCTS = frozenset({"matmul", "__matmul__", "bmm", "mm", "linear"})
 _OVER_ONE = frozenset({"softmax", "log_softmax", "softmin", "normalize", "local_response_norm"})
+_REDUCTIONS = frozenset({"max", "min", "amax", "amin", "median", "logsumexp", "prod", "std", "var", "norm"})
 _MIXING = frozenset(
     "scaled_dot_product_attention multi_head_attention_forward cumsum sort einsum fft rfft fft2 ifft2".split()
 )
@@ -95,7 +96,8 @@ class _Rules(TorchFunctionMode):
             # Whoever wrote `x.relu_()` goes on with x: the mark must be found there.
             assert before is not None
             return before.copy_(marked)
-        return (marked, *result[1:]) if isinstance(result, tuple) else marked
+        # torch's named tuples (`x.max(1).values`) are made of one sequence, as plain ones are.
+        return type(result)([marked, *result[1:]]) if isinstance(result, tuple) else marked
 
     def _marks(self, name: str, args: Any, kwargs: Any, sources: list[Tensor], value: Tensor) -> Marks:
         x = sources[0]
@@ -113,6 +115,8 @@ class _Rules(TorchFunctionMode):
                 "dim", args[1] if len(args) > 1 and name in ("softmax", "log_softmax", "softmin") else None
             )
             return _over((1 if dim is None else int(dim),), len(sources))
+        if name in _REDUCTIONS and (axes := _axes(args, kwargs, x)) is not None:
+            return _reduced(axes, x, len(sources))
         if name in _OVER_PLACES:
             # Groups of channels are one here: too much by channel, the same by place.
             return _over(tuple(range(1, x.ndim)), len(sources))
@@ -141,6 +145,27 @@ def _over(axes: tuple[int, ...], sources: int, shapes: list[torch.Size] | None =
         if shapes is None:
             return (some.expand(mark.shape), *[None] * (sources - 1))
         return tuple(mark.amax().expand(shape) for shape in shapes)
+
+    return marks
+
+
+def _axes(args: Any, kwargs: Any, x: Tensor) -> tuple[int, ...] | None:
+    """The axes that a reduction goes over, counted from 0; None if it goes over all or the call says it otherwise."""
+    dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+    dims = [dim] if isinstance(dim, int) else dim
+    if not isinstance(dims, (list, tuple)) or not dims or not all(isinstance(d, int) for d in dims):
+        return None
+    return tuple(sorted(d % x.ndim for d in dims))
+
+
+def _reduced(axes: tuple[int, ...], x: Tensor, sources: int) -> Marks:
+    """A maximum over channels depends on all channels of its place, and on no other place."""
+
+    def marks(mark: Tensor) -> tuple[Tensor | None, ...]:
+        if mark.ndim < x.ndim:
+            for axis in axes:
+                mark = mark.unsqueeze(axis)
+        return (mark.expand(x.shape), *[None] * (sources - 1))
 
     return marks
 

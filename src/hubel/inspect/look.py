@@ -39,7 +39,7 @@ ORDER = (
 )  # fmt: skip
 WITHOUT_IMAGES = frozenset({"kernels", "checkerboard", "dead_kernels", "redundancy", "training_history"})
 SHARED = frozenset({"top_patches", "dead_kernels", "similarity", "contributions", "cost", "redundancy", "importance"})
-PICTURED = frozenset({"contributions", "attribution"})
+PICTURED = frozenset({"contributions", "attribution"})  # take `pictured` themselves
 NEEDS_DATA = "it needs images; none were given: --data, or images= in Python"
 
 
@@ -92,15 +92,11 @@ def look(
     start, amount = time.monotonic(), profiles.profile_named(profile)
     names = [name for name in (ORDER if only is None else only) if name in analyses]
     tell = progress or (lambda done, total, stage: None)
-    if images is not None and len(images) > amount.images:
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[: amount.images]
-        chosen = order.sort().values
-        total, images = len(images), images[chosen]
-        labels = None if labels is None else labels[chosen]
-        found = Look(sampled=[f"{amount.images} of {total:,} images were drawn with seed {seed}"])
-    else:
-        found = Look()
+    images, labels, sampled = _drawn(images, labels, amount.images, seed)
+    found = Look(sampled=sampled)
     store = Store(key_of(net, images, labels)) if keep else None
+    # The shared pass counts as one step of the bar.
+    total = len(names) + int(images is not None and bool(SHARED & set(names)))
     done = 0
     stack = ExitStack()
     try:
@@ -110,16 +106,24 @@ def look(
             options = _options(name, amount, output, pictured, seed, before, None if images is not None else shape)
             # Of earlier weights and of snapshots only the caller knows whether they are the same.
             kept = None if name == "training_history" or "before" in options else store
-            told = {**options, "profile": profile, "engine": is_enabled(), "threads": torch.get_num_threads()}
+            told = {
+                **options,
+                "pictured": tuple(pictured),
+                "profile": profile,
+                "engine": is_enabled(),
+                "threads": torch.get_num_threads(),
+            }
             record = None if kept is None else kept.read(name, told)
             if record is None and time_budget is not None and spent > time_budget:
                 reason = f"the time budget of {time_budget:g} s was spent; --only {name} runs it alone"
                 record = Record(name, name, status="insufficient_data", reason=reason)
             elif record is None:
                 if name in SHARED and images is not None and found.sweep is None:
-                    found.sweep = _shared(net, images, output, seed, store, tell, done, len(names))
-                tell(done, len(names), name.replace("_", " "))
-                record = _one(name, analyses[name], net, images, labels, options, found.sweep, snapshots, profile)
+                    found.sweep = _shared(net, images, output, seed, store, tell, done, total)
+                tell(done + int(found.sweep is not None), total, name.replace("_", " "))
+                record = _one(
+                    name, analyses[name], net, images, labels, options, found.sweep, snapshots, profile, pictured
+                )
                 if kept is not None and record.status != "failed":
                     kept.write(name, told, record)
             found.records.append(record)
@@ -128,17 +132,30 @@ def look(
         found.status = "interrupted"
     finally:
         stack.close()
-    found.sampled += [
-        f"{record.id}: {item['reason']}"
-        for record in found.records
-        for item in record.uncovered
-        if item["reason"].startswith(("tried for", "removed were", "whether they are was tried"))
-    ]
+    found.sampled += _sampled(found.records)
     if found.sampled and profile == "quick":
         found.sampled.append("--profile full looks at all of it, and goes on where it was stopped")
-    tell(len(names), len(names), "looked")
+    tell(total, total, "looked")
     found.seconds = time.monotonic() - start
     return found
+
+
+def _drawn(
+    images: Tensor | None, labels: Tensor | None, most: int, seed: int
+) -> tuple[Tensor | None, Tensor | None, list[str]]:
+    """At most so many images, with their labels; a sentence if that is not all of them."""
+    if images is None or len(images) <= most:
+        return images, labels, []
+    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:most].sort().values
+    said = f"{most} of {len(images):,} images were drawn with seed {seed}"
+    return images[chosen], None if labels is None else labels[chosen], [said]
+
+
+def _sampled(records: Sequence[Record]) -> list[str]:
+    """What analyses say that they did not look at."""
+    heads = ("tried for", "removed were", "whether they are was tried")
+    reasons = [(record.id, item["reason"]) for record in records for item in record.uncovered]
+    return [f"{name}: {reason}" for name, reason in reasons if reason.startswith(heads)]
 
 
 def estimate(net: nn.Module, images: Tensor, *, profile: str = "quick", only: Sequence[str] | None = None) -> float:
@@ -221,6 +238,7 @@ def _one(
     shared: Sweep | None,
     snapshots: Snapshots | None,
     profile: str,
+    pictured: Sequence[int],
 ) -> Record:
     if images is None and name not in WITHOUT_IMAGES and "shape" not in options:
         return Record(name, name, status="not_applicable", reason=NEEDS_DATA)
@@ -231,7 +249,8 @@ def _one(
             return analysis(net, **options)
         if name in ("feature_maps", "one_number"):
             assert images is not None
-            return analysis(net, images[0] if name == "one_number" else images[:2], **options)
+            first = [i for i in pictured if 0 <= i < len(images)][:2] or [0]
+            return analysis(net, images[first[0]] if name == "one_number" else images[first], **options)
         if name == "training_history":
             return analysis(net, snapshots=snapshots)
         if name in ("importance", "ablation") and images is not None:
