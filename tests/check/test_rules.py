@@ -87,6 +87,15 @@ def test_a_healthy_network_is_clean() -> None:
     assert not run(Net(), x_of(), keep=False).failed(strict=True)
 
 
+def test_learned_weights_with_even_overlap_are_no_checkerboard_and_made_up_for_uneven_overlap_neither() -> None:
+    even = nn.Sequential(nn.ConvTranspose2d(3, 4, 4, 2), nn.ReLU())
+    assert found_in(even, select=["HB401"]) == []
+    made_up = nn.Sequential(nn.ConvTranspose2d(1, 1, 3, 2, bias=False))
+    with torch.no_grad():  # a tent: every phase sums to one
+        made_up[0].weight[0, 0] = torch.outer(torch.tensor([0.5, 1, 0.5]), torch.tensor([0.5, 1, 0.5]))  # type: ignore[index,operator]
+    assert found_in(made_up, select=["HB401"]) == []
+
+
 def test_words_and_effects() -> None:
     (finding,) = found_in(plant("HB101"), x_of())
     assert finding.message == (

@@ -9,28 +9,24 @@ from hubel.records import Finding
 
 # Of the phases' mean size: below this a pattern is not seen.
 VISIBLE = 0.1
-REMEDY = (
-    "Use a kernel size that the stride divides, or resize and convolve instead (Odena et al. 2016); with even overlap, "
-    "initialise the weights to be equal in every phase."
-)
+REMEDY = "Use a kernel size that the stride divides, or resize and convolve instead (Odena et al. 2016)."
 
 
 def checkerboard(facts: Facts) -> Iterator[Finding]:
-    """A transposed convolution whose answer to ones varies with the phase by more than a tenth, in half of its
-    kernels."""
+    """A transposed convolution whose overlap is uneven, and whose weights do not make up for it: the answer to ones
+    varies with the phase by more than a tenth in half of its kernels. (Where the overlap is even, kernels that differ by
+    phase are what learning to draw looks like.)"""
     for row in facts.rows("checkerboard"):
-        if row["transposed"] and row["variation"] > VISIBLE:
-            uneven = (
-                "its kernel is no multiple of its stride" if row["kernel_mod_stride"] else "its weights differ by phase"
-            )
+        if row["transposed"] and row["overlap_variation"] > 0 and row["variation"] > VISIBLE:
             yield finding(
                 facts,
                 "HB401",
                 "checkerboard",
                 "warning",
                 [row["target"]],
-                f"{row['target']} enlarges, and {uneven}: flat inputs come out with a pattern of "
-                f"{row['variation']:.0%} of their size (median over kernels).",
+                f"{row['target']} enlarges with a kernel that is no multiple of its stride, and its weights do not make up "
+                f"for it: flat inputs come out with a pattern of {row['variation']:.0%} of their size (median over "
+                "kernels).",
                 record="checkerboard",
                 column="variation",
                 remedy=REMEDY,
