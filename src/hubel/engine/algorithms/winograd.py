@@ -88,12 +88,13 @@ def _declined(problem: Problem, policy: Policy) -> str:
         return "strict allows direct algorithms only"
     if set(spec.stride) | set(spec.dilation) != {1}:
         return "does stride 1 and dilation 1"
+    # Before the forms, whose matrices of fractions take milliseconds: depthwise layers need none of them.
+    if not enough_channels(problem):
+        return f"transforms take as long as they save with fewer than {LEAST_CHANNELS} channels a group"
     if not forms(spec.kernel_size):
         return f"kernels of {'×'.join(map(str, spec.kernel_size))} have no form that saves multiplications accurately"
     if not allowed(problem, policy):
         return f"its error is too large for {policy.accuracy}"
-    if not enough_channels(problem):
-        return f"transforms take as long as they save with fewer than {LEAST_CHANNELS} channels a group"
     if 0 in (*spec.input_shape, *spec.output_shape):
         return "there are no outputs"
     return ""
