@@ -14,8 +14,8 @@ REMEDY = "Use a kernel size that the stride divides, or resize and convolve inst
 
 def checkerboard(facts: Facts) -> Iterator[Finding]:
     """A transposed convolution whose overlap is uneven, and whose weights do not make up for it: the answer to ones
-    varies with the phase by more than a tenth in half of its kernels. (Where the overlap is even, kernels that differ by
-    phase are what learning to draw looks like.)"""
+    varies with the phase by more than a tenth in half of its kernels. (Where the overlap is even, kernels that differ
+    by phase are what learning to draw looks like.)"""
     for row in facts.rows("checkerboard"):
         if row["transposed"] and row["overlap_variation"] > 0 and row["variation"] > VISIBLE:
             yield finding(
@@ -24,8 +24,8 @@ def checkerboard(facts: Facts) -> Iterator[Finding]:
                 "checkerboard",
                 "warning",
                 [row["target"]],
-                f"{row['target']} enlarges with a kernel that is no multiple of its stride, and its weights do not make up "
-                f"for it: flat inputs come out with a pattern of {row['variation']:.0%} of their size (median over "
+                f"{row['target']} enlarges with a kernel that is no multiple of its stride, and its weights do not make "
+                f"up for it: flat inputs come out with a pattern of {row['variation']:.0%} of their size (median over "
                 "kernels).",
                 record="checkerboard",
                 column="variation",
