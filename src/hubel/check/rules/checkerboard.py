@@ -25,8 +25,8 @@ def checkerboard(facts: Facts) -> Iterator[Finding]:
                 "warning",
                 [row["target"]],
                 f"{row['target']} enlarges with a kernel that is no multiple of its stride, and its weights do not "
-                f"make up for it: flat inputs come out with a pattern of {row['variation']:.0%} of their size (median over "
-                "kernels).",
+                f"make up for it: flat inputs come out with a pattern of {row['variation']:.0%} of their size "
+                "(median over kernels).",
                 record="checkerboard",
                 column="variation",
                 remedy=REMEDY,
