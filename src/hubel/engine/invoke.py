@@ -31,7 +31,8 @@ class Invocation:
     """Runs one problem on tensors with fixed strides. Holds no tensor; may be used by several threads at once.
 
     packed_bytes: size of the packed weights (0: the kernel reads them as they are). packing_key: equal keys mean the
-    same packed layout of the same weight, whatever the image size.
+    same packed layout of the same weight, whatever the image size. jobs, shared_bytes, scratch_bytes: for whoever runs
+    it as a part of a longer list; the jobs' words point into this object.
     """
 
     def __init__(self, plan: Plan, x: Strides, w: Strides, y: Strides) -> None:
@@ -43,13 +44,14 @@ class Invocation:
         self.packing_key = bound.packing_key
         self._serial = plan.estimate.computed < SERIAL_FLOPS and plan.estimate.bytes < SERIAL_BYTES
         self._flush = 0 if plan.policy.accuracy == "strict" else 1
-        self._shared, self._scratch = 4 * bound.shared, 4 * bound.scratch
-        self._jobs = _block(bound.jobs, libraries, bound.tables)
-        self._packing = _block(bound.packing, libraries, bound.tables)
+        self.shared_bytes, self.scratch_bytes = 4 * bound.shared, 4 * bound.scratch
+        self.jobs = _native(bound.jobs, libraries)
+        self._jobs = Block(self.jobs, keep=(bound.tables, libraries))
+        self._packing = Block(_native(bound.packing, libraries), keep=(bound.tables, libraries))
 
     def pack(self, weight: int, packed: int, threads: int = 1) -> None:
         """Write the packed form of the weights at address `weight` to address `packed`."""
-        launch(self._packing.address, weight, packed, 0, 0, threads, 0, self._scratch, self._flush)
+        launch(self._packing.address, weight, packed, 0, 0, threads, 0, self.scratch_bytes, self._flush)
 
     def __call__(self, p0: int, p1: int, p2: int, p3: int, threads: int = 1) -> None:
         """Run on base addresses.
@@ -59,12 +61,12 @@ class Invocation:
         """
         if self._serial:
             threads = 1
-        launch(self._jobs.address, p0, p1, p2, p3, threads, self._shared, self._scratch, self._flush)
+        launch(self._jobs.address, p0, p1, p2, p3, threads, self.shared_bytes, self.scratch_bytes, self._flush)
 
     def prebound(self, threads: int = 1) -> Callable[[int, int, int, int], None]:
         """`__call__` with everything decided but the base addresses, for callers that count microseconds."""
         threads = 1 if self._serial else threads
-        return prebound(self._jobs, threads, self._shared, self._scratch, self._flush)
+        return prebound(self._jobs, threads, self.shared_bytes, self.scratch_bytes, self._flush)
 
     def launch_words(self, threads: int = 1) -> tuple[int, int, int, int, int]:
         """(address of the block, threads, bytes of shared scratch, of a thread's, whether denormals are flushed): what
@@ -89,9 +91,8 @@ def _check_workspace(plan: Plan, size: int) -> None:
         )
 
 
-def _block(jobs: tuple[PlannedJob, ...], libraries: dict[str, Library], tables: tuple[object, ...]) -> Block:
-    native = [Job(libraries[job.kernel].address("kernel"), job.items, job.chunk, job.words) for job in jobs]
-    return Block(native, keep=(tables, libraries))
+def _native(jobs: tuple[PlannedJob, ...], libraries: dict[str, Library]) -> list[Job]:
+    return [Job(libraries[job.kernel].address("kernel"), job.items, job.chunk, job.words) for job in jobs]
 
 
 @lru_cache(maxsize=4096)

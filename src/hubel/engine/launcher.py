@@ -50,11 +50,6 @@ copy:
   %own = alloca i64, i64 %length, align 64
   %bytes = shl i64 %length, 3
   call void @llvm.memcpy.p0.p0.i64(ptr align 8 %own, ptr align 8 %block, i64 %bytes, i1 false)
-  %lines = add i64 %jobs_count, 3                ; a cache line each: a counter a job, then the state of the team
-  %line_words = shl i64 %lines, 3
-  %counters = alloca i64, i64 %line_words, align 64
-  %line_bytes = shl i64 %line_words, 3
-  call void @llvm.memset.p0.i64(ptr align 64 %counters, i8 0, i64 %line_bytes, i1 false)
   br label %fill
 
 fill:                                            ; base pointers into every job
@@ -82,8 +77,56 @@ fill_body:
   br label %fill
 
 start:
-  %region = alloca %Region, align 64
   %jobs = getelementptr i64, ptr %own, i64 1
+  call void @begin(ptr %jobs, i64 %jobs_count, i1 %splits, i64 %threads, i64 %shared_bytes, i64 %stride, i64 %flush,
+                   ptr %scratch)
+  ret void
+}
+
+; A block whose jobs have their base pointers already. It is worked on where it lies, so it runs once at a time.
+define void @run_placed(ptr %block, i64 %threads, i64 %shared_bytes, i64 %stride, i64 %flush, ptr %scratch) #0 {
+entry:
+  %jobs_count = load i64, ptr %block
+  br label %fill
+
+fill:                                            ; scratch into every job, and whether any can be split at all
+  %filled = phi i64 [ 0, %entry ], [ %filled_next, %fill_body ]
+  %offset = phi i64 [ 1, %entry ], [ %offset_next, %fill_body ]
+  %splits = phi i1 [ false, %entry ], [ %splits_next, %fill_body ]
+  %fill_more = icmp ult i64 %filled, %jobs_count
+  br i1 %fill_more, label %fill_body, label %start
+fill_body:
+  %head = getelementptr i64, ptr %block, i64 %offset
+  %items_at = getelementptr i64, ptr %head, i64 1
+  %items = load i64, ptr %items_at
+  %chunk_at = getelementptr i64, ptr %head, i64 2
+  %chunk = load i64, ptr %chunk_at
+  %args_count_at = getelementptr i64, ptr %head, i64 3
+  %args_count = load i64, ptr %args_count_at
+  %args4 = getelementptr i64, ptr %head, i64 8
+  store ptr %scratch, ptr %args4
+  %head_splits = icmp sgt i64 %items, %chunk
+  %splits_next = or i1 %splits, %head_splits
+  %job_length = add i64 %args_count, 4
+  %offset_next = add i64 %offset, %job_length
+  %filled_next = add i64 %filled, 1
+  br label %fill
+
+start:
+  %jobs = getelementptr i64, ptr %block, i64 1
+  call void @begin(ptr %jobs, i64 %jobs_count, i1 %splits, i64 %threads, i64 %shared_bytes, i64 %stride, i64 %flush,
+                   ptr %scratch)
+  ret void
+}
+
+define internal void @begin(ptr %jobs, i64 %jobs_count, i1 %splits, i64 %threads, i64 %shared_bytes, i64 %stride,
+                            i64 %flush, ptr %scratch) #0 {
+  %lines = add i64 %jobs_count, 3                ; a cache line each: a counter a job, then the state of the team
+  %line_words = shl i64 %lines, 3
+  %counters = alloca i64, i64 %line_words, align 64
+  %line_bytes = shl i64 %line_words, 3
+  call void @llvm.memset.p0.i64(ptr align 64 %counters, i8 0, i64 %line_bytes, i1 false)
+  %region = alloca %Region, align 64
   %region0 = insertvalue %Region poison, ptr %jobs, 0
   %region1 = insertvalue %Region %region0, i64 %jobs_count, 1
   %region2 = insertvalue %Region %region1, ptr %counters, 2

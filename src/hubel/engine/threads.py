@@ -6,7 +6,7 @@ pool (so that the process has one pool, and a core never two busy threads), and 
 items of a job fall into a range for each thread, which hands them out in chunks through an atomic counter; who has
 finished its own range helps with the others', which stays fair when a core is taken away; between two jobs lies a
 barrier. A thread so meets the same part of a tensor in every launch, in its own caches. With one thread there is no
-region and no barrier.
+region and no barrier. ``run_placed`` does the same with a block whose jobs have base pointers of their own.
 
     block:  number of jobs; then for each job  kernel address, items, chunk, number of words in args, args...
     args:   words 0..3 the base pointers p0..p3, word 4 the scratch shared by all threads, the kernel's own from word 5
@@ -58,14 +58,17 @@ class Block:
     """The jobs of one launch as native words; ``address`` is what ``launch`` takes.
 
     keep: objects whose memory or code the words point to (tables, Libraries); they live as long as the block.
+    pointers_at: for each job where in `words` its base pointers are, for whoever places them (`launch_placed`).
     """
 
     def __init__(self, jobs: Sequence[Job], keep: Sequence[object] = ()) -> None:
         words = [len(jobs)]
+        self.pointers_at = []
         for job in jobs:
             if job.chunk < 1 or job.items < 0:
                 raise ValueError(f"a job needs chunk >= 1 and items >= 0, got chunk={job.chunk}, items={job.items}")
             words += [job.kernel, job.items, job.chunk, RESERVED_WORDS + len(job.args)]
+            self.pointers_at.append(len(words))
             words += [0] * RESERVED_WORDS + list(job.args)
         self.words = np.array(words, dtype=np.int64)
         self.address = self.words.ctypes.data
@@ -125,6 +128,19 @@ def prebound(
         _run(address, p0, p1, p2, p3, 1, shared_bytes, scratch_stride, ftz, _arena.address)
 
     return run_alone
+
+
+def launch_placed(block_address: int, threads: int, shared_bytes: int, scratch_stride: int, ftz: int) -> None:
+    """`launch` of a block in which every job has base pointers of its own: a whole network in one region.
+
+    The block is written to: it may run once at a time.
+    """
+    if threads > _team_limit:
+        threads = _team(threads)
+    need = shared_bytes + threads * (scratch_stride + ALIGNMENT)
+    if need > _arena.size:
+        _arena.grow(need)
+    _run_placed(block_address, threads, shared_bytes, scratch_stride, ftz, _arena.address)
 
 
 def pool() -> Pool:
@@ -238,6 +254,15 @@ def _first_run(*arguments: int) -> None:
 
 
 _run: Callable[..., None] = _first_run
+
+
+def _first_run_placed(*arguments: int) -> None:
+    global _run_placed
+    _run_placed = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 6)(_library().address("run_placed"))
+    _run_placed(*arguments)
+
+
+_run_placed: Callable[..., None] = _first_run_placed
 
 
 def _after_fork_in_child() -> None:

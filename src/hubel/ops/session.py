@@ -1,0 +1,206 @@
+"""`hubel.Session`: a network captured once, its weights frozen, that starts in microseconds.
+
+    run = hubel.Session(net, x)         captured in evaluation mode; x: an example of its input, any batch size
+    y = run(x)                          tensors or numpy arrays; what goes in decides what comes out
+    run.refresh()                       take the weights over as they are now
+    run.save("net.hubel")               graph and weights; hubel.Session.load runs it without the model's code
+
+A Session may be called by several threads at once. Batch and image size are free within what the network allows: each
+size is planned once, and kernels are compiled only for size classes that are new.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hubel.errors import ModelError, unknown
+from hubel.graph import Graph, Network
+from hubel.graph.network import Input
+from hubel.graph.program import Program
+from hubel.ops import accuracy
+from hubel.ops.foreign import TorchHost
+from hubel.ops.forward import empty
+from hubel.ops.trace import Captured, captured
+
+Memory = Literal["fast", "small"]
+_MEMORY = ("fast", "small")
+
+
+class Session:
+    """Runs a network for inference. See the module.
+
+    net: a module, captured as it is in evaluation mode and left as it was. x: an example of its input, or a tuple of
+    them. memory: "fast" keeps packed weights and arenas for every size that came by; "small" keeps them for the last
+    one only.
+
+    Raises ModelError for a network that torch cannot capture, UnknownNameError for another `memory`.
+    """
+
+    def __init__(self, net: nn.Module, x: Any, *, memory: Memory = "fast") -> None:
+        if memory not in _MEMORY:
+            raise unknown("memory of a Session", memory, _MEMORY)
+        examples = tuple(_tensor(value) for value in (x if isinstance(x, tuple | list) else (x,)))
+        self._made(captured(net, examples), net, memory)
+
+    def _made(self, capture: Captured, net: nn.Module | None, memory: Memory) -> None:
+        self._capture, self._net, self._memory = capture, net, memory
+        self._network = self._new_network(capture.graph)
+        self._calls: dict[Any, _Call] = {}
+
+    def _new_network(self, graph: Graph) -> Network:
+        network = Network(graph, TorchHost(), accuracy.policy(1), small=self._memory == "small")
+        if self._net is not None:
+            network.own()
+        return network
+
+    def __call__(self, *inputs: Any) -> Any:
+        """The network's outputs for these inputs: in the same structure, as numpy arrays if arrays went in.
+
+        Raises ModelError for inputs of another number, dtype or size than the network takes.
+        """
+        threads = torch.get_num_threads()
+        if len(inputs) == 1 and type(inputs[0]) is Tensor:
+            call = self._calls.get((inputs[0].shape, threads))
+            if call is not None:
+                return call.one(inputs[0])
+        return self._general(inputs, threads)
+
+    def _general(self, inputs: Sequence[Any], threads: int) -> Any:
+        given = self._network.graph.inputs
+        if len(inputs) != len(given):
+            raise ModelError(f"this network takes {len(given)} inputs. Received: {len(inputs)}. Pass one of each.")
+        tensors = [_checked(value, name, want) for value, (name, want) in zip(inputs, given.items(), strict=True)]
+        key = (*(tensor.shape for tensor in tensors), threads)
+        call = self._calls.get(key)
+        if call is None:
+            program = self._network.program([tuple(t.shape) for t in tensors], threads)
+            call = _Call(program, self._capture.structure)
+            if self._memory == "small":
+                self._calls.clear()
+            while len(self._calls) >= 64:
+                self._calls.pop(next(iter(self._calls)), None)
+            self._calls[key] = call
+        result = call(tensors)
+        return _arrays(result) if any(isinstance(value, np.ndarray) for value in inputs) else result
+
+    def refresh(self) -> Session:
+        """Take over the network's weights as they are now, and return the Session.
+
+        Raises ModelError if the network is gone (a loaded Session has none) or its tensors changed their shapes.
+        """
+        if self._net is None:
+            raise ModelError("refresh() reads the network again. Received: a Session that was loaded. Make a new one.")
+        self._network = self._new_network(self._capture.with_weights_of(self._net))
+        # Calls that are under way keep the weights that they began with.
+        self._calls = {}
+        return self
+
+    @property
+    def graph(self) -> Graph:
+        """The network as it runs: folded and fused. Prints as a list of nodes."""
+        return self._network.graph
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write graph and weights to one `.hubel` file. Raises ModelError for operators that no file may name."""
+        from hubel.ops.hubel_file import write
+
+        write(path, self._network, self._capture.structure)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, memory: Memory = "fast") -> Session:
+        """The Session of a `.hubel` file. Nothing in it is executed; everything in it is checked.
+
+        Raises ModelError for a file that is none, is damaged, or names what a file may not.
+        """
+        from hubel.ops.hubel_file import read
+
+        if memory not in _MEMORY:
+            raise unknown("memory of a Session", memory, _MEMORY)
+        session = cls.__new__(cls)
+        graph, structure = read(path)
+        session._made(Captured(graph, structure, {}), None, memory)
+        return session
+
+    def __repr__(self) -> str:
+        given = ", ".join(str(value) for value in self._network.graph.inputs.values())
+        return f"Session({given}; {len(self._network.graph.nodes)} nodes)"
+
+
+class _Call:
+    """A call with tensors of known sizes: what is left is to allocate the outputs and start."""
+
+    def __init__(self, program: Program, structure: Any) -> None:
+        self.program = program
+        self._run = program.run
+        self._outputs = [
+            None if place is None else (place.shape, place.strides) for place in program.outputs
+        ]
+        self._rebuild: Callable[[list[Any]], Any] = _rebuilder(structure)
+        self._single = structure == 0 and self._outputs[0] is not None
+
+    def one(self, x: Tensor) -> Any:
+        if x.dtype is not torch.float32 or not x.is_contiguous() or x.device.type != "cpu":
+            x = _ready(x)
+        if self._single:
+            y = empty(*self._outputs[0], torch.float32)  # type: ignore[misc]
+            self._run((x.data_ptr(), y.data_ptr()), (x,))
+            return y
+        return self([x])
+
+    def __call__(self, tensors: Sequence[Tensor]) -> Any:
+        tensors = [_ready(x) for x in tensors]
+        outputs = [None if o is None else empty(*o, torch.float32) for o in self._outputs]
+        pointers = [x.data_ptr() for x in tensors] + [0 if y is None else y.data_ptr() for y in outputs]
+        with torch.no_grad():
+            made = self._run(pointers, tensors)
+        return self._rebuild([y if y is not None else m for y, m in zip(outputs, made, strict=True)])
+
+
+def _ready(x: Tensor) -> Tensor:
+    """The tensor as kernels read it: contiguous, on the CPU, without a conjugate or negative bit."""
+    if x.device.type != "cpu":
+        raise ModelError(f"a Session runs on the CPU. Received: a tensor on {x.device}. Pass it as `x.cpu()`.")
+    return x.detach().resolve_neg().contiguous()
+
+
+def _checked(value: Any, name: str, want: Input) -> Tensor:
+    tensor = _tensor(value)
+    if str(tensor.dtype) != f"torch.{want.dtype}":
+        raise ModelError(f"input {name} is {want}. Received: {tensor.dtype}. Convert it with `.to(torch.{want.dtype})`.")
+    return tensor
+
+
+def _tensor(value: Any) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, np.ndarray):
+        # torch takes no negative strides, and warns of what may not be written.
+        return torch.from_numpy(np.require(np.ascontiguousarray(value), requirements="W"))
+    raise ModelError(f"a Session takes tensors or numpy arrays. Received: {type(value).__name__}. Convert it.")
+
+
+def _rebuilder(structure: Any) -> Callable[[list[Any]], Any]:
+    """From the list of outputs to what the network returns. structure: an index, or a list or dict of structures."""
+
+    def build(part: Any, values: list[Any]) -> Any:
+        if isinstance(part, Mapping):
+            return {key: build(value, values) for key, value in part.items()}
+        if isinstance(part, tuple | list):
+            return type(part)(build(value, values) for value in part)
+        return values[part]
+
+    return lambda values: build(structure, values)
+
+
+def _arrays(result: Any) -> Any:
+    if isinstance(result, Tensor):
+        return result.numpy()
+    if isinstance(result, Mapping):
+        return {key: _arrays(value) for key, value in result.items()}
+    return type(result)(_arrays(value) for value in result)
