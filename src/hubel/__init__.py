@@ -8,6 +8,7 @@
     y = hubel.conv2d(x, w, b)            one convolution; also conv1d, conv3d, conv_transpose1d/2d/3d
     net = hubel.nn.swap(net)             torch's layers become Hubel's; hubel.nn.restore(net)
     print(hubel.plan(net, x))            a row a convolution: what will run, and why
+    run = hubel.Session(net, x); y = run(x)   a whole network, fused and frozen; run.save("net.hubel")
     run = hubel.lab.train("lenet5", "mnist");  hubel.report(run.model, "mnist", out="report.html")
 
 Importing this module stays cheap: what needs more than torch and the engine is imported when it is first named.
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from hubel import check, convert, data, inspect, lab, nn, report, zoo
     from hubel.engine.wisdom import export_wisdom, import_wisdom
     from hubel.inspect.plan import plan
+    from hubel.ops.session import Session
 
 __version__ = "0.1.0"
 
@@ -39,14 +41,15 @@ __all__ = [
     "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
     "nn", "set_accuracy", "set_deterministic", "set_planning", "warmup", "repack", "cache_info", "exclude", "include",
     "export_wisdom", "import_wisdom",
-    "plan", "zoo", "data", "convert", "inspect", "lab", "check", "report",
+    "Session", "plan", "zoo", "data", "convert", "inspect", "lab", "check", "report",
     "HubelError",
 ]  # fmt: skip
 
 # Imported when they are first named: where each of them is.
 _LAZY = {
     "nn": "hubel.nn", "zoo": "hubel.zoo", "data": "hubel.data", "convert": "hubel.convert", "inspect": "hubel.inspect",
-    "lab": "hubel.lab", "check": "hubel.check", "report": "hubel.report", "plan": "hubel.inspect.plan:plan",
+    "lab": "hubel.lab", "check": "hubel.check", "Session": "hubel.ops.session:Session", "report": "hubel.report",
+    "plan": "hubel.inspect.plan:plan",
     "export_wisdom": "hubel.engine.wisdom:export_wisdom", "import_wisdom": "hubel.engine.wisdom:import_wisdom",
 }  # fmt: skip
 

@@ -18,7 +18,7 @@ from hubel.engine import threads as threads_module
 from hubel.engine.compile import Library, compiled, emit_assembly, emit_object
 from hubel.engine.launcher import launcher_ir
 from hubel.engine.machine import MACHINES, Machine
-from hubel.engine.threads import RESERVED_WORDS, Block, Job, find_openmp, launch, pool
+from hubel.engine.threads import RESERVED_WORDS, Block, Job, find_openmp, launch, launch_placed, pool
 from hubel.errors import UnsupportedError
 from tests.engine.native import add_ir, finish, start
 
@@ -271,6 +271,22 @@ def test_the_arena_grows_only_when_asked() -> None:
 
 
 @linux
+@pytest.mark.parametrize("threads", [1, TEAM])
+def test_placed_jobs_have_pointers_of_their_own(threads: int) -> None:
+    x, y, z = (np.arange(500, dtype=np.float32) + i for i in range(3))
+    block = Block([Job(ADD, 500, 7), Job(MIRROR, 500, 7, [500]), Job(ADD, 500, 600)])
+    for at, pointers in zip(block.pointers_at, ((x, x), (x, y), (z, z)), strict=True):
+        block.words[at : at + 2] = [p.ctypes.data for p in pointers]
+    mirrored = x + 1 + (x + 1)[::-1]
+    launch_placed(block.address, threads, 64, 64, 0)
+    np.testing.assert_array_equal(x, np.arange(500) + 1)
+    np.testing.assert_array_equal(y, mirrored)
+    np.testing.assert_array_equal(z, np.arange(500) + 3)
+    # Again, in the same block.
+    launch_placed(block.address, threads, 0, 0, 0)
+    np.testing.assert_array_equal(z, np.arange(500) + 4)
+
+
 def test_one_and_two_threads_agree() -> None:
     assert np.array_equal(add_everywhere(1), add_everywhere(TEAM))
 
@@ -387,7 +403,7 @@ import sys
 import numpy as np
 from hubel.engine.compile import compiled
 from hubel.engine.machine import Machine
-from hubel.engine.threads import Block, Job, launch, pool
+from hubel.engine.threads import Block, Job, launch, launch_placed, pool
 from tests.engine.native import add_ir
 without_torch = "torch" not in sys.modules
 library = compiled("add", add_ir, Machine.detect())

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from hubel.errors import UnknownNameError
-from hubel.ops import backend
+import hubel
+from hubel.errors import HubelError, UnknownNameError
+from hubel.ops import backend, compiled
 from hubel.ops.log import Log
+from tests.ops.nets import NETS, ready
 
 # torch's own compiler warns about its internals; none of it is about our backend.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
@@ -105,7 +109,107 @@ def test_the_name_is_registered() -> None:
 
 def test_unknown_options_and_modes_are_errors() -> None:
     graph = torch.fx.symbolic_trace(Net().eval())
-    with pytest.raises(UnknownNameError, match='unknown option of the backend "hubel" "fuse"'):
-        backend.hubel(graph, [torch.zeros(1, 3, 6, 6)], options={"fuse": True})
+    with pytest.raises(UnknownNameError, match='unknown option of the backend "hubel" "fused". Did you mean "fuse"'):
+        backend.hubel(graph, [torch.zeros(1, 3, 6, 6)], options={"fused": True})
+    with pytest.raises(HubelError, match='the option "fuse" is True or False. Received: 1'):
+        backend.hubel(graph, [torch.zeros(1, 3, 6, 6)], options={"fuse": 1})
     with pytest.raises(UnknownNameError, match='unknown mode of the backend "hubel" "max-autotune"'):
         backend.hubel(graph, [torch.zeros(1, 3, 6, 6)], mode="max-autotune")
+
+
+X = torch.randn(3, 3, 32, 40, generator=torch.Generator().manual_seed(0))
+
+
+@contextmanager
+def ran() -> Iterator[list[compiled.Compiled]]:
+    """The networks of ours that ran."""
+    found: list[compiled.Compiled] = []
+
+    def note(network: compiled.Compiled, tensors: list[torch.Tensor]) -> None:
+        found.append(network)
+
+    compiled.listeners.append(note)
+    try:
+        yield found
+    finally:
+        compiled.listeners.remove(note)
+
+
+def check(net: nn.Module, fused: Any, x: torch.Tensor) -> None:
+    with torch.no_grad():
+        wanted, found = copy.deepcopy(net).double()(x.double()), fused(x)
+    for a, b in zip(*(v.values() if isinstance(v, dict) else [v] for v in (found, wanted)), strict=True):
+        assert a.stride() == b.stride()
+        assert (a - b).norm() <= 3e-6 * b.norm()
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_inference_graphs_are_fused(name: str) -> None:
+    net = ready(name)
+    fused = torch.compile(net, backend="hubel", fullgraph=True)
+    with ran() as networks:
+        check(net, fused, X[:1])
+        check(net, fused, X)
+    assert len(networks) == 2
+    ops = {node.op for node in networks[0].network.graph.nodes}
+    assert "batch_norm" not in ops and ("affine" in ops) == (name == "branches")
+    assert ("torch" in ops) == (name == "tokens")
+
+
+def test_weights_that_change_are_folded_anew() -> None:
+    net = ready("residual")
+    fused = torch.compile(net, backend="hubel", fullgraph=True)
+    check(net, fused, X)
+    step = torch.optim.SGD(net.parameters(), 0.01, fused=True)
+    net(X).square().mean().backward()
+    step.step()
+    with ran() as networks:
+        check(net, fused, X)
+    net.load_state_dict(ready("residual", seed=5).state_dict())
+    check(net, fused, X)
+    net.stem[0].weight.data.mul_(2)  # type: ignore[index,union-attr]
+    check(net, fused, X)
+    net.fc.bias.data.numpy()[:] = 7  # type: ignore[union-attr]
+    check(net, fused, X)
+    # And only then.
+    before = networks[0].network
+    check(net, fused, X)
+    assert networks[0].network is before
+
+
+def test_any_batch_and_size_without_a_kernel_more() -> None:
+    net = ready("inverted")
+    fused = torch.compile(net, backend="hubel", fullgraph=True, dynamic=True)
+    check(net, fused, X)
+    before = hubel.cache_info().compiled
+    for x in (X[:2], X[:, :, :30, :30].contiguous(), X[:2, :, :31].contiguous()):
+        check(net, fused, x)
+    assert hubel.cache_info().compiled == before
+
+
+def test_channels_last_networks_keep_their_strides() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 1)).eval().to(memory_format=torch.channels_last)
+    fused = torch.compile(net, backend="hubel", fullgraph=True)
+    check(net, fused, X.to(memory_format=torch.channels_last))
+
+
+def test_what_a_call_computes_as_weights_is_hubels_too() -> None:
+    net = nn.Conv2d(3, 4, 3)
+    fused = torch.compile(lambda x, w: torch.relu(net(x)) + torch.nn.functional.conv2d(x, w), backend="hubel")
+    w = torch.randn(4, 3, 3, 3)
+    with torch.no_grad():
+        fused(X, w)
+        with logged() as log:
+            found = fused(X, w * 2)
+        torch.testing.assert_close(
+            found, torch.relu(net(X)) + torch.nn.functional.conv2d(X, w * 2), rtol=1e-4, atol=1e-4
+        )
+    assert (log.native, log.fallback) == (2, 0)
+
+
+def test_unfused_it_is_torch_between_the_convolutions() -> None:
+    net = ready("residual")
+    unfused = torch.compile(net, backend="hubel", fullgraph=True, options={"fuse": False})
+    with ran() as networks:
+        check(net, unfused, X)
+    assert not networks

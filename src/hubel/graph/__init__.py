@@ -1,6 +1,6 @@
 """Whole networks, still without torch: network IR, passes, memory plan, runtime, `.hubel` files.
 
-    Graph  →  passes (fold, fuse)  →  Binder (sizes: shapes, places, jobs)  →  Program  →  run
+Graph  →  passes (fold, fuse)  →  Binder (sizes: shapes, places, jobs)  →  Program  →  run
 """
 
 from hubel.graph.network import Graph, Input, Node, Ref

@@ -16,9 +16,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
-import numpy as np
-
-from hubel.engine.spec import Policy
+from hubel.engine.problem import Policy
 from hubel.engine.threads import Job
 from hubel.errors import ModelError
 from hubel.graph.host import Host, Made
@@ -198,7 +196,7 @@ class Binder:
         if name in self.homes:
             whole_name, at = self.homes[name]
             whole = self.new(whole_name)
-            axis = self.attributes(self._node(whole_name))["dim"]
+            axis = self.attributes(self.made_by(whole_name))["dim"]
             place = Place(whole.buffer, whole.offset + at * whole.strides[axis], shape, whole.strides)
         else:
             place = Place(Buffer(ARENA, 4 * prod(shape)), 0, shape, packed_strides(shape))
@@ -210,7 +208,8 @@ class Binder:
         place.buffer.values.append(name)
         return place
 
-    def _node(self, name: str) -> Node:
+    def made_by(self, name: str) -> Node:
+        """The node that makes a value."""
         node = self.graph.node(name)
         assert node is not None
         return node

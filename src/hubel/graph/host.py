@@ -7,6 +7,7 @@ runs it, and turns memory of the arena into what such an operator reads.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -39,7 +40,8 @@ class Host(Protocol):
         ...
 
 
-class Operand(NamedTuple):
+@dataclass(frozen=True)
+class Operand:
     """In the arguments of a foreign operator: the node's input of this number."""
 
     index: int

@@ -10,7 +10,8 @@ from typing import Any
 from hubel.engine.between import Work, layer_normed, mapped, pooled, softmaxed
 from hubel.engine.epilogue import Epilogue
 from hubel.engine.invoke import Invocation, prepare
-from hubel.engine.spec import ConvSpec, Direction, Problem
+from hubel.engine.problem import Direction, Problem
+from hubel.engine.spec import ConvSpec
 from hubel.graph.binder import ABSOLUTE, NULL, Address, Binder, Operands, Place, packed_strides, reshaped, strided_view
 from hubel.graph.network import Node
 from hubel.graph.operators import convolution, windows
@@ -26,7 +27,7 @@ def conv(b: Binder, node: Node) -> None:
 def linear(b: Binder, node: Node) -> None:
     """A 1×1 convolution: rows of features are pixels."""
     x, y = b.contiguous(node.inputs[0], node), b.new(node.name)
-    features, outputs = b.shapes[node.inputs[1]][::-1]
+    features, outputs = b.shapes[node.operand(1)][::-1]
     pixels = prod(x.shape[:-1])
     spec = ConvSpec(1, features, outputs, (pixels,), 1)
     residual = _residual(b, node, y)
@@ -37,7 +38,7 @@ def linear(b: Binder, node: Node) -> None:
 
 def _residual(b: Binder, node: Node, y: Place) -> Place | None:
     """The tensor that is added, with the strides of the output: copied where it lies otherwise."""
-    name = node.inputs[3] if len(node.inputs) > 3 else ""
+    name = node.operand(3)
     if not name:
         return None
     place = b.place(name)
@@ -51,9 +52,9 @@ def _residual(b: Binder, node: Node, y: Place) -> Place | None:
 def _convolve(
     b: Binder, node: Node, spec: ConvSpec, transposed: bool, x: Place, y: Place, residual: Place | None
 ) -> None:
-    bias = node.inputs[2] if len(node.inputs) > 2 else ""
+    bias = node.operand(2)
     activation = node.get("activation", "")
-    shape = b.shapes[node.inputs[1]]
+    shape = b.shapes[node.operand(1)]
     w = packed_strides(shape) if len(shape) > 2 else (*packed_strides(shape), 1)
     epilogue = None
     if activation or residual:
@@ -65,7 +66,7 @@ def _convolve(
     problem = Problem(spec, direction, bool(bias) and not transposed, epilogue=epilogue)
     strides = (y.strides, w, x.strides) if transposed else (x.strides, w, y.strides)
     invocation: Invocation = prepare(problem, *strides, b.policy)
-    packed = Address(ABSOLUTE, b.weights.packed(node.inputs[1], invocation, b.policy.threads))
+    packed = Address(ABSOLUTE, b.weights.packed(node.operand(1), invocation, b.policy.threads))
     third: Address | Operands = b.constant(bias)
     if epilogue is not None and epilogue.scale:
         third = Operands(NULL, Address(ABSOLUTE, b.weights.ones(y.shape[1])), third, None, y)
@@ -108,18 +109,16 @@ def pool(b: Binder, node: Node) -> None:
     node = b.attributes(node)
     x, y = b.place(node.inputs[0]), b.new(node.name)
     down, across = windows(node, x.shape)
-    source, target = (
-        p.strides if len(p.shape) == 4 else (*p.strides[:2], 0, p.strides[2]) for p in (x, y)
-    )
+    source, target = (p.strides if len(p.shape) == 4 else (*p.strides[:2], 0, p.strides[2]) for p in (x, y))
     kind = node.get("kind", "mean")
-    work = pooled(kind, *x.shape[:2], down, across, source, target, node.get("divisor", 0))
+    work = pooled(kind, x.shape[0], x.shape[1], down, across, source, target, node.get("divisor", 0))
     b.add(node, work, x, NULL, NULL, y, how=f"{kind} pool")
 
 
 def layer_norm(b: Binder, node: Node) -> None:
     x = b.contiguous(node.inputs[0], node)
     y = _in_place_or_new(b, node, node.inputs[0])
-    weight, bias = (*node.inputs[1:], "", "")[:2]
+    weight, bias = node.operand(1), node.operand(2)
     work = layer_normed(prod(x.shape[:-1]), x.shape[-1], node["eps"], bool(weight), bool(bias))
     b.add(node, work, x, b.constant(weight), b.constant(bias), y, how="layer norm")
 
@@ -133,12 +132,15 @@ def softmax(b: Binder, node: Node) -> None:
 def concat(b: Binder, node: Node) -> None:
     """What was not written in place is copied."""
     y, at, axis = b.new(node.name), 0, node["dim"]
-    for name in node.inputs:
+    # A shorter concatenation that is the beginning of this one has written its part.
+    begun = [b.made_by(name).inputs for name, home in b.homes.items() if home == (node.name, 0)]
+    done = max((len(names) for names in begun if names == node.inputs[: len(names)]), default=0)
+    for i, name in enumerate(node.inputs):
         size = b.shapes[name][axis]
         part = Place(y.buffer, y.offset + at * y.strides[axis], b.shapes[name], y.strides)
         at += size
         at_home = name in b.places and b.places[name].buffer is y.buffer and b.places[name].offset == part.offset
-        if not at_home:
+        if i >= done and not at_home:
             copy(b, node, b.place(name), part)
 
 

@@ -44,6 +44,10 @@ class Node:
     def get(self, attribute: str, default: Any = None) -> Any:
         return self.attributes.get(attribute, default)
 
+    def operand(self, index: int) -> str:
+        """The name of an operand, "" if it is left out."""
+        return self.inputs[index] if index < len(self.inputs) else ""
+
     def with_(self, **attributes: Any) -> Node:
         """The same node with other attributes."""
         return replace(self, attributes={**self.attributes, **attributes})

@@ -48,18 +48,16 @@ def convolution(node: Node, shapes: Sequence[Shape]) -> tuple[ConvSpec, bool]:
         )
         return spec, True
     _require(w[1] * groups == x[1], node, shapes, "needs as many channels as its weight has")
-    spec = ConvSpec(
-        x[0], x[1], w[0], size, kernel, node["stride"], node["padding"], node["dilation"], groups
-    )
+    spec = ConvSpec(x[0], x[1], w[0], size, kernel, node["stride"], node["padding"], node["dilation"], groups)
     return spec, False
 
 
 def _conv(node: Node, shapes: Sequence[Shape]) -> Shape:
     spec, transposed = convolution(node, shapes)
     out = spec.input_shape if transposed else spec.output_shape
-    if len(shapes) > 3 and node.inputs[3]:
+    if node.operand(3):
         _require(shapes[3] == out, node, shapes, f"adds a tensor like its output, {out}")
-    if len(shapes) > 2 and node.inputs[2]:
+    if node.operand(2):
         _require(shapes[2] == (out[1],), node, shapes, f"takes a bias of {out[1]} numbers")
     return out
 
@@ -68,9 +66,9 @@ def _linear(node: Node, shapes: Sequence[Shape]) -> Shape:
     x, w = shapes[0], shapes[1]
     _require(len(w) == 2 and len(x) >= 1 and x[-1] == w[1], node, shapes, "needs as many features as its weight has")
     out = (*x[:-1], w[0])
-    if len(shapes) > 2 and node.inputs[2]:
+    if node.operand(2):
         _require(shapes[2] == (w[0],), node, shapes, f"takes a bias of {w[0]} numbers")
-    if len(shapes) > 3 and node.inputs[3]:
+    if node.operand(3):
         _require(shapes[3] == out, node, shapes, f"adds a tensor like its output, {out}")
     return out
 
@@ -119,9 +117,7 @@ def windows(node: Node, x: Shape) -> tuple[Windows, Windows]:
         if len(x) == 3:
             settings = [(1, *s) if i != 2 else (0, *s) for i, s in enumerate(settings)]
         for size, k, s, p, d in zip(sizes, *settings, strict=True):
-            _require(
-                k >= 1 and s >= 1 and d >= 1 and 0 <= 2 * p <= d * (k - 1) + 1, node, [x], "pads by half a window"
-            )
+            _require(k >= 1 and s >= 1 and d >= 1 and 0 <= 2 * p <= k, node, [x], "pads by half a window")
             axes.append(Windows.sliding(size, k, s, p, d, node["ceil"], node["count_padding"]))
     for axis in axes:
         _require(axis.outputs >= 1, node, [x], "needs windows that fit")

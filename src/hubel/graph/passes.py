@@ -1,9 +1,9 @@
 """Passes: each takes a graph and returns a smaller one that computes the same. `PASSES` is their order.
 
-    drop_identities       dropout in evaluation, pooling by one pixel, reshapes to the same
-    fold_batch_norm       into the convolution or linear layer before it; else it becomes an `affine`
-    fuse_activation       into the node before it
-    fuse_residual         a sum becomes the end of the convolution that made one of its terms
+drop_identities       dropout in evaluation, pooling by one pixel, reshapes to the same
+fold_batch_norm       into the convolution or linear layer before it; else it becomes an `affine`
+fuse_activation       into the node before it
+fuse_residual         a sum becomes the end of the convolution that made one of its terms
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def _is_identity(node: Node) -> bool:
     if node.op == "activation":
         return not node["activation"]
     if node.op == "pool":
-        return all(set(node[n]) == {v} for n, v in (("kernel", 1), ("stride", 1), ("padding", 0))) and not node["divisor"]
+        return (
+            all(set(node[n]) == {v} for n, v in (("kernel", 1), ("stride", 1), ("padding", 0))) and not node["divisor"]
+        )
     if node.op == "permute":
         return list(node["dims"]) == list(range(len(node["dims"])))
     if node.op == "flatten":
@@ -86,14 +88,14 @@ def scale_and_shift(node: Node, constants: dict[str, np.ndarray]) -> tuple[np.nd
 
 def _foldable(before: Node, edit: Editor, scale: np.ndarray) -> bool:
     constants = all(not name or name in edit.constants for name in before.inputs[1:3])
-    ends = before.get("activation") or (len(before.inputs) > 3 and before.inputs[3])
+    ends = before.get("activation") or before.operand(3)
     small = bool(np.isfinite(scale).all() and np.abs(scale).max(initial=0) <= MOST_SCALE)
     return constants and not ends and small
 
 
 def _scaled(before: Node, edit: Editor, scale: np.ndarray, shift: np.ndarray) -> Node:
     """The convolution with weights and bias multiplied and shifted."""
-    weight = edit.constants[before.inputs[1]]
+    weight = edit.constants[before.operand(1)]
     if before.op == "conv" and before["transposed"]:
         # (in, out ∕ groups, ...): output channels of a group lie along the second axis.
         groups = before["groups"]
@@ -101,11 +103,11 @@ def _scaled(before: Node, edit: Editor, scale: np.ndarray, shift: np.ndarray) ->
         factors = factors.reshape(*weight.shape[:2], *(1,) * (weight.ndim - 2))
     else:
         factors = scale.reshape(-1, *(1,) * (weight.ndim - 1))
-    bias_name = before.inputs[2] if len(before.inputs) > 2 else ""
+    bias_name = before.operand(2)
     bias = edit.constants[bias_name].astype(np.float64) if bias_name else 0.0
-    weight_name = edit.constant(f"{before.inputs[1]}.folded", (weight * factors).astype(np.float32))
+    weight_name = edit.constant(f"{before.operand(1)}.folded", (weight * factors).astype(np.float32))
     bias_name = edit.constant(f"{before.name}.bias", np.asarray(bias * scale + shift, np.float32))
-    return Node(before.name, before.op, (before.inputs[0], weight_name, bias_name), before.attributes)
+    return Node(before.name, before.op, (before.operand(0), weight_name, bias_name), before.attributes)
 
 
 def fuse_activation(graph: Graph) -> Graph:
@@ -141,7 +143,7 @@ def fuse_residual(graph: Graph) -> Graph:
             before, other = edit.maker(terms[i]), terms[1 - i]
             if before is None or before.op not in ("conv", "linear") or not edit.read_once(before.name):
                 continue
-            if before.get("activation") or (len(before.inputs) > 3 and before.inputs[3]):
+            if before.get("activation") or before.operand(3):
                 continue
             if _depends(edit, other, before.name):
                 continue

@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from hubel.engine.machine import physical_memory
 from hubel.engine.threads import Block, Job, launch_placed
+from hubel.errors import ModelError
 from hubel.graph.binder import (
     ABSOLUTE,
     ARENA,
@@ -87,6 +89,11 @@ class Program:
         self.entries = binder.entries
         self.outputs = tuple(outputs)
         self.arena_bytes = place_buffers(binder.entries)
+        if self.arena_bytes > physical_memory():
+            raise ModelError(
+                f"a network must fit into memory. Received: inputs for which it needs {self.arena_bytes / 2**30:,.0f} "
+                "GiB. Use fewer images, or smaller ones."
+            )
         self.places = binder.places
         self.steps: list[Region | HostCall] = []
         self.scratch_bytes = 0
@@ -184,6 +191,8 @@ class Instance:
             (self.address + 8 * s.start, program.threads, s.shared_bytes, s.scratch_bytes, program.flush)
             if isinstance(s, Region) else s for s in program.steps
         ]  # fmt: skip
+        first = self._regions[0] if len(self._regions) == 1 else None
+        self._only = None if isinstance(first, HostCall) else first
         self._views = {
             name: program.host.view(self._array(place))
             for name, place in program.places.items()
@@ -201,15 +210,15 @@ class Instance:
         for where, at, plus, minus in self._patches:
             words[where] = at + (pointers[plus] if plus >= 0 else 0) - (pointers[minus] if minus >= 0 else 0)
         program = self.program
-        if len(self._regions) == 1 and type(self._regions[0]) is tuple:
-            launch_placed(*self._regions[0])
+        if self._only is not None:
+            launch_placed(*self._only)
             return [None] * len(program.outputs)
         made: dict[str, Any] = dict(zip(program.graph.inputs, objects, strict=True))
         for step in self._regions:
-            if type(step) is tuple:
-                launch_placed(*step)
-            else:
+            if isinstance(step, HostCall):
                 self._call(step, made)
+            else:
+                launch_placed(*step)
         return [
             made.get(name) if place is None else None
             for name, place in zip(program.graph.outputs, program.outputs, strict=True)
@@ -221,6 +230,8 @@ class Instance:
         self.run(pointers, objects)
         for _ in range(rounds):
             for i, step in enumerate(self._regions):
+                if isinstance(step, HostCall):
+                    continue
                 start = perf_counter()
                 launch_placed(*step)
                 least[i] = min(least[i], perf_counter() - start)

@@ -1,7 +1,7 @@
 """A network that runs: a graph after its passes, its weights, and a program for each size that came by.
 
-    net = Network(graph)
-    net.run_numpy(x)                  without torch, when the graph has no foreign operators
+net = Network(graph)
+net.run_numpy(x)                  without torch, when the graph has no foreign operators
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from hubel.engine.spec import Policy
+from hubel.engine.problem import Policy
 from hubel.errors import ModelError
 from hubel.graph.binder import Binder, Place
 from hubel.graph.host import Host, Made
@@ -25,8 +25,8 @@ from hubel.graph.weights import Weights
 
 # Programs that are kept, one for each combination of sizes and threads.
 MOST_PROGRAMS = 64
-# A network that multiplies less often than this is done by one thread before a second has woken up.
-SERIAL_FLOPS = 3_000_000
+# Below this much work one thread is done before a second has woken up; barriers between its many short jobs included.
+SERIAL_FLOPS, SERIAL_WEIGHTS = 3_000_000, 100_000
 
 Key = tuple[tuple[tuple[int, ...], ...], int]
 
@@ -75,10 +75,11 @@ class Network:
             made[name] = Made(shape, given.dtype)
         policy = replace(self.policy, threads=threads)
         binder = Binder(self.graph, made, policy, self.weights, self.host)
-        if threads > 1 and flops(binder) < SERIAL_FLOPS:
+        weights = sum(value.size for value in self.graph.constants.values())
+        if threads > 1 and flops(binder) < SERIAL_FLOPS and weights < SERIAL_WEIGHTS:
             binder.policy = replace(policy, threads=1)
         program = bind(binder)
-        while len(self._programs) >= MOST_PROGRAMS:
+        while len(self._programs) >= (1 if self._small else MOST_PROGRAMS):
             del self._programs[next(iter(self._programs))]
         self._programs[key] = program
         return program

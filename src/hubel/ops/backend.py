@@ -1,8 +1,10 @@
-"""`torch.compile(net, backend="hubel")`: the captured graphs of a network, with Hubel's operators for the convolutions.
+"""`torch.compile(net, backend="hubel")`: the captured graphs of a network on Hubel's kernels.
 
-torch captures the network and traces forward and backward down to its basic operators; here every convolution among
-them, and every convolution's gradient, becomes the operator `hubel::convolution` or `hubel::convolution_backward`.
-All other nodes run as torch's own, in the order in which they were captured. Nothing process-wide is switched.
+torch captures the network and traces it down to its basic operators. A graph for inference becomes a network of ours
+(`compiled`): batch norms folded, activations, sums and concatenations fused, one arena, as few parallel regions as can
+be; what it does not know runs as torch's own operator in place. In a graph for training every convolution, and every
+convolution's gradient, becomes the operator `hubel::convolution` or `hubel::convolution_backward`, and all other nodes
+run as torch's own. Nothing process-wide is switched.
 """
 
 from __future__ import annotations
@@ -13,11 +15,12 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from hubel.errors import unknown
+from hubel.errors import HubelError, unknown
 from hubel.ops import library
+from hubel.ops.compiled import Compiled
 
-# What `options=` of torch.compile may hold.
-OPTIONS: tuple[str, ...] = ()
+# What `options=` of torch.compile may hold, and its default: fuse=False runs inference graphs as those of training.
+OPTIONS: dict[str, object] = {"fuse": True}
 
 REPLACED = {
     torch.ops.aten.convolution.default: library.convolution,
@@ -34,17 +37,42 @@ def hubel(
 ) -> Callable[..., Any]:
     """The backend, as torch.compile calls it: a callable that does what `graph` does.
 
-    Raises UnknownNameError for an option that is not in `OPTIONS`, and for a `mode`: there are none.
+    options: {"fuse": False} keeps torch's own operators between the convolutions of inference graphs, too.
+
+    Raises UnknownNameError for an option that is not in `OPTIONS`, and for a `mode`: there are none; HubelError for an
+    option that is neither True nor False.
     """
-    for name in options or {}:
+    chosen = dict(OPTIONS)
+    for name, value in (options or {}).items():
         if name not in OPTIONS:
             raise unknown('option of the backend "hubel"', name, OPTIONS)
+        if not isinstance(value, bool):
+            raise HubelError(f'the option "{name}" is True or False. Received: {value!r}. Use one of these.')
+        chosen[name] = value
     if mode is not None:
         raise unknown('mode of the backend "hubel"', mode, ())
     # Importing dynamo takes seconds; whoever gets here has done so already.
     from torch._dynamo.backends.common import aot_autograd
 
-    return aot_autograd(fw_compiler=_replace, bw_compiler=_replace)(graph, inputs)
+    infer = _fused if chosen["fuse"] else _replace
+    return aot_autograd(fw_compiler=_replace, bw_compiler=_replace, inference_compiler=infer)(graph, inputs)
+
+
+def _fused(graph: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+    """The graph as a network of ours; where it cannot be one, with Hubel's convolutions alone."""
+    context = torch._guards.TracingContext.try_get()
+    metadata = context.fw_metadata if context is not None else None
+    static = metadata.static_input_indices if metadata is not None else []
+    try:
+        compiled: Any = Compiled(graph, list(static))
+    except HubelError:
+        return _replace(graph, inputs)
+
+    def run(args: list[Any]) -> list[Any]:
+        return compiled(args)
+
+    run._boxed_call = True  # type: ignore[attr-defined]
+    return run
 
 
 def _replace(graph: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:

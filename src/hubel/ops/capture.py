@@ -150,7 +150,9 @@ def convert(capture: Capture, nodes: Any) -> tuple[str, ...]:
         elif node.op == "output":
             return tuple(_outputs(capture, node))
         elif node.op != "placeholder":
-            raise ModelError(f"a captured graph holds operators. Received: {node.op} {node.target}. Export the network.")
+            raise ModelError(
+                f"a captured graph holds operators. Received: {node.op} {node.target}. Export the network."
+            )
     raise ModelError("a captured graph ends with its outputs. Received: one without.")
 
 

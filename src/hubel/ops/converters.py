@@ -58,6 +58,8 @@ def _conv(c: Capture, node: FxNode, a: Arguments) -> str:
         raise Declined from None
     bias = a.get("bias")
     inputs = (c.tensor(x), c.tensor(w), *((c.tensor(bias),) if bias is not None else ()))
+    if any(name not in c.constants for name in inputs[1:]):
+        raise Declined  # weights are packed once
     return c.add(
         "conv", inputs, node.name, stride=stride, padding=padding, dilation=dilation, groups=groups,
         transposed=bool(transposed), output_padding=extra,
@@ -84,7 +86,7 @@ def _batch_norm_parts(c: Capture, node: FxNode, a: Arguments) -> tuple[Any, ...]
 def _linear(c: Capture, node: FxNode, a: Arguments) -> str:
     bias = a.get("bias")
     inputs = (c.tensor(a["input"]), c.tensor(a["weight"]), *((c.tensor(bias),) if bias is not None else ()))
-    if inputs[1] not in c.constants or len(shape_of(a["input"])) < 2:
+    if any(name not in c.constants for name in inputs[1:]) or len(shape_of(a["input"])) < 2:
         raise Declined
     return c.add("linear", inputs, node.name)
 
@@ -105,7 +107,10 @@ def _transposed_constant(c: Capture, node: Any) -> str:
 def _addmm(c: Capture, node: FxNode, a: Arguments) -> str:
     if a["beta"] != 1 or a["alpha"] != 1 or len(shape_of(a["self"])) != 1:
         raise Declined
-    return c.add("linear", (c.tensor(a["mat1"]), _transposed_constant(c, a["mat2"]), c.tensor(a["self"])), node.name)
+    bias = c.tensor(a["self"])
+    if bias not in c.constants:
+        raise Declined
+    return c.add("linear", (c.tensor(a["mat1"]), _transposed_constant(c, a["mat2"]), bias), node.name)
 
 
 def _mm(c: Capture, node: FxNode, a: Arguments) -> str:

@@ -21,15 +21,18 @@ from torch import Tensor, nn
 
 from hubel.errors import ModelError, unknown
 from hubel.graph import Graph, Network
+from hubel.graph.file import read, write
 from hubel.graph.network import Input
 from hubel.graph.program import Program
 from hubel.ops import accuracy
-from hubel.ops.foreign import TorchHost
+from hubel.ops.foreign import TorchHost, decoded, encoded
 from hubel.ops.forward import empty
 from hubel.ops.trace import Captured, captured
 
 Memory = Literal["fast", "small"]
 _MEMORY = ("fast", "small")
+# Combinations of sizes and threads whose calls are kept prepared.
+MOST_CALLS = 64
 
 
 class Session:
@@ -50,43 +53,31 @@ class Session:
 
     def _made(self, capture: Captured, net: nn.Module | None, memory: Memory) -> None:
         self._capture, self._net, self._memory = capture, net, memory
-        self._network = self._new_network(capture.graph)
-        self._calls: dict[Any, _Call] = {}
+        self._calls = self._new_calls(capture.graph)
 
-    def _new_network(self, graph: Graph) -> Network:
+    def _new_calls(self, graph: Graph) -> Calls:
         network = Network(graph, TorchHost(), accuracy.policy(1), small=self._memory == "small")
         if self._net is not None:
             network.own()
-        return network
+        return Calls(network, self._capture.structure, 1 if self._memory == "small" else MOST_CALLS)
 
     def __call__(self, *inputs: Any) -> Any:
         """The network's outputs for these inputs: in the same structure, as numpy arrays if arrays went in.
 
         Raises ModelError for inputs of another number, dtype or size than the network takes.
         """
-        threads = torch.get_num_threads()
-        if len(inputs) == 1 and type(inputs[0]) is Tensor:
-            call = self._calls.get((inputs[0].shape, threads))
-            if call is not None:
-                return call.one(inputs[0])
-        return self._general(inputs, threads)
-
-    def _general(self, inputs: Sequence[Any], threads: int) -> Any:
-        given = self._network.graph.inputs
+        calls = self._calls
+        if len(inputs) == 1:
+            x = inputs[0]
+            if type(x) is Tensor and x.dtype is torch.float32:
+                call = calls.known.get((x.shape, torch.get_num_threads()))
+                if call is not None:
+                    return call.one(x)
+        given = calls.network.graph.inputs
         if len(inputs) != len(given):
             raise ModelError(f"this network takes {len(given)} inputs. Received: {len(inputs)}. Pass one of each.")
         tensors = [_checked(value, name, want) for value, (name, want) in zip(inputs, given.items(), strict=True)]
-        key = (*(tensor.shape for tensor in tensors), threads)
-        call = self._calls.get(key)
-        if call is None:
-            program = self._network.program([tuple(t.shape) for t in tensors], threads)
-            call = _Call(program, self._capture.structure)
-            if self._memory == "small":
-                self._calls.clear()
-            while len(self._calls) >= 64:
-                self._calls.pop(next(iter(self._calls)), None)
-            self._calls[key] = call
-        result = call(tensors)
+        result = calls(tensors)
         return _arrays(result) if any(isinstance(value, np.ndarray) for value in inputs) else result
 
     def refresh(self) -> Session:
@@ -96,21 +87,18 @@ class Session:
         """
         if self._net is None:
             raise ModelError("refresh() reads the network again. Received: a Session that was loaded. Make a new one.")
-        self._network = self._new_network(self._capture.with_weights_of(self._net))
         # Calls that are under way keep the weights that they began with.
-        self._calls = {}
+        self._calls = self._new_calls(self._capture.with_weights_of(self._net))
         return self
 
     @property
     def graph(self) -> Graph:
         """The network as it runs: folded and fused. Prints as a list of nodes."""
-        return self._network.graph
+        return self._calls.network.graph
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write graph and weights to one `.hubel` file. Raises ModelError for operators that no file may name."""
-        from hubel.ops.hubel_file import write
-
-        write(path, self._network, self._capture.structure)
+        write(path, self._calls.network.graph, self._capture.structure, encoded)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, memory: Memory = "fast") -> Session:
@@ -118,18 +106,35 @@ class Session:
 
         Raises ModelError for a file that is none, is damaged, or names what a file may not.
         """
-        from hubel.ops.hubel_file import read
-
         if memory not in _MEMORY:
             raise unknown("memory of a Session", memory, _MEMORY)
         session = cls.__new__(cls)
-        graph, structure = read(path)
+        graph, structure = read(path, decoded)
         session._made(Captured(graph, structure, {}), None, memory)
         return session
 
     def __repr__(self) -> str:
-        given = ", ".join(str(value) for value in self._network.graph.inputs.values())
-        return f"Session({given}; {len(self._network.graph.nodes)} nodes)"
+        given = ", ".join(str(value) for value in self._calls.network.graph.inputs.values())
+        return f"Session({given}; {len(self._calls.network.graph.nodes)} nodes)"
+
+
+class Calls:
+    """A network's calls, prepared once for each combination of sizes. most: how many are kept."""
+
+    def __init__(self, network: Network, structure: Any, most: int = MOST_CALLS) -> None:
+        self.network, self._structure, self._most = network, structure, most
+        self.known: dict[Any, _Call] = {}
+
+    def __call__(self, tensors: Sequence[Tensor]) -> Any:
+        threads = torch.get_num_threads()
+        key = (*(tensor.shape for tensor in tensors), threads)
+        call = self.known.get(key)
+        if call is None:
+            while len(self.known) >= self._most:
+                self.known.pop(next(iter(self.known)), None)
+            call = _Call(self.network.program([tuple(t.shape) for t in tensors], threads), self._structure)
+            self.known[key] = call
+        return call(tensors)
 
 
 class _Call:
@@ -138,14 +143,12 @@ class _Call:
     def __init__(self, program: Program, structure: Any) -> None:
         self.program = program
         self._run = program.run
-        self._outputs = [
-            None if place is None else (place.shape, place.strides) for place in program.outputs
-        ]
+        self._outputs = [None if place is None else (place.shape, place.strides) for place in program.outputs]
         self._rebuild: Callable[[list[Any]], Any] = _rebuilder(structure)
         self._single = structure == 0 and self._outputs[0] is not None
 
     def one(self, x: Tensor) -> Any:
-        if x.dtype is not torch.float32 or not x.is_contiguous() or x.device.type != "cpu":
+        if not x.is_contiguous() or x.device.type != "cpu" or x.is_neg():
             x = _ready(x)
         if self._single:
             y = empty(*self._outputs[0], torch.float32)  # type: ignore[misc]
@@ -172,7 +175,9 @@ def _ready(x: Tensor) -> Tensor:
 def _checked(value: Any, name: str, want: Input) -> Tensor:
     tensor = _tensor(value)
     if str(tensor.dtype) != f"torch.{want.dtype}":
-        raise ModelError(f"input {name} is {want}. Received: {tensor.dtype}. Convert it with `.to(torch.{want.dtype})`.")
+        raise ModelError(
+            f"input {name} is {want}. Received: {tensor.dtype}. Convert it with `.to(torch.{want.dtype})`."
+        )
     return tensor
 
 

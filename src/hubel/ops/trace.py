@@ -61,6 +61,7 @@ def _exported(net: nn.Module, examples: tuple[Tensor, ...]) -> Any:
         (doubled, tuple({0: free} if x.dim() > 1 else {} for x in doubled)),
         (examples, None),
     ]
+    last: Exception | None = None
     for inputs, dynamic in attempts:
         try:
             with warnings.catch_warnings():
@@ -79,7 +80,9 @@ def _from_program(program: Any) -> Captured:
     signature = program.graph_signature
     if signature.buffers_to_mutate or signature.user_inputs_to_mutate:
         names = [*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()]
-        raise ModelError(f"a Session's network writes to nothing but its outputs. Received: one that writes to {names}.")
+        raise ModelError(
+            f"a Session's network writes to nothing but its outputs. Received: one that writes to {names}."
+        )
     origins = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     lifted = dict(signature.inputs_to_lifted_tensor_constants)
     capture, constants = Capture(), {}
@@ -98,7 +101,9 @@ def _from_program(program: Any) -> Captured:
         elif isinstance(node.meta.get("val"), Tensor):
             capture.input(node)
         else:
-            raise ModelError(f"a Session's network takes tensors. Received: {node.meta.get('val')!r}. Fix it in a wrapper.")
+            raise ModelError(
+                f"a Session's network takes tensors. Received: {node.meta.get('val')!r}. Fix it in a wrapper."
+            )
     outputs = convert(capture, program.graph.nodes)
     return Captured(graph_of(capture, outputs), _structure(program, len(outputs)), constants)
 

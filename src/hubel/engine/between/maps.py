@@ -99,7 +99,7 @@ def mapped(
     if inner == 1:
         patterns = ("unit",) * len(patterns)
     outer = axes.sizes[:-1]
-    pieces = -(-inner // PIECE)
+    pieces = max(1, -(-inner // PIECE))
     piece = -(-inner // pieces)
     piece = -(-piece // 16) * 16 if pieces > 1 else piece
     words = [inner, piece, pieces, *outer]
@@ -129,7 +129,7 @@ def map_function(
 
     def result(values: list[Value]) -> Value:
         if function == "affine":
-            value = f.fma(*values)
+            value = f.fma(values[0], values[1], values[2])
         else:
             value = values[0] if function == "copy" else BINARY[function](f, *values)
         return activated(f, activation, slope, value) if activation else value
@@ -144,9 +144,7 @@ def map_function(
             here = [place + index * step[i + 1] for place, step in zip(here, steps, strict=True)]
         if "strided" in patterns:
             with f.loop("x", 0, length) as x:
-                numbers = [
-                    f.load(p + x.index * s[0], F32) for p, s in zip(here[1:], steps[1:], strict=True)
-                ]
+                numbers = [f.load(p + x.index * s[0], F32) for p, s in zip(here[1:], steps[1:], strict=True)]
                 f.store(result(numbers), here[0] + x.index * steps[0][0])
         else:
             _vectors(f, here, patterns, length, lanes, result)

@@ -66,10 +66,12 @@ class Windows:
         first, stop, counted = [], [], []
         for i in range(max(0, outputs)):
             start = i * step - pad
-            seen = [j for j in range(start, start + reach, hole) if 0 <= j < size]
-            first.append(seen[0] if seen else 0)
-            stop.append(seen[-1] + 1 if seen else 0)
-            counted.append(min(start + kernel, size + pad) - start if count_pad else len(seen))
+            # The first and the last tap inside; there may be none.
+            low, high = max(0, -(start // hole)), min(kernel - 1, (size - 1 - start) // hole)
+            seen = max(0, high - low + 1)
+            first.append(start + low * hole if seen else 0)
+            stop.append(start + high * hole + 1 if seen else 0)
+            counted.append(min(start + kernel, size + pad) - start if count_pad else seen)
         return cls(size, tuple(first), tuple(stop), tuple(counted), hole, step, pad, kernel)
 
     @classmethod
@@ -116,7 +118,9 @@ def pooled(
     words = [values[name] for name in WORDS]
     if across:
         each = x.outputs * channels * max(1, x.taps)
-        return work(f"pool_{kind}_channels", lambda: channels_function(kind, lanes), images * shares, words, each, arrays)
+        return work(
+            f"pool_{kind}_channels", lambda: channels_function(kind, lanes), images * shares, words, each, arrays
+        )
     side_by_side = source[3] == 1
     name = f"pool_{kind}_planes_{step}{'' if side_by_side else '_strided'}"
     numbers = rows_each * x.size * max(1, y.taps)

@@ -1,7 +1,7 @@
 """Layer norm and softmax over the rows of a matrix, each row in three passes that find it in L1.
 
-    layer norm:  (x − mean) ∕ √(variance + ε) · weight + bias
-    softmax:     e^(x − largest) ∕ Σ e^(x − largest)
+layer norm:  (x − mean) ∕ √(variance + ε) · weight + bias
+softmax:     e^(x − largest) ∕ Σ e^(x − largest)
 """
 
 from __future__ import annotations

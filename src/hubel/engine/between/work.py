@@ -1,4 +1,4 @@
-"""A part of a list of jobs: what a kernel between convolutions is asked to do, with everything but its base pointers."""
+"""A part of a list of jobs: a kernel between convolutions with everything but its base pointers."""
 
 from __future__ import annotations
 

@@ -1,0 +1,156 @@
+"""An inference graph of torch.compile as a network of ours, whose weights may change between calls.
+
+torch hands a network's parameters and buffers over with every call. They are folded and packed once, and again when
+they are no longer what they were, by the rules of `weights`: object and `data_ptr`, `_version`, the count of optimizer
+steps, and a sample of the values.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from hubel.errors import ModelError
+from hubel.graph import Graph, Network, Ref
+from hubel.ops import accuracy, weights
+from hubel.ops.capture import Capture, array_of, convert, graph_of
+from hubel.ops.foreign import TorchHost
+from hubel.ops.log import count_native
+from hubel.ops.session import Calls
+
+# Whoever wants to know which compiled networks run, and on what (`hubel.plan`).
+listeners: list[Callable[[Compiled, list[Tensor]], None]] = []
+
+
+class Compiled:
+    """Does what an fx graph does. static: which of its inputs are parameters and buffers.
+
+    Raises ModelError for a graph that cannot be a network of ours, or has nothing in it that would gain by it.
+    """
+
+    def __init__(self, module: GraphModule, static: Sequence[int]) -> None:
+        placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
+        # Weights as they were traced have no values yet: zeros of their shapes stand for them.
+        capture, self._static = Capture(), {}
+        symbols = []
+        for i, node in enumerate(placeholders):
+            value = node.meta.get("val")
+            if not isinstance(value, Tensor):
+                symbols.append((node, value))
+            elif i in static and all(isinstance(size, int) for size in value.shape):
+                name = capture.constant(node.name, array_of(torch.zeros(value.shape, dtype=value.dtype, device="cpu")))
+                capture.names[node] = name
+                self._static[name] = i
+            else:
+                capture.input(node)
+        self._dynamic = [i for i, node in enumerate(placeholders) if capture.names.get(node) in capture.inputs]
+        for node, value in symbols:
+            capture.names[node] = _size(capture, placeholders, node, value)
+        outputs = convert(capture, module.graph.nodes)
+        self._graph = graph_of(capture, outputs)
+        self._convolutions = sum(node.op == "conv" for node in self._graph.nodes)
+        if not self._convolutions:
+            raise ModelError(
+                "a compiled network of ours has convolutions. Received: a graph without any. torch runs it."
+            )
+        self._last = _channels_last_outputs(module)
+        used = {name for node in self._graph.nodes for name in node.inputs}
+        self._static = {name: i for name, i in self._static.items() if name in used}
+        self._watched: list[_Watched] = []
+        self._generation = -1
+        self._lock = threading.Lock()
+        self.calls: Calls | None = None
+
+    def __call__(self, args: list[Any]) -> list[Tensor]:
+        """The graph's outputs. args: its inputs, all of them; the list is emptied, as torch expects."""
+        given = list(args)
+        args.clear()
+        calls = self.calls
+        if calls is None or not self._fresh(given):
+            calls = self._renewed(given)
+        tensors = [given[i] for i in self._dynamic]
+        for listener in listeners:
+            listener(self, tensors)
+        results = calls(tensors)
+        for _ in range(self._convolutions):
+            count_native()
+        for i in self._last:
+            results[i] = results[i].contiguous(memory_format=torch.channels_last)
+        return results
+
+    @property
+    def network(self) -> Network:
+        """The network as it ran last."""
+        assert self.calls is not None
+        return self.calls.network
+
+    def _fresh(self, given: Sequence[Any]) -> bool:
+        """Whether the weights are those that were folded and packed."""
+        if self._generation != weights._generation:
+            return False
+        static = self._static.values()
+        return all(watched.unchanged(given[i]) for watched, i in zip(self._watched, static, strict=True))
+
+    def _renewed(self, given: Sequence[Any]) -> Calls:
+        with self._lock:
+            if self.calls is not None and self._fresh(given):
+                return self.calls  # another thread was here first
+            # Read before folding: a write in the meantime then shows as a difference.
+            generation = weights._generation
+            watched = [_Watched(given[i]) for i in self._static.values()]
+            constants = dict(self._graph.constants)
+            constants |= {name: array_of(given[i]) for name, i in self._static.items()}
+            graph = Graph(self._graph.inputs, constants, self._graph.nodes, self._graph.outputs)
+            network = Network(graph, TorchHost(), accuracy.policy(1))
+            network.own()
+            self.calls = Calls(network, list(range(len(graph.outputs))))
+            self._watched, self._generation = watched, generation
+            return self.calls
+
+
+class _Watched:
+    """What a weight was when it was last read."""
+
+    __slots__ = ("pointer", "sample", "values", "version")
+
+    def __init__(self, w: Tensor) -> None:
+        self.pointer = w.data_ptr()
+        self.version = -1 if w.is_inference() else w._version
+        dense = w.is_contiguous() and w.numel() > 0 and w.dim() > 0
+        self.values = weights._sampled(w) if dense else None
+        self.sample = self.values.tobytes() if self.values is not None else b""
+
+    def unchanged(self, w: Tensor) -> bool:
+        if w.data_ptr() != self.pointer or w.is_inference() or w._version != self.version:
+            return False
+        # Last: the memory may be read only if it is still the weight's.
+        return self.values is not None and self.values.tobytes() == self.sample
+
+
+def _size(capture: Capture, placeholders: Sequence[Any], node: Any, value: Any) -> Any:
+    """A size that is passed as a number: read from a tensor that has it."""
+    if isinstance(value, int):
+        return value
+    for other in placeholders:
+        name = capture.names.get(other)
+        if name in capture.inputs:
+            for axis, size in enumerate(other.meta["val"].shape):
+                if not isinstance(size, int) and str(size) == str(value):
+                    return Ref(capture.add("size", (name,), node.name, dim=axis))
+    raise ModelError(f"sizes of a network are those of its inputs. Received: {node.name}, {value}. torch runs it.")
+
+
+def _channels_last_outputs(module: GraphModule) -> list[int]:
+    """Outputs that torch would give in channels-last memory."""
+    (output,) = (node for node in module.graph.nodes if node.op == "output")
+    found = []
+    for i, node in enumerate(output.args[0]):
+        value = node.meta.get("val") if hasattr(node, "meta") else None
+        if isinstance(value, Tensor) and value.dim() == 4 and not value.is_contiguous():
+            found.append(i)
+    return found
