@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
@@ -18,7 +19,7 @@ from torch.fx import GraphModule
 from hubel.errors import ModelError
 from hubel.graph import Graph, Network, Ref
 from hubel.ops import accuracy, weights
-from hubel.ops.capture import Capture, array_of, convert, graph_of
+from hubel.ops.capture import Capture, array_of, convert, dtype_of, graph_of
 from hubel.ops.foreign import TorchHost
 from hubel.ops.log import count_native
 from hubel.ops.session import Calls
@@ -43,7 +44,7 @@ class Compiled:
             if not isinstance(value, Tensor):
                 symbols.append((node, value))
             elif i in static and all(isinstance(size, int) for size in value.shape):
-                name = capture.constant(node.name, array_of(torch.zeros(value.shape, dtype=value.dtype, device="cpu")))
+                name = capture.constant(node.name, _nothing(value))
                 capture.names[node] = name
                 self._static[name] = i
             else:
@@ -130,6 +131,18 @@ class _Watched:
             return False
         # Last: the memory may be read only if it is still the weight's.
         return self.values is not None and self.values.tobytes() == self.sample
+
+
+def _nothing(like: Tensor) -> np.ndarray:
+    """Zeros like a tensor that was traced. Raises ModelError for what is no tensor of numpy's dtypes on the CPU."""
+    try:
+        dtype = np.dtype(dtype_of(like))
+    except TypeError:
+        dtype = None
+    if dtype is None or like.device.type != "cpu":
+        raise ModelError(f"weights are of a dtype that numpy has, on the CPU. Received: {like.dtype} on {like.device}.")
+    # All elements are one: nothing is allocated for weights that will be there at the first call.
+    return np.broadcast_to(np.zeros((), dtype), tuple(like.shape))
 
 
 def _size(capture: Capture, placeholders: Sequence[Any], node: Any, value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -293,7 +294,7 @@ def _pieces(c: Capture, node: FxNode, a: Arguments) -> tuple[str, ...]:
     starts = np.cumsum([0, *parts]).tolist()
     return tuple(
         c.add("slice", (name,), node.name, dim=axis, start=first, end=last)
-        for first, last in zip(starts[:-1], starts[1:], strict=True)
+        for first, last in itertools.pairwise(starts)
     )
 
 

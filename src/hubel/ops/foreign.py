@@ -19,7 +19,6 @@ from hubel.graph.host import Made, Operand
 from hubel.graph.network import Node, Ref
 from hubel.ops import library
 
-
 # Convolutions whose weights are computed, too, are Hubel's.
 _CONVOLUTION = "aten.convolution.default"
 
