@@ -139,7 +139,7 @@ def check(net: nn.Module, fused: Any, x: torch.Tensor) -> None:
     with torch.no_grad():
         wanted, found = copy.deepcopy(net).double()(x.double()), fused(x)
     for a, b in zip(*(v.values() if isinstance(v, dict) else [v] for v in (found, wanted)), strict=True):
-        assert a.stride() == b.stride()
+        assert a.dim() != 4 or a.stride() == b.stride()
         assert (a - b).norm() <= 3e-6 * b.norm()
 
 

@@ -302,7 +302,9 @@ def _same(c: Capture, node: FxNode, a: Arguments) -> str:
     """Operators that return what they read: dropout in evaluation, copies."""
     if a.get("train") or a.get("training"):
         raise Declined
-    before, after = next(iter(a.values())), node.meta["val"]
+    before, after = node.args[0], node.meta["val"]
+    if not isinstance(before, FxNode):
+        raise Declined
     if not isinstance(after, Tensor) or before.meta["val"].dtype != after.dtype:
         raise Declined
     return c.value(before)
