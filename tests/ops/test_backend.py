@@ -188,7 +188,8 @@ def test_any_batch_and_size_without_a_kernel_more() -> None:
 
 
 def test_channels_last_networks_keep_their_strides() -> None:
-    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 1)).eval().to(memory_format=torch.channels_last)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 1)).eval()
+    net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     fused = torch.compile(net, backend="hubel", fullgraph=True)
     check(net, fused, X.to(memory_format=torch.channels_last))
 

@@ -72,7 +72,7 @@ class Invocation:
         """(address of the block, threads, bytes of shared scratch, of a thread's, whether denormals are flushed): what
         a native caller gives the launcher. Valid as long as this object is.
         """
-        return self._jobs.address, 1 if self._serial else threads, self._shared, self._scratch, self._flush
+        return self._jobs.address, 1 if self._serial else threads, self.shared_bytes, self.scratch_bytes, self._flush
 
 
 def kernels(plan: Plan) -> dict[str, Library]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch._guards import TracingContext
 from torch.fx import GraphModule
 
 from hubel.errors import HubelError, unknown
@@ -60,7 +61,7 @@ def hubel(
 
 def _fused(graph: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
     """The graph as a network of ours; where it cannot be one, with Hubel's convolutions alone."""
-    context = torch._guards.TracingContext.try_get()
+    context = TracingContext.try_get()
     metadata = context.fw_metadata if context is not None else None
     static = metadata.static_input_indices if metadata is not None else []
     try:
