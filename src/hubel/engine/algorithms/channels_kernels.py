@@ -134,7 +134,7 @@ def _compute_function(tile: Tile) -> Function:
     before_x = f.select(added, step["x"], 0, "before_x")
     with f.loop("phase", 0, a["phases"]) as phase:
         at = f.offset(table, phase.index * len(PHASE), I64, "phase")
-        offsets, *words = (f.word(at, i, n, PTR if n == "offsets" else I64) for i, n in enumerate(PHASE))
+        table_of_terms, *words = (f.word(at, i, n, PTR if n == "offsets" else I64) for i, n in enumerate(PHASE))
         taps, before = words[:2]
         sums, out = f.arg("sums"), f.arg("out")
         count = {}
@@ -143,6 +143,7 @@ def _compute_function(tile: Tile) -> Function:
             count[axis] = f.minimum(a[f"box_{axis}"], places - f.arg(axis))
         runs = (count["x"] + (tile.rows - 1)) // tile.rows
         divisor = f.maximum(runs, 1)
+        # So many runs are a pixel longer than the others.
         short, longer = count["x"] // divisor, count["x"] % divisor
         # Short rows go two by two.
         pair = (short * 2 <= tile.rows) & (runs <= 1)
@@ -173,17 +174,19 @@ def _compute_function(tile: Tile) -> Function:
             to_x = f.select(straight, out_step["x"], step["x"], "to_x")
             bias = f.arg("bias") + t.index * f.arg("bias_step")
 
-            def run(function: Value, begin: Value | int, size: Value, count: Value, second: tuple[Value, ...]) -> None:
-                """`count` runs of so many pixels, from one on. second: how far the other half of each lies."""
+            def run(function: Value, done: Value | int, size: Value, count: Value, second: tuple[Value, ...]) -> None:
+                """`count` runs of `size` pixels, behind `done` runs one longer. second: how far the other half of each
+                lies.
+                """
+                begin = (short + 1) * done
                 x_run, from_run, to_run = x + apart * begin, from_ + before_x * begin, to + to_x * begin
                 f.call(
-                    functions[0], w, x_run, x_run + second[0], a_offsets,
-                    from_run, from_run + second[1], to_run, to_run + second[2], bias, following,
+                    functions[0], w, x_run, x_run + second[0], table_of_terms,
+                    from_run, from_run + second[1], to_run, to_run + second[2], bias, following + lines * 16 * done,
                     terms, apart * 4, before_x, to_x, count, apart * size * 4, before_x * size, to_x * size, lines,
                     at=function,
                 )  # fmt: skip
 
-            a_offsets = offsets
             both = pair & (y.index + 1 < count["y"])
             with f.when(longer > 0, "longer"):
                 half = (short + 2) // 2
@@ -194,7 +197,7 @@ def _compute_function(tile: Tile) -> Function:
                 f.select(both & added, step["y"], before_x * half),
                 f.select(both, f.select(straight, out_step["y"], step["y"]), to_x * half),
             )
-            run(f.select(both, of_pair, of_short), longer * (short + 1), short, runs - longer, second)
+            run(f.select(both, of_pair, of_short), longer, short, runs - longer, second)
     f.ret()
     return f
 

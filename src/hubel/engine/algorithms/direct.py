@@ -26,7 +26,7 @@ from math import prod
 
 from hubel.engine.algorithms.edges import ending_of, number
 from hubel.engine.algorithms.geometry import Sum, flattened, sums, three
-from hubel.engine.algorithms.tiling import MOST_ALTERNATIVES, Cut, cheapest, cuts, error_bound
+from hubel.engine.algorithms.tiling import MOST_ALTERNATIVES, Cut, cheapest, cuts, error_bound, row_by_row
 from hubel.engine.algorithms.winograd_forms import allowed, enough_channels
 from hubel.engine.algorithms.words import job_words
 from hubel.engine.ir import F32, I64, PTR, Function, Pointer, Value, module_text
@@ -56,6 +56,9 @@ WORDS = (
     "in_n", "in_g", "out_from", "out_n", "out_c", "out_z", "out_y", "out_x",
     "sums_from", "sums_row", "sums_z", "in_place", "window",
 )  # fmt: skip
+# What `in_place` says: all sums pass through scratch; whole tiles of the box's only row go straight to the output;
+# those of each row do, where rows are long enough to be done one by one.
+SCRATCH, ONE_ROW, ROW_BY_ROW = 0, 1, 2
 
 
 def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusal:
@@ -96,7 +99,8 @@ def _cuts(problem: Problem, machine: Machine, policy: Policy) -> tuple[Sum, Mach
     used = replace(machine, lanes=8) if tiny else machine
     widths = (2,) if tiny else _widths(problem, machine, policy)
     block, copies = channel_block(largest, machine), max(1, spec.batch * spec.groups)
-    return largest, used, cuts(largest, block, copies, used, policy.threads, True, widths)
+    straight = largest.out_step[2] == 1 and ending_of(problem).plain
+    return largest, used, cuts(largest, block, copies, used, policy.threads, straight, widths)
 
 
 def extent(part: Sum) -> int:
@@ -174,7 +178,9 @@ def convolution_function(tile: Tile, ending: Ending = PLAIN) -> Function:
             rest = rest // a[f"boxes_{axis}"]
         group, image = rest % a["groups"], rest // a["groups"]
         size = {axis: f.minimum(a[f"box_{axis}"], a[f"outputs_{axis}"] - origin[axis]) for axis in "xyz"}
-        flat = (size["y"] - 1) * window["pitch_y"] + size["x"]
+        one_by_one = a["in_place"].equals(ROW_BY_ROW)
+        flat = f.select(one_by_one, size["x"], (size["y"] - 1) * window["pitch_y"] + size["x"], "flat")
+        planes = f.select(one_by_one, size["y"], size["z"], "planes")
         first = chunk * a["chunk_tiles"]
         tiles = f.minimum(a["chunk_tiles"], a["tiles"] - first)
         source_g = source + image * a["in_n"] + group * a["in_g"]
@@ -197,16 +203,17 @@ def convolution_function(tile: Tile, ending: Ending = PLAIN) -> Function:
                 mode = mode + f.select(last & of_row.given, BIAS, 0)
             f.call(
                 compute, args, panel + c.index * a["taps"] * tile.rows, scratch, sums_at, out,
-                of_row.arguments[0], block * a["taps"], size["z"], flat, tiles, rows, mode,
+                of_row.arguments[0], block * a["taps"], planes, flat, tiles, rows, mode,
             )  # fmt: skip
-        f.call(store, args, sums_at, out, *of_row.arguments, size["z"], size["y"], size["x"], rows, flat)
+        lines = f.select(one_by_one, 1, size["y"], "lines")
+        f.call(store, args, sums_at, out, *of_row.arguments, planes, lines, size["x"], rows, flat)
     f.ret()
     return f
 
 
 def _compute_function(tile: Tile, ending: Ending) -> Function:
     """compute(args, panel, window, sums, out, bias, terms, planes, flat, tiles, rows, mode): a block of channels of
-    one item.
+    one item. Planes are rows where rows are done one by one.
 
     Whole tiles go straight to the output where it lies as the tile does (`in_place`) and takes sums as they are, all
     others into scratch. The last tiles of output channels ask for the pixels that come next, a line each.
@@ -216,21 +223,24 @@ def _compute_function(tile: Tile, ending: Ending) -> Function:
     numbers = [(n, I64) for n in ("terms", "planes", "flat", "tiles", "rows", "mode")]
     f = Function("compute", [*pointers, *numbers], private=True)
     args, width = f.arg("args"), tile.vectors * tile.lanes
-    names = ("offsets", "channels", "taps", "out_c", "out_z", "sums_row", "sums_z", "in_place")
+    names = ("offsets", "channels", "taps", "out_c", "out_z", "out_y", "sums_row", "sums_z", "in_place")
     a = job_words(f, WORDS, *names)
     window = WindowWords(f, f.offset(args, RESERVED_WORDS + WORDS.index("window"), I64, "window_words"))
-    window.load("pitch_z")
+    window.load("pitch_z", "pitch_y")
+    one_by_one = a["in_place"].equals(ROW_BY_ROW)
+    pitch_z = f.select(one_by_one, window["pitch_y"], window["pitch_z"], "pitch_plane")
+    out_z = f.select(one_by_one, a["out_y"], a["out_z"], "out_plane")
     inner = outer_product_tile(tile.rows, tile.vectors, tile.lanes)
     lines = max(1, width // 16)
     panel_tile = a["channels"] * a["taps"] * tile.rows
-    in_place = a["in_place"].equals(1)
+    in_place = a["in_place"] > SCRATCH
     with f.loop("z", 0, f.arg("planes")) as z, f.loop("q", 0, f.arg("flat"), width) as q:
-        pixels = f.arg("window") + z.index * window["pitch_z"] + q.index
+        pixels = f.arg("window") + z.index * pitch_z + q.index
         whole = in_place & (q.index + width <= f.arg("flat"))
         with f.loop("t", 0, f.arg("tiles")) as t:
             row = t.index * tile.rows
             straight = whole & (row + tile.rows <= f.arg("rows"))
-            out = f.arg("out") + row * a["out_c"] + z.index * a["out_z"] + q.index
+            out = f.arg("out") + row * a["out_c"] + z.index * out_z + q.index
             parked = f.arg("sums") + row * a["sums_row"] + z.index * a["sums_z"] + q.index
             line = f.minimum(f.arg("tiles") - 1 - t.index, lines)
             ahead = pixels + f.select(line < lines, line * 16 + width, 0)
@@ -262,12 +272,13 @@ def _store_function(tile: Tile, ending: Ending) -> Function:
     whole_pixels = f.arg("flat") // width * width
     whole_rows = f.arg("rows") // tile.rows * tile.rows
     put, channels = store_rows_function(tile.lanes, ending), ending.given(f)
-    in_place = a["in_place"].equals(1)
+    in_place = a["in_place"] > SCRATCH
+    out_z = f.select(a["in_place"].equals(ROW_BY_ROW), a["out_y"], a["out_z"], "out_plane")
     with f.loop("row", 0, f.arg("rows")) as row:
         done = f.select(in_place & (row.index < whole_rows), whole_pixels, 0, "done")
         of_row = channels.further(row.index)
         with f.when(done < f.arg("x"), "left_over"), f.loop("z", 0, f.arg("z")) as z:
-            to = f.arg("out") + row.index * a["out_c"] + z.index * a["out_z"] + done * a["out_x"]
+            to = f.arg("out") + row.index * a["out_c"] + z.index * out_z + done * a["out_x"]
             at = f.arg("sums") + row.index * a["sums_row"] + z.index * a["sums_z"] + done
             f.call(
                 put, to, at, *of_row.arguments, f.arg("y"), a["out_y"], window["pitch_y"], f.arg("x") - done, a["out_x"]
@@ -348,15 +359,18 @@ def _job_words(
     channels = part.channels if taps else 1
     block = min(plan.channel_block, channels)
     offsets = [c * window.pitch_c + tap for c in range(block) for tap in taps]
-    sums_z = -(-window.flat // width) * width
-    sums_row = box[0] * sums_z + (tile.lanes if box[0] * sums_z % 1024 == 0 else 0)
-    sums_from = -(-(block * window.pitch_c + window.overhang + width + SLACK) // 16) * 16
     n, c, *space = source
     out_n, out_c, *out_space = target
     strides, out = three(tuple(space), 0), three(tuple(out_space), 0)
     out_from = sum(r * s for r, s in zip(part.out_start, out, strict=True))
     out = tuple(o * s for o, s in zip(part.out_step, out, strict=True))
-    in_place = int(box[0] == box[1] == 1 and out[2] == 1 and ending_of(plan.problem).plain)
+    straight = out[2] == 1 and ending_of(plan.problem).plain
+    one_by_one = straight and row_by_row(box, width)
+    planes, flat = (box[1], box[2]) if one_by_one else (box[0], window.flat)
+    sums_z = -(-flat // width) * width
+    sums_row = planes * sums_z + (tile.lanes if planes * sums_z % 1024 == 0 else 0)
+    sums_from = -(-(block * window.pitch_c + window.overhang + width + SLACK) // 16) * 16
+    in_place = ROW_BY_ROW if one_by_one else ONE_ROW if straight and box[0] == box[1] == 1 else SCRATCH
     words = (
         tables.add(offsets), packed, groups, channels, part.rows, len(taps), block,
         plan.row_tiles, chunks, tiles,

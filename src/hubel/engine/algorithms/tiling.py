@@ -40,6 +40,8 @@ SHARES = (1, 2, 4, 8, 16)
 # Cycles: starting a tile and adding its sums to memory; a row of a window or of the output; a vector of it; a
 # channel's first line, which no hardware prefetcher foresees; a line of a window read from L2 by the first tile.
 TILE, SUM, ROW, VECTOR, CHANNEL, LINE = 30.0, 2.0, 30.0, 4.0, 60.0, 5.0
+# Most pixels computed for each that a row has, where rows are done one by one.
+MOST_BESIDE = 1.15
 # Cycles it costs to start a work item, and the share of an item that is lost where items do not divide evenly among
 # busy threads.
 ITEM, UNEVEN = 500.0, 0.2
@@ -156,16 +158,27 @@ def _boxes(outputs: tuple[int, int, int]) -> Iterator[tuple[int, int, int]]:
             yield box
 
 
+def row_by_row(box: tuple[int, int, int], width: int) -> bool:
+    """Whether rows of a box are long enough to be done one by one by tiles of this width: little is computed beside
+    them, and whole tiles lie as the output does. Otherwise tiles run on from one row into the next.
+    """
+    z, y, x = box
+    return z == 1 < y and -(-x // width) * width <= MOST_BESIDE * x
+
+
 def _item(part: Sum, window: Window, tile: Tile, block: int, machine: Machine, straight: bool) -> _Item:
     """What one work item costs."""
     bz, by, bx = window.box
     lanes, width = machine.lanes, tile.vectors * machine.lanes
     taps, channels = part.tap_count, part.channels
-    runs = -(-window.flat // width) * bz
+    one_by_one = straight and row_by_row(window.box, width)
+    runs = by * -(-bx // width) if one_by_one else -(-window.flat // width) * bz
     blocks = -(-channels // block)
     step = step_cycles(machine, tile.rows, tile.vectors, max(1, taps))
     for_tile = runs * (channels * taps * step + blocks * (TILE + SUM * tile.rows * tile.vectors))
-    if not (straight and bz == by == 1):
+    if one_by_one:
+        for_tile += tile.rows * by * (ROW + VECTOR * (bx % width) / lanes) if bx % width else 0
+    elif not (straight and bz == by == 1):
         for_tile += tile.rows * bz * by * (ROW + VECTOR * bx / lanes)
         # Sums that leave the L2 cache between two blocks are read and written at half of its speed.
         spill = 4 * part.rows * runs * width - machine.l2 // 2
