@@ -365,7 +365,7 @@ def _job_words(
     out_from = sum(r * s for r, s in zip(part.out_start, out, strict=True))
     out = tuple(o * s for o, s in zip(part.out_step, out, strict=True))
     straight = out[2] == 1 and ending_of(plan.problem).plain
-    one_by_one = straight and row_by_row(box, width)
+    one_by_one = straight and row_by_row(box, width)  # type: ignore[arg-type]
     planes, flat = (box[1], box[2]) if one_by_one else (box[0], window.flat)
     sums_z = -(-flat // width) * width
     sums_row = planes * sums_z + (tile.lanes if planes * sums_z % 1024 == 0 else 0)
