@@ -140,3 +140,9 @@ def test_shapes_that_do_not_fit_are_named(node: Node, shapes: list[tuple[int, ..
 def test_a_constant_may_not_be_named_as_an_input() -> None:
     with pytest.raises(ModelError, match="a constant named as an input"):
         Graph({"x": Input((1,))}, {"x": np.ones(1, np.float32)}, (), ("x",)).check()
+
+
+def test_a_ref_names_a_whole_number() -> None:
+    nodes = [Node("a", "activation", ("x",), RELU), Node("r", "reshape", ("x",), {"shape": (Ref("a"), -1)})]
+    with pytest.raises(ModelError, match="a Ref names a whole number that was computed before. Received: r = reshape"):
+        graph(nodes, ("r",), {}).check()

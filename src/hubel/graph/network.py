@@ -107,7 +107,12 @@ class Graph:
         known = set(self.inputs) | set(self.constants)
         if len(known) < len(self.inputs) + len(self.constants):
             raise ModelError("values of a network have names of their own. Received: a constant named as an input.")
+        whole: set[str] = set()
         for node in self.nodes:
+            if any(ref.name not in whole for ref in refs(node.attributes)):
+                raise ModelError(f"a Ref names a whole number that was computed before. Received: {node}.")
+            if node.op in ("size", "whole"):
+                whole.add(node.name)
             missing = [name for name in node.reads() if name not in known]
             if missing:
                 raise ModelError(

@@ -89,10 +89,11 @@ class Program:
         self.entries = binder.entries
         self.outputs = tuple(outputs)
         self.arena_bytes = place_buffers(binder.entries)
-        if self.arena_bytes > physical_memory():
+        scratch = max((e.shared_bytes + threads * e.scratch_bytes for e in binder.entries), default=0)
+        if self.arena_bytes + scratch > physical_memory():
             raise ModelError(
-                f"a network must fit into memory. Received: inputs for which it needs {self.arena_bytes / 2**30:,.0f} "
-                "GiB. Use fewer images, or smaller ones."
+                "a network must fit into memory. Received: inputs for which it needs "
+                f"{(self.arena_bytes + scratch) / 2**30:,.0f} GiB. Use fewer images, or smaller ones."
             )
         self.places = binder.places
         self.steps: list[Region | HostCall] = []

@@ -27,8 +27,15 @@ class TorchHost:
     """Runs operators of torch's by name."""
 
     def makes(self, target: str, arguments: Any, keywords: Any, operands: Sequence[Any]) -> Any:
-        with torch.no_grad():
-            result = _called(target, arguments, keywords, [_meta(made) for made in operands], on_meta=True)
+        try:
+            with torch.no_grad():
+                result = _called(target, arguments, keywords, [_meta(made) for made in operands], on_meta=True)
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ModelError(
+                f"torch's operators must fit the sizes they are given. Received: {target} ({reason}). Pass inputs of "
+                "sizes that the network allows."
+            ) from error
         return _made(result)
 
     def call(self, target: str, arguments: Any, keywords: Any, operands: Sequence[Any]) -> Any:
