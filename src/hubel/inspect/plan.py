@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,10 @@ from hubel.engine.algorithms.geometry import layout_of, packed_strides
 from hubel.engine.measure import Measured, measured
 from hubel.engine.race import race
 from hubel.errors import ModelError, SpecError, UnsupportedError
+from hubel.inspect.fused import FusedPlan, plan_compiled, plan_session
 from hubel.inspect.hooks import watch
 from hubel.ops import accuracy
+from hubel.ops.session import Session
 from hubel.records import Column, Record
 
 COLUMNS = [
@@ -127,16 +129,34 @@ class NetworkPlan:
         return Record("plan", "plan", list(COLUMNS), rows, level="layer", method=method)  # type: ignore[arg-type]
 
 
+@overload
+def plan(net: Session, x: Tensor | None = None) -> FusedPlan: ...
+@overload
 def plan(
     net: nn.Module, x: Tensor, *, machine: Machine | None = None, backward: bool = False, measure: bool = False
-) -> NetworkPlan:
-    """A row for each convolution that `net` makes on `x`, in order.
+) -> NetworkPlan: ...
+def plan(
+    net: nn.Module | Session,
+    x: Tensor | None = None,
+    *,
+    machine: Machine | None = None,
+    backward: bool = False,
+    measure: bool = False,
+) -> NetworkPlan | FusedPlan:
+    """A row for each convolution that `net` makes on `x`, in order. Of a Session, and of a network compiled with
+    backend="hubel", every step that runs: what was fused, and which of torch's operators remain (`FusedPlan`).
 
     machine: another than this one, by `Machine.named`; then nothing is said of time. backward: a row more for each of
     the gradients of input and weight. measure: compile and time each convolution, on this machine.
 
     Raises ModelError if the network cannot run on `x`.
     """
+    if isinstance(net, Session):
+        return plan_session(net, x)
+    if x is None:
+        raise ModelError("a network is planned on an input. Received: none. Pass an example of its images.")
+    if hasattr(net, "_orig_mod"):
+        return plan_compiled(net, x)
     here = Machine.detect()
     machine = machine or here
     policy = accuracy.policy(torch.get_num_threads())
