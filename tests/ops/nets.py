@@ -93,6 +93,19 @@ class Tokens(nn.Module):
         return (x + self.mlp(x))[:, 0]
 
 
+class Folded(nn.Module):
+    """What torch runs on views of the input and of a weight, before and after a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.table = nn.Conv2d(3, 4, 3, padding=1), nn.Parameter(torch.randn(2, 3, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        flipped = torch.flip(x[:, :, 1:], [3])
+        y = self.conv(torch.cumsum(flipped, 3) * 0.1)
+        return torch.cumsum(y, 2) * torch.flip(self.table.transpose(0, 2)[:, 0, :1], [0]).view(1, -1, 1, 1)
+
+
 NETS: dict[str, type[nn.Module]] = {
     "residual": Residual, "inverted": Inverted, "branches": Branches, "tokens": Tokens,
 }  # fmt: skip

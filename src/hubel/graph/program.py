@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any
 
@@ -328,12 +328,17 @@ def _output_places(b: Binder) -> list[Place]:
 
 def _call_host(b: Binder, node: Node, native: set[str]) -> None:
     """A node that the host runs. What native nodes read of it is copied into the arena."""
-    entry = Entry(node, how=node.get("target", node.op))
+    entry, graph = Entry(node, how=node.get("target", node.op)), b.graph
     for name in node.inputs:
-        if name in b.places and b.places[name].buffer.base >= CALL:
+        if name not in b.places or name in graph.inputs or name in graph.constants:
             continue
-        if name in b.places:
-            entry.touches.append(b.places[name].buffer)
+        if b.places[name].buffer.base != ARENA:
+            # A view of an input or a constant: the host sees the arena only.
+            place = b.places[name]
+            target = b.room(replace(place, strides=packed_strides(place.shape)))
+            copy(b, node, place, target)
+            b.put(name, target)
+        entry.touches.append(b.places[name].buffer)
     if node.name in native and b.dtypes.get(node.name) == "float32":
         place = b.new(node.name)
         entry.touches.append(place.buffer)

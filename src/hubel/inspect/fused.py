@@ -91,7 +91,7 @@ def plan_compiled(net: nn.Module, x: Tensor) -> FusedPlan:
     if not ran:
         raise ModelError(
             "a compiled network of ours runs graphs for inference. Received: one that ran none (another backend, "
-            "fuse=False, or a network without convolutions). Compile it with backend='hubel', or plan the network itself."
+            "fuse=False, or a network without convolutions). Compile it with backend='hubel', or plan the net itself."
         )
     plans = [_plan(network.network, [tuple(t.shape) for t in tensors]) for network, tensors in ran]
     gone: Counter[str] = Counter()
