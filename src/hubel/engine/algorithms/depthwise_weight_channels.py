@@ -1,9 +1,9 @@
 """Weight gradient of a depthwise convolution of channels-last tensors: channels in the lanes of a vector.
 
     for every share of the pieces (a band of rows of an image each), every block of channels:       one work item
-        for pieces, for strips of columns, for rows of dy, for vectors of channels:
-            for rows of the kernel that lie in the image:
-                for tiles of dy along the strip:                                                    the register tile
+        for pieces, for strips of columns, for some rows of dy, for vectors of channels:
+            for rows of the kernel:
+                for those of the rows that meet it, for tiles of dy along the strip:                the register tile
                     sum[tap] += dy[pixel] · x[pixel·stride + tap]
                 add the taps' sums to memory
 
@@ -17,7 +17,6 @@ The number of shares depends on the problem alone; where there are several, a se
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from hubel.engine.algorithms.bias_gradient import bias_function, bias_job, bias_name
 from hubel.engine.algorithms.depthwise_channels import MOST_COLUMNS, REACHED, TILE, box_of, patterns_of, pixels_of
@@ -41,6 +40,9 @@ ANY_EDGES = True
 CHANNELS_LAST = True
 # Work items wanted, on however many threads.
 ITEMS = 32
+# What the rows of x that a row of dy meets may take of the L1 cache; and those rows of dy, with what they meet, which
+# the sums of a vector of channels stay in registers for.
+HELD, SWEPT = 0.6, 0.4
 
 
 def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusal:
@@ -53,9 +55,13 @@ def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusa
     (part,) = sums(forward)
     pixels = pixels_of([part])
     vectors = -(-spec.in_channels // machine.lanes)
-    block, strip, _ = box_of(forward, [part], pixels, machine, replace(policy, threads=1))
+    block, strip, _ = box_of(forward, [part], pixels, machine, machine.l1 * HELD, 1)
     height = part.outputs[1]
     others = spec.batch * -(-vectors // block)
+    # A line of the cache for each pixel of dy and of x.
+    width = min(strip, part.outputs[2])
+    line = 64 * (width + part.axes[1].step * ((width - 1) * part.axes[2].step + 1 + part.axes[2].reach))
+    swept = max(1, int(machine.l1 * SWEPT) // line)
     bands = max(1, min(height // max(8, spec.kernel_size[0]), -(-ITEMS // others)))
     band = -(-height // bands)
     pieces = spec.batch * -(-height // band)
@@ -71,7 +77,7 @@ def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusa
             f"depthwise_weight_gradient_f32_reduce_channels_{machine.isa}",
             bias_name(problem, machine),
         ),
-        channel_block=1, box=(1, band, strip), row_tiles=block, partial_sums=shares,
+        channel_block=1, box=(1, band, strip), row_tiles=block, images=min(swept, height), partial_sums=shares,
         estimate=Estimate(spec.flops, computed, problem.bytes(), cycles / policy.threads),
         error_bound=error_bound(problem), reason="one channel a group, next to each other: channels in lanes",
     )  # fmt: skip
@@ -131,7 +137,7 @@ def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...])
         "lead_y": -pad_y, "apart_y": apart_y, "lead_x": -pad_x, "step_y": step_y, "step_x": step_x,
         "height": height, "width": width, "dy_height": dy_height, "dy_width": dy_width,
         "x_n": x[0], "x_y": x_y, "x_x": x_x, "dy_n": y[0], "dy_y": dy_y, "dy_x": dy_x,
-        "partial": int(shares > 1), "zeros_at": 0, "sums_at": sums_at,
+        "swept": plan.images, "partial": int(shares > 1), "zeros_at": 0, "sums_at": sums_at,
     }  # fmt: skip
     jobs = [PlannedJob(plan.kernels[0], blocks * shares, tuple(words[name] for name in WORDS))]
     if shares > 1:

@@ -12,7 +12,7 @@ from hubel.engine.ir.rows import zero_row
 WORDS = (
     "channels", "vectors", "block", "blocks", "pieces", "share", "bands", "per_band", "strips", "strip",
     "taps", "rows", "lead_y", "apart_y", "lead_x", "step_y", "step_x", "height", "width", "dy_height", "dy_width",
-    "x_n", "x_y", "x_x", "dy_n", "dy_y", "dy_x", "partial", "zeros_at", "sums_at",
+    "x_n", "x_y", "x_x", "dy_n", "dy_y", "dy_x", "swept", "partial", "zeros_at", "sums_at",
 )  # fmt: skip
 REDUCE_WORDS = ("channels", "vectors", "taps", "shares")
 # Sums that are under way at a time, so that none waits for the one before it: four cycles, two a cycle.
@@ -30,7 +30,7 @@ def correlation_function(pattern: Pattern, pixels: int, lanes: int, registers: i
     a = job_words(f, WORDS)
     zeros, sums = scratch + a["zeros_at"], scratch + a["sums_at"]
     zero_row(f, zeros, f.constant(lanes), lanes)
-    row, size, vector = _row_function(pattern, pixels, lanes, registers, stored), a["taps"] * lanes, vector_of(lanes)
+    rows, size, vector = _rows_function(pattern, pixels, lanes, registers, stored), a["taps"] * lanes, vector_of(lanes)
     with f.loop("item", f.arg("begin"), f.arg("end")) as item:
         block, share = item.index % a["blocks"], item.index // a["blocks"]
         first = block * a["block"]
@@ -43,11 +43,12 @@ def correlation_function(pattern: Pattern, pixels: int, lanes: int, registers: i
             with f.loop("strip", 0, a["strips"]) as strip:
                 left = strip.index * a["strip"]
                 right = f.minimum(left + a["strip"], a["dy_width"])
-                with f.loop("y", top, bottom) as y, f.loop("v", first, last) as v:
+                with f.loop("y", top, bottom, a["swept"]) as y, f.loop("v", first, last) as v:
                     channel = f.minimum(v.index * lanes, a["channels"] - lanes)
-                    from_x, from_dy = x + n * a["x_n"] + channel, dy + n * a["dy_n"] + y.index * a["dy_y"] + channel
+                    from_x, from_dy = x + n * a["x_n"] + channel, dy + n * a["dy_n"] + channel
                     to = sums + (v.index - first) * size
-                    f.call(row, args, from_x, from_dy, to, zeros, y.index, left, right)
+                    below = f.minimum(y.index + a["swept"], bottom)
+                    f.call(rows, args, from_x, from_dy, to, zeros, y.index, below, left, right)
         with f.when(a["partial"].equals(1), "partial"):
             to = shared + (share * a["vectors"] + first) * size
             with f.loop("sum", 0, (last - first) * size, lanes) as each:
@@ -67,20 +68,17 @@ def _scatter(f: Function, total: Value, target: Value, channel: Value, taps: Val
         place = place + taps
 
 
-def _row_function(pattern: Pattern, pixels: int, lanes: int, registers: int, stored: Pointer) -> Function:
-    """row(args, x, dy, sums, zeros, y, left, right): what row y of dy, from pixel `left` to `right`, gives to the sums
-    of a vector of channels. x: the image's first pixel; dy: the row's.
+def _rows_function(pattern: Pattern, pixels: int, lanes: int, registers: int, stored: Pointer) -> Function:
+    """rows(args, x, dy, sums, zeros, top, bottom, left, right): what rows of dy, from pixel `left` to `right`, give to
+    the sums of a vector of channels. x, dy: the image's first pixels.
     """
     pointers = [("args", PTR), ("x", stored), ("dy", stored), ("sums", PTR), ("zeros", PTR)]
-    f = Function("row", [*pointers, *((n, I64) for n in ("y", "left", "right"))], private=True)
+    f = Function("rows", [*pointers, *((n, I64) for n in ("top", "bottom", "left", "right"))], private=True)
     names = ("rows", "lead_y", "apart_y", "lead_x", "step_y", "step_x", "height", "width", "dy_width")
-    a = job_words(f, WORDS, *names, "x_y", "x_x", "dy_x")
+    a = job_words(f, WORDS, *names, "x_y", "x_x", "dy_y", "dy_x")
     taps, span = len(pattern.columns), pattern.span(pixels)
     place = multiples(f, a["x_x"] * stored.bytes, span - 1)
     put = multiples(f, a["dy_x"] * stored.bytes, pixels - 1)
-    start = f.arg("y") * a["step_y"] + a["lead_y"]
-    above = f.minimum(f.maximum(a["apart_y"] - 1 - start, 0) // a["apart_y"], a["rows"])
-    below = f.minimum(f.maximum(a["height"] + (a["apart_y"] - 1) - start, 0) // a["apart_y"], a["rows"])
     left, right = f.arg("left"), f.arg("right")
     # Tiles from the first whose columns lie in the image to the last whose columns, and pixels of dy, do.
     missing = f.maximum((a["step_x"] - 1) - a["lead_x"], 0) // a["step_x"] - left
@@ -89,10 +87,12 @@ def _row_function(pattern: Pattern, pixels: int, lanes: int, registers: int, sto
     there = middle + f.maximum(f.minimum(right, reach) - middle, 0) // pixels * pixels
     zeros, zero = f.arg("zeros").seen_as(stored), f.constant(0.0, vector_of(lanes))
 
-    def tile(row: Value, acc: list[Value], index: Value, group: range, sets: int, edge: bool) -> list[Value]:
+    def tile(rows: tuple[Value, Value], acc: list[Value], index: Value, group: range, edge: bool) -> list[Value]:
+        """The sums after one more tile. rows: of x and of dy."""
+        (row, line), sets = rows, len(acc) // len(group)
         unit = f.minimum(index, a["dy_width"] - pixels) if edge else index
         column = unit * a["step_x"] + a["lead_x"]
-        at, from_dy = row + column * a["x_x"], f.arg("dy") + unit * a["dy_x"]
+        at, from_dy = row + column * a["x_x"], line + unit * a["dy_x"]
         gradients: dict[int, Value] = {}
         acc = list(acc)
         for c, readers in pattern.readers(pixels, group).items():
@@ -115,15 +115,22 @@ def _row_function(pattern: Pattern, pixels: int, lanes: int, registers: int, sto
         sets = min(pixels, -(-CHAINS // len(group)))
         if len(group) * (sets + 1) + 1 > registers:
             sets = max(1, (registers - 1) // len(group) - 1)
-        with f.loop("ky", above, below) as ky:
-            row = f.arg("x") + (start + ky.index * a["apart_y"]) * a["x_y"]
-            acc = [zero] * (len(group) * sets)
-            for name, begin, end, edge in (
-                ("left", left, middle, True), ("inner", middle, there, False), ("right", there, right, True),
-            ):  # fmt: skip
-                with f.loop(name, begin, end, pixels, carry=acc) as along:
-                    along.carry(*tile(row, along.carried, along.index, group, sets, edge))
-                acc = along.results
+        with f.loop("ky", 0, a["rows"]) as ky:
+            # Rows of dy that meet this row of the kernel within the image.
+            start = ky.index * a["apart_y"] + a["lead_y"]
+            above = f.maximum(f.maximum((a["step_y"] - 1) - start, 0) // a["step_y"], f.arg("top"))
+            reached = f.maximum(a["height"] - start + (a["step_y"] - 1), 0) // a["step_y"]
+            with f.loop("y", above, f.minimum(reached, f.arg("bottom")), carry=[zero] * (len(group) * sets)) as y:
+                row = f.arg("x") + (y.index * a["step_y"] + start) * a["x_y"]
+                line, acc = f.arg("dy") + y.index * a["dy_y"], y.carried
+                for name, begin, end, edge in (
+                    ("left", left, middle, True), ("inner", middle, there, False), ("right", there, right, True),
+                ):  # fmt: skip
+                    with f.loop(name, begin, end, pixels, carry=acc) as along:
+                        along.carry(*tile((row, line), along.carried, along.index, group, edge))
+                    acc = along.results
+                y.carry(*acc)
+            acc = y.results
             to = f.arg("sums") + (ky.index * taps + group[0]) * lanes
             for i in range(len(group)):
                 total = acc[i]
