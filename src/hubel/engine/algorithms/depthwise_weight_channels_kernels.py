@@ -87,10 +87,12 @@ def _rows_function(pattern: Pattern, pixels: int, lanes: int, registers: int, st
     there = middle + f.maximum(f.minimum(right, reach) - middle, 0) // pixels * pixels
     zeros, zero = f.arg("zeros").seen_as(stored), f.constant(0.0, vector_of(lanes))
 
-    def tile(rows: tuple[Value, Value], acc: list[Value], index: Value, group: range, edge: bool) -> list[Value]:
+    def tile(rows: tuple[Value, Value], acc: list[Value], index: Value, group: range, kind: str) -> list[Value]:
         """The sums after one more tile. rows: of x and of dy."""
-        (row, line), sets = rows, len(acc) // len(group)
-        unit = f.minimum(index, a["dy_width"] - pixels) if edge else index
+        (row, line), sets, edge = rows, len(acc) // len(group), kind != "inner"
+        # One tile at the left has all columns that are missing there, and pixels of dy of its own.
+        again = kind == "right" or (edge and pattern.left > pixels * pattern.step)
+        unit = f.minimum(index, a["dy_width"] - pixels) if again else index
         column = unit * a["step_x"] + a["lead_x"]
         at, from_dy = row + column * a["x_x"], line + unit * a["dy_x"]
         gradients: dict[int, Value] = {}
@@ -103,7 +105,7 @@ def _rows_function(pattern: Pattern, pixels: int, lanes: int, registers: int, st
             for output, tap in readers:
                 if output not in gradients:
                     dy_at = put(from_dy, output)
-                    if edge:
+                    if again:
                         counted = (unit + output >= index) & (unit + output < right)
                         dy_at = f.select(counted, dy_at, zeros, "dy_at")
                     gradients[output] = f.load(dy_at, vector_of(lanes), f"dy_{output}")
@@ -120,17 +122,16 @@ def _rows_function(pattern: Pattern, pixels: int, lanes: int, registers: int, st
             start = ky.index * a["apart_y"] + a["lead_y"]
             above = f.maximum(f.maximum((a["step_y"] - 1) - start, 0) // a["step_y"], f.arg("top"))
             reached = f.maximum(a["height"] - start + (a["step_y"] - 1), 0) // a["step_y"]
-            with f.loop("y", above, f.minimum(reached, f.arg("bottom")), carry=[zero] * (len(group) * sets)) as y:
-                row = f.arg("x") + (y.index * a["step_y"] + start) * a["x_y"]
-                line, acc = f.arg("dy") + y.index * a["dy_y"], y.carried
-                for name, begin, end, edge in (
-                    ("left", left, middle, True), ("inner", middle, there, False), ("right", there, right, True),
-                ):  # fmt: skip
-                    with f.loop(name, begin, end, pixels, carry=acc) as along:
-                        along.carry(*tile((row, line), along.carried, along.index, group, edge))
-                    acc = along.results
-                y.carry(*acc)
-            acc = y.results
+            last, acc = f.minimum(reached, f.arg("bottom")), [zero] * (len(group) * sets)
+            # One after the other for all rows: the sums then share the registers with one kind of tile alone.
+            for name, begin, end in (("left", left, middle), ("inner", middle, there), ("right", there, right)):
+                with f.loop("y", above, f.select(begin < end, last, above), carry=acc) as y:
+                    row = f.arg("x") + (y.index * a["step_y"] + start) * a["x_y"]
+                    line = f.arg("dy") + y.index * a["dy_y"]
+                    with f.loop(name, begin, end, pixels, carry=y.carried, at_least_once=True) as along:
+                        along.carry(*tile((row, line), along.carried, along.index, group, name))
+                    y.carry(*along.results)
+                acc = y.results
             to = f.arg("sums") + (ky.index * taps + group[0]) * lanes
             for i in range(len(group)):
                 total = acc[i]
