@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -214,3 +215,47 @@ def test_unfused_it_is_torch_between_the_convolutions() -> None:
     with ran() as networks:
         check(net, unfused, X)
     assert not networks
+
+
+def test_the_accuracy_that_holds_is_the_networks() -> None:
+    net = ready("residual")
+    fused = torch.compile(net, backend="hubel", fullgraph=True)
+    with ran() as networks:
+        check(net, fused, X)
+        hubel.set_accuracy("strict")
+        try:
+            check(net, fused, X)
+            assert networks[0].network.policy.accuracy == "strict"
+        finally:
+            hubel.set_accuracy("default")
+        check(net, fused, X)
+    assert networks[0].network.policy.accuracy == "default"
+
+
+def test_threads_call_a_compiled_network_at_once_while_weights_change() -> None:
+    conv = nn.Conv2d(3, 4, 3)
+    net = nn.Sequential(conv, nn.ReLU()).eval()
+    fused = torch.compile(net, backend="hubel", fullgraph=True)
+    ones = torch.ones(1, 3, 8, 8)
+    wrong: list[float] = []
+    for value in (1.0, 2.0, 3.0):
+        with torch.no_grad():
+            conv.weight.fill_(value)
+            assert conv.bias is not None
+            conv.bias.zero_()
+            fused(ones)
+            conv.weight.fill_(value + 0.5)
+
+        def work(value: float = value) -> None:
+            with torch.no_grad():
+                for _ in range(10):
+                    found = fused(ones)
+                    if (found - 27 * (value + 0.5)).abs().max() > 1e-2:
+                        wrong.append(value)
+
+        workers = [threading.Thread(target=work) for _ in range(3)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    assert not wrong

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -62,22 +63,20 @@ class Compiled:
         self._last = _channels_last_outputs(module)
         used = {name for node in self._graph.nodes for name in node.inputs}
         self._static = {name: i for name, i in self._static.items() if name in used}
-        self._watched: list[_Watched] = []
-        self._generation = -1
         self._lock = threading.Lock()
-        self.calls: Calls | None = None
+        self._state: _State | None = None
 
     def __call__(self, args: list[Any]) -> list[Tensor]:
         """The graph's outputs. args: its inputs, all of them; the list is emptied, as torch expects."""
         given = list(args)
         args.clear()
-        calls = self.calls
-        if calls is None or not self._fresh(given):
-            calls = self._renewed(given)
+        state = self._state
+        if state is None or not self._fresh(state, given):
+            state = self._renewed(given)
         tensors = [given[i] for i in self._dynamic]
         for listener in listeners:
             listener(self, tensors)
-        results = calls(tensors)
+        results = state.calls(tensors)
         for _ in range(self._convolutions):
             count_native()
         for i in self._last:
@@ -87,20 +86,19 @@ class Compiled:
     @property
     def network(self) -> Network:
         """The network as it ran last."""
-        assert self.calls is not None
-        return self.calls.network
+        assert self._state is not None
+        return self._state.calls.network
 
-    def _fresh(self, given: Sequence[Any]) -> bool:
-        """Whether the weights are those that were folded and packed."""
-        if self._generation != weights._generation:
+    def _fresh(self, state: _State, given: Sequence[Any]) -> bool:
+        """Whether the weights are those that were folded and packed, under the accuracy that holds now."""
+        if state.generation != weights._generation or state.calls.network.policy != accuracy.policy(1):
             return False
-        static = self._static.values()
-        return all(watched.unchanged(given[i]) for watched, i in zip(self._watched, static, strict=True))
+        return all(w.unchanged(given[i]) for w, i in zip(state.watched, self._static.values(), strict=True))
 
-    def _renewed(self, given: Sequence[Any]) -> Calls:
+    def _renewed(self, given: Sequence[Any]) -> _State:
         with self._lock:
-            if self.calls is not None and self._fresh(given):
-                return self.calls  # another thread was here first
+            if self._state is not None and self._fresh(self._state, given):
+                return self._state  # another thread was here first
             # Read before folding: a write in the meantime then shows as a difference.
             generation = weights._generation
             watched = [_Watched(given[i]) for i in self._static.values()]
@@ -109,9 +107,18 @@ class Compiled:
             graph = Graph(self._graph.inputs, constants, self._graph.nodes, self._graph.outputs)
             network = Network(graph, TorchHost(), accuracy.policy(1))
             network.own()
-            self.calls = Calls(network, list(range(len(graph.outputs))))
-            self._watched, self._generation = watched, generation
-            return self.calls
+            calls = Calls(network, list(range(len(graph.outputs))))
+            self._state = _State(calls, watched, generation)
+            return self._state
+
+
+@dataclass(frozen=True)
+class _State:
+    """A network and what its weights were: exchanged as one, for several threads may be calling."""
+
+    calls: Calls
+    watched: list[_Watched]
+    generation: int
 
 
 class _Watched:
