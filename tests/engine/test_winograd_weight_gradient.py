@@ -32,6 +32,9 @@ SPECS = [
     "n5c33o64i14x14k3x3s1p1",
     "n2c130o20i12x3k3x3s1p1",
     "n2c17o200i8x6k3x3s1p1",
+    "n2c48o34i9x13k3x3s1p1g2",
+    "n1c60o48i6x5k3x3s1p1g3",
+    "n3c200o16i7x7k3x3s1p0g2",
 ]
 
 
@@ -123,7 +126,7 @@ def test_it_declines_with_a_reason() -> None:
         "stride 1 and dilation 1": (problem("n16c64o64i56x56k3x3s2p1"), Policy()),
         "in two dimensions": (problem("n16c64o64i56k3s1p1"), Policy()),
         "3×3 kernels": (problem("n16c64o64i56x56k5x5s1p2"), Policy()),
-        "one group": (problem("n16c64o64i56x56k3x3s1p1g2"), Policy()),
+        "fewer than 16 channels a group": (problem("n16c64o64i56x56k3x3s1p1g8"), Policy()),
         "no images": (problem("n0c64o64i56x56k3x3s1p1"), Policy()),
     }
     for reason, (asked, policy) in cases.items():

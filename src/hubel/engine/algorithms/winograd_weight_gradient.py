@@ -5,7 +5,7 @@
 A tile is 4 × 4 output gradients with the 6 × 6 inputs that meet them; 36 multiplications do the work of 144. In the
 transformed domain every one of the 36 places ξ is a matrix product of its own, summed over tiles:
 
-    for every part of the tiles, share of the output channels and share of the input channels:        one work item
+    for every group, part of the tiles, share of its output channels and of its input channels:        one work item
         for blocks of about 32 tiles:
             copy dy and x into scratch with channels as lanes, transform: gradients[ξ][tile][m], inputs[ξ][tile][c]
             for ξ, for vectors of input channels, for tiles of output channels:                    the register tile
@@ -51,6 +51,8 @@ ERROR = 4.0
 # Cycles: a transformed vector of 16 lanes, copying included; an input that is copied alone; a partial sum of a vector
 # added at the end, and the rest of the end. The register tile within its loops, against its count of cycles.
 VALUE, SINGLE, PARTIAL, END, LOOPS = 17.0, 3.0, 8.0, 250.0, 1.4
+# Channels of a group, where there are several, from which on it is looked at.
+LEAST_CHANNELS = 16
 # Where it is nearer than this, the counts of cycles cannot tell which is faster.
 LEAST_GAIN = 1.1
 
@@ -91,8 +93,8 @@ def _declined(problem: Problem, policy: Policy) -> str:
         return "strict allows direct algorithms only"
     if spec.ndim != 2 or spec.kernel_size != (TAPS, TAPS) or set(spec.stride) | set(spec.dilation) != {1}:
         return "does 3×3 kernels in two dimensions with stride 1 and dilation 1"
-    if spec.groups > 1:
-        return "does one group"
+    if min(spec.in_channels, spec.out_channels) < spec.groups * LEAST_CHANNELS and spec.groups > 1:
+        return f"transforms take as long as they save with fewer than {LEAST_CHANNELS} channels a group"
     if not spec.batch:
         return "there are no images to add up"
     return ""
@@ -103,11 +105,11 @@ def plan_tiles(problem: Problem, machine: Machine, policy: Policy) -> Plan:
     spec, how, t = problem.spec, shares(problem.spec, machine), transforms(OUTPUTS, TAPS)
     lanes, tile = how.tile.lanes, how.tile
     tiles, points = how.pieces * how.piece_tiles, t.size**2
-    rows, vectors = (-(-spec.out_channels // n) * n for n in (tile.rows, lanes))
-    channels = -(-spec.in_channels // lanes) * lanes
+    rows, vectors = (-(-spec.out_channels // spec.groups // n) * n for n in (tile.rows, lanes))
+    channels = -(-spec.in_channels // spec.groups // lanes) * lanes
     # The transforms take about four operations for each of their values.
     transformed = vectors * how.channel_shares + channels * how.row_shares
-    computed = points * tiles * (2 * rows * channels + 4 * transformed)
+    computed = spec.groups * points * tiles * (2 * rows * channels + 4 * transformed)
     less = OUTPUTS**2 * TAPS**2 / points
     name = f"weight_gradient_{{}}_winograd_f{OUTPUTS}x{OUTPUTS}_3x3_{{}}{tile}_{machine.isa}"
     return Plan(
@@ -126,15 +128,16 @@ def plan_tiles(problem: Problem, machine: Machine, policy: Policy) -> Plan:
 def shares(spec: ConvSpec, machine: Machine) -> Shares:
     """The layer's work items. The register tile and the channels of a share depend on the channels alone."""
     most = SHARE if machine.l2 >= MIB else SHARE // 2
-    rows, channels = (even_share(n, most, machine.lanes) for n in (spec.out_channels, spec.in_channels))
+    of_rows, of_channels = spec.out_channels // spec.groups, spec.in_channels // spec.groups
+    rows, channels = (even_share(n, most, machine.lanes) for n in (of_rows, of_channels))
     tiles_y, tiles_x = (-(-size // OUTPUTS) for size in spec.output_size)
     pieces_x = -(-tiles_x // BLOCK)
     piece_tiles = -(-tiles_x // pieces_x)
     pieces = spec.batch * pieces_x * tiles_y
     block = max(1, BLOCK // piece_tiles)
-    row_shares, channel_shares = -(-spec.out_channels // rows), -(-spec.in_channels // channels)
-    parts = max(1, min(-(-ITEMS // (row_shares * channel_shares)), -(-pieces // block)))
-    tile = register_tile(machine, min(rows, spec.out_channels))
+    row_shares, channel_shares = -(-of_rows // rows), -(-of_channels // channels)
+    parts = max(1, min(-(-ITEMS // (spec.groups * row_shares * channel_shares)), -(-pieces // block)))
+    tile = register_tile(machine, min(rows, of_rows))
     cut = piece_tiles, pieces_x, tiles_y, pieces, block
     return Shares(tile, rows, channels, row_shares, channel_shares, *cut, parts)
 
@@ -143,21 +146,22 @@ def _cycles(spec: ConvSpec, machine: Machine) -> float:
     """Cycles on one thread."""
     how, lanes, points = shares(spec, machine), machine.lanes, transforms(OUTPUTS, TAPS).size ** 2
     tiles, tile = how.pieces * how.piece_tiles, how.tile
-    rows, channels = -(-spec.out_channels // lanes), -(-spec.in_channels // lanes)
+    of_rows, of_channels = spec.out_channels // spec.groups, spec.in_channels // spec.groups
+    rows, channels = -(-of_rows // lanes), -(-of_channels // lanes)
     transformed = tiles * points * (rows * how.channel_shares + channels * how.row_shares)
     transformed *= VALUE * (lanes + 4) / 20
     # Channels beyond whole vectors, and rows shorter than four, are copied one by one.
     short = min(spec.input_size[1], spec.output_size[1]) < QUAD
-    alone = [n if short else n % lanes for n in (spec.in_channels, spec.out_channels)]
+    alone = [n if short else n % lanes for n in (of_channels, of_rows)]
     single = spec.batch * SINGLE * (
         alone[0] * spec.input_size[0] * spec.input_size[1] * how.row_shares
         + alone[1] * spec.output_size[0] * spec.output_size[1] * how.channel_shares
     )  # fmt: skip
     widths = [WIDTH] * (channels // WIDTH) + [1] * (channels % WIDTH)
     steps = sum(step_cycles(machine, tile.rows, width, 1) for width in widths) * LOOPS
-    products = points * tiles * -(-spec.out_channels // tile.rows) * steps
-    end = spec.out_channels * channels * (END + points * PARTIAL * (how.parts - 1))
-    return transformed + single + products + end
+    products = points * tiles * -(-of_rows // tile.rows) * steps
+    end = of_rows * channels * (END + points * PARTIAL * (how.parts - 1))
+    return spec.groups * (transformed + single + products + end)
 
 
 def emit(plan: Plan) -> dict[str, Callable[[], str]]:
@@ -183,7 +187,8 @@ def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...])
     step = odd_lines(how.block * how.piece_tiles * width + tile.rows)
     row_tiles = -(-how.rows // tile.rows)
     sums_step = odd_lines(row_tiles * tile.rows * how.channels)
-    item_sums, items = points * sums_step, how.parts * how.row_shares * how.channel_shares
+    shared_out = spec.groups * how.row_shares * how.channel_shares
+    item_sums, items = points * sums_step, how.parts * shared_out
     pitch = (how.piece_tiles * OUTPUTS + t.size - OUTPUTS) * lanes
     lines = min(how.block, how.tiles_y) * OUTPUTS + t.size - OUTPUTS
     # Zeros may run over the end of a region by a vector.
@@ -193,13 +198,14 @@ def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...])
         places.append(places[-1] + -(-size // 16) * 16)
     words = (
         how.parts, how.pieces, how.block, how.piece_tiles, how.tiles_y, how.pieces_x,
-        spec.out_channels, how.rows, how.row_shares, spec.in_channels, how.channels, how.channel_shares,
+        spec.out_channels // spec.groups, how.rows, how.row_shares,
+        spec.in_channels // spec.groups, how.channels, how.channel_shares,
         *spec.input_size, *x, *spec.padding, *spec.output_size, *y,
         pitch, step, sums_step, item_sums, row_tiles, *places[:-1],
     )  # fmt: skip
     jobs = [PlannedJob(plan.kernels[0], items, words)]
     if how.parts > 1:
-        jobs.append(PlannedJob(plan.kernels[1], how.row_shares * how.channel_shares * row_tiles, words))
+        jobs.append(PlannedJob(plan.kernels[1], shared_out * row_tiles, words))
     if plan.problem.bias:
         jobs.append(bias_job(plan, spec, y))
     return Bound(tuple(jobs), (), 0, (), places[-1], item_sums * items if how.parts > 1 else 0, ())

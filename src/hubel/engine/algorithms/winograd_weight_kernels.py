@@ -126,7 +126,8 @@ def kernel_function(t: Transforms, tile: Tile, stored: Pointer = PTR) -> Functio
     alone = a["parts"].equals(1)
     with f.loop("item", f.arg("begin"), f.arg("end")) as item:
         c_share, rest = item.index % a["channel_shares"], item.index // a["channel_shares"]
-        m_share, part = rest % a["row_shares"], rest // a["row_shares"]
+        m_share, rest = rest % a["row_shares"], rest // a["row_shares"]
+        part, group = rest % a["parts"], rest // a["parts"]
         first_m, first_c = m_share * a["share_rows"], c_share * a["share_channels"]
         rows = f.minimum(a["share_rows"], a["rows"] - first_m)
         channels = f.minimum(a["share_channels"], a["channels"] - first_c)
@@ -139,13 +140,15 @@ def kernel_function(t: Transforms, tile: Tile, stored: Pointer = PTR) -> Functio
             tiles = (stop - block.index) * a["piece_tiles"]
             gradients = inputs + tiles * x_pitch
             region = scratch + a["at_region"]
-            x_c, dy_c = x + first_c * a["x_c"], dy + first_m * a["dy_c"]
+            x_c = x + (group * a["channels"] + first_c) * a["x_c"]
+            dy_c = dy + (group * a["rows"] + first_m) * a["dy_c"]
             f.call(sources["x"], args, x_c, inputs, region, channels, x_pitch, block.index, stop)
             f.call(sources["dy"], args, dy_c, gradients, region, rows, w_pitch, block.index, stop)
             add = f.select(block.index > begin, 1, 0)
             f.call(multiply_tiles, args, inputs, gradients, sums, rows, channels, tiles, add)
         with f.when(alone, "alone"):
-            f.call(finish, args, scratch, sums, 0, first_m, rows, first_c, channels, 0, a["row_tiles"])
+            row = group * a["rows"] + first_m
+            f.call(finish, args, scratch, sums, 0, row, rows, first_c, channels, 0, a["row_tiles"])
     f.ret()
     return f
 
@@ -230,7 +233,7 @@ def multiply_function(t: Transforms, tile: Tile) -> Function:
 
 def finish_function(t: Transforms, tile: Tile) -> Function:
     """finish_rows(args, scratch, sums, part_pitch, first_m, rows, first_c, channels, begin, end): dw of a share's tiles
-    of rows begin ≤ tile < end.
+    of rows begin ≤ tile < end. first_m is counted through all groups, first_c within one.
     """
     pointers = [(n, PTR) for n in ("args", "scratch", "sums")]
     names = ("part_pitch", "first_m", "rows", "first_c", "channels", "begin", "end")
@@ -266,18 +269,19 @@ def add_parts_function(t: Transforms, tile: Tile) -> Function:
     f = Function("kernel", [("args", PTR), ("begin", I64), ("end", I64), ("scratch", PTR)])
     args = f.arg("args")
     common = f.word(args, 4, "shared", PTR)
-    names = ("rows", "share_rows", "row_shares", "channels", "share_channels", "channel_shares")
+    names = ("parts", "rows", "share_rows", "row_shares", "channels", "share_channels", "channel_shares")
     a = job_words(f, WORDS, *names, "item_sums", "row_tiles")
     finish = finish_function(t, tile)
     shares = a["row_shares"] * a["channel_shares"]
     with f.loop("item", f.arg("begin"), f.arg("end")) as item:
-        share, number = item.index // a["row_tiles"], item.index % a["row_tiles"]
+        rest, number = item.index // a["row_tiles"], item.index % a["row_tiles"]
+        share, group = rest % shares, rest // shares
         first_m = share // a["channel_shares"] * a["share_rows"]
         first_c = share % a["channel_shares"] * a["share_channels"]
         rows = f.minimum(a["share_rows"], a["rows"] - first_m)
         channels = f.minimum(a["share_channels"], a["channels"] - first_c)
-        sums = common + share * a["item_sums"]
-        pitch = shares * a["item_sums"]
-        f.call(finish, args, f.arg("scratch"), sums, pitch, first_m, rows, first_c, channels, number, number + 1)
+        sums = common + (group * a["parts"] * shares + share) * a["item_sums"]
+        pitch, row = shares * a["item_sums"], group * a["rows"] + first_m
+        f.call(finish, args, f.arg("scratch"), sums, pitch, row, rows, first_c, channels, number, number + 1)
     f.ret()
     return f
