@@ -25,8 +25,9 @@ which any number is the sum: no lane is wasted on small maps (with tiles in the 
 Meanwhile it asks for the next weights. The order of summation is: channels of a block one after the other, then blocks
 and taps of the third axis one after the other. How the rest is cut: `winograd_tiling.py`. Reached on Zen 4 held to AVX2
 (2026-11, FMA peak 91 GFLOP/s a core), in flops of the direct sum, as a share of the peak on one thread and two: 64
-channels at 56×56 3.0 and 2.8, 128 at 28×28 3.2 and 2.9, 256 at 14×14 2.5, 256 at 56×56 3.3 and 3.1; F(2, 3), 512 at
-7×7, 1.4. The register tile runs at 0.91 to 0.95 of the peak and takes 80 % (64 channels) to 95 % (512) of the time.
+channels at 56×56 3.0 and 2.8, 128 at 28×28 3.2 and 2.9, 256 at 14×14 2.3 and 2.5, 256 at 56×56 3.3 and 3.1; F(2, 3),
+512 at 7×7, 1.4. The register tile runs at 0.86 (512 channels, whose weights stream from L3) to 0.94 of the peak and
+takes 80 % (64 channels) to 95 % (512) of the time.
 """
 
 from __future__ import annotations
