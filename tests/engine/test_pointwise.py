@@ -19,8 +19,8 @@ BOTH = (Direction.FORWARD, Direction.INPUT_GRADIENT)
 # Runs of one pixel to several tiles, planes smaller than a vector, ragged and few output channels, several blocks of
 # input channels, groups, strides, one and three dimensions, no image.
 LAYERS = [
-    "n2c18o34i9x17k1",
-    "n1c300o21i7x7k1",
+    "n2c18o34i5x17k1",
+    "n1c300o21i4x7k1",
     "n2c5o16i1x1k1",
     "n3c12o24i2x2k1g2",
     "n1c1o3i5x1k1",
@@ -61,14 +61,16 @@ def test_exact(text: str, direction: Direction, machine: Machine, dtype: str) ->
     if not does(text, direction):
         return
     problem = Problem(ConvSpec.parse(text), direction, bias=direction is Direction.FORWARD, dtype=dtype)
+    first, second, *bias = operands(problem, 0)
+    if direction is Direction.FORWARD:
+        expected = reference.forward(problem.spec, first, second, bias[0])
+    else:
+        expected = reference.input_gradient(problem.spec, first, second)
+    # Sums beyond this are no numbers of bfloat16; the float32 test has them.
+    if dtype == "bfloat16" and np.abs(expected).max(initial=0) > 256:
+        pytest.skip("sums of more digits than bfloat16 has")
     for n, (of_input, of_output) in enumerate(LAYOUTS):
         first, second, *bias = operands(problem, 0, (of_input, "contiguous"))
-        if direction is Direction.FORWARD:
-            expected = reference.forward(problem.spec, first, second, bias[0])
-        else:
-            expected = reference.input_gradient(problem.spec, first, second)
-        if dtype == "bfloat16" and np.abs(expected).max(initial=0) > 256:
-            continue
         team = 1 + n % 2
         plan = planned(problem, machine, team)
         result, _ = convolve(problem, first, second, *bias, policy=plan, layout=of_output, team=team)
