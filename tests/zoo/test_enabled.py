@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 import hubel
 from hubel import zoo
 from hubel.zoo import ZOO
+from hubel.zoo.layers import StochasticDepth
 from tests.zoo.test_zoo import OPTIONS, examples, small, tensors
 
 FAST = ("lenet5", "squeezenet1_1", "dcgan_generator", "dcgan_discriminator", "ds_cnn")
@@ -22,10 +24,12 @@ OTHER: dict[str, tuple[int, ...]] = {
     "ds_cnn": (9000,),
     "dcgan_generator": (2, 1),
 }
-# Networks whose sums are a hundred layers deep keep below this; single layers are held to their own bounds elsewhere.
+# Distances from the same network in float64. Random networks on small images can be so ill conditioned that PyTorch's
+# float32 lies further off than this; then Hubel's may be some times as far.
 TOLERANCE = 1e-4
 # Where rounding turns a ReLU or a pooling choice over, a gradient moves by more than rounding.
-GRADIENTS = 1e-2
+GRADIENTS = 1e-3
+TIMES = 4
 
 
 def other(name: str, n: int) -> torch.Tensor:
@@ -40,8 +44,8 @@ def built(name: str) -> nn.Module:
     for module in net.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.momentum = 1.0
-        if isinstance(module, nn.Dropout):
-            module.p = 0.1
+        if isinstance(module, nn.Dropout | StochasticDepth):
+            module.p = 0.0
     with torch.no_grad():
         net(small(name, 4))
     return net
@@ -63,29 +67,27 @@ def test_enabled_is_eager(name: str) -> None:
                 ours = net(x)
             assert log.native >= 0.9 * (convolutions - 2) and log.native > 0, log.reasons
             assert ours.shape == theirs.shape and ours.stride() == theirs.stride()
-            assert apart(ours, theirs) < TOLERANCE
+            exact = copy.deepcopy(net).double()(x.double())
+            assert apart(ours, exact) < max(TOLERANCE, TIMES * apart(theirs, exact))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_training_step_enabled_is_eager(name: str) -> None:
     net = built(name).train()
     x = small(name, 4)
-    results = []
-    for engine in ("hubel", "torch"):
-        torch.manual_seed(0)
-        net.zero_grad()
-        if engine == "hubel":
-            with hubel.enabled() as log:
-                outputs = tensors(net(x))
-                sum(output.square().mean() for output in outputs).backward()  # type: ignore[union-attr]
-            assert log.native > 0
-        else:
-            outputs = tensors(net(x))
-            sum(output.square().mean() for output in outputs).backward()  # type: ignore[union-attr]
-        results.append((outputs, torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])))
-    (ours, our_gradient), (theirs, their_gradient) = results
-    assert apart([part.detach() for part in ours], [part.detach() for part in theirs]) < 10 * TOLERANCE
-    assert apart(our_gradient, their_gradient) < GRADIENTS
+    with hubel.enabled() as log:
+        ours = step(copy.deepcopy(net), x)
+    assert log.native > 0
+    theirs, exact = step(copy.deepcopy(net), x), step(net.double(), x.double())
+    for part, tolerance in enumerate((TOLERANCE, GRADIENTS)):
+        assert apart(ours[part], exact[part]) < max(tolerance, TIMES * apart(theirs[part], exact[part]))
+
+
+def step(net: nn.Module, x: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """The outputs, and the gradient of all parameters as one vector."""
+    outputs = tensors(net(x))
+    sum(output.square().mean() for output in outputs).backward()  # type: ignore[union-attr]
+    return outputs, torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])
 
 
 @pytest.mark.slow
