@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -64,7 +65,7 @@ def _exported(net: nn.Module, examples: tuple[Tensor, ...]) -> Any:
     last: Exception | None = None
     for inputs, dynamic in attempts:
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), _quiet():
                 warnings.simplefilter("ignore")  # of torch's, about itself
                 return torch.export.export(net, inputs, dynamic_shapes=dynamic)
         except Exception as error:  # whatever a module's own code raises
@@ -126,6 +127,22 @@ def _plain(part: Any) -> Any:
     raise ModelError(
         f"a Session's network returns tensors, in tuples, lists and dicts. Received: {type(part).__name__}. Wrap it."
     )
+
+
+@contextmanager
+def _quiet() -> Any:
+    """torch logs every size that it takes for a constant and every inequality it cannot solve: what is free stands in
+    the graph's inputs.
+    """
+    loggers = [logging.getLogger(f"torch.{name}") for name in ("fx.experimental.symbolic_shapes", "_export")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 @contextmanager
