@@ -6,12 +6,15 @@ from collections.abc import Callable
 from importlib import resources
 
 from hubel.records import Document
+from hubel.report.atlas import atlas
 from hubel.report.html import Html, join, raw, tag
 from hubel.report.sections.ablation import ablation
 from hubel.report.sections.about import about
+from hubel.report.sections.findings import findings
 from hubel.report.sections.images import images
 from hubel.report.sections.kernels import kernels
 from hubel.report.sections.learning import learning
+from hubel.report.sections.network import network
 from hubel.report.sections.one_number import one_number
 from hubel.report.sections.speed import speed
 from hubel.report.sections.summary import header, summary, untrained
@@ -19,6 +22,8 @@ from hubel.report.sections.summary import header, summary, untrained
 # The order in which a reader meets them. Each is given the Document; None: it has nothing to show.
 SECTIONS: dict[str, Callable[[Document], Html | None]] = {
     "summary": summary,
+    "findings": findings,
+    "network": network,
     "images": images,
     "one-number": one_number,
     "one-change": ablation,
@@ -28,6 +33,8 @@ SECTIONS: dict[str, Callable[[Document], Html | None]] = {
     "about": about,
 }
 _SHORT = {
+    "findings": "Findings",
+    "network": "Network",
     "images": "Images",
     "one-number": "One number",
     "one-change": "One change",
@@ -63,8 +70,9 @@ def page(document: Document) -> Html:
         tag("a", "Skip to the results", href="#main", class_="skip"),
         header(document),
         tag("nav", *links, aria_label="Sections"),
-        tag("main", *built.values(), id="main"),
+        tag("main", *built.values(), atlas(document), id="main"),
         tag("script", raw(_read("page.js"))),
+        tag("script", raw(_read("atlas.js"))),
     )
     return join(raw("<!doctype html>\n"), tag("html", head, body, lang="en"), "\n")
 

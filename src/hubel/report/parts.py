@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +21,18 @@ _MAP_PIXELS, _IMAGE_PIXELS = 48, 224
 def scroller(table: Html, label: str) -> Html:
     """A table that may be wider than the screen: it scrolls, with the keyboard too."""
     return tag("div", table, class_="scroll", role="region", aria_label=label, tabindex="0")
+
+
+def layer_text(info: Mapping[str, Any]) -> str:
+    """`Conv2d 64×3×7×7, stride 2×2, 4 groups`, from what the kernels' record knows of a layer."""
+    what = f"{info['type']} {shape(info['shape'])}"
+    what += f", stride {shape(info['stride'])}" if info["stride"] else ""
+    return what + (f", {count(info['groups'], 'group')}" if info["groups"] > 1 else "")
+
+
+def head_row(*words: str) -> Html:
+    """The heads of a table's columns; "" where a column holds pictures that repeat the numbers beside them."""
+    return tag("tr", *[tag("th", word, scope="col") if word else tag("td") for word in words])
 
 
 def find(document: Document, id: str) -> Record | None:
@@ -150,8 +164,7 @@ def score_bars(document: Document, scores: np.ndarray, label: int | None) -> Htm
             tag("td", fixed(float(scores[k]), 1), class_="num faint"),
         ]
         rows.append(tag("tr", *cells, class_=kind or None))
-    head = tag("tr", *[tag("th", word, scope="col") for word in ("", "", "softmax", "score")])
-    return tag("table", tag("thead", head), tag("tbody", *rows), class_="scores")
+    return tag("table", tag("thead", head_row("class", "", "softmax", "score")), tag("tbody", *rows), class_="scores")
 
 
 def legend(limit: float, unit: str = "") -> Html:

@@ -33,6 +33,8 @@ _INK = np.zeros((256, 4), np.uint8)
 _INK[:, 3] = np.arange(256)
 # A minus is drawn from this share of the scale on; fainter cells are near zero to the eye anyway.
 _MARK_FROM, _LIGHT_FROM = 0.1, 0.45
+# WebP: up to this side lossless, else at this quality.
+_LOSSLESS, _QUALITY = 64, 80
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,18 @@ def photo(image: np.ndarray, lo: float, hi: float) -> Picture:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=88)
     return Picture(_uri("jpeg", file.getvalue()), pixels.shape[1], pixels.shape[0])
+
+
+def webp(pixels: np.ndarray) -> str:
+    """The data URI of an image (H, W, C) uint8, C = 1 or 3: lossless where it is small, so that digits keep their dots.
+
+    Nothing but pixels goes in: whatever the file said of camera, place and time was left behind when it was read.
+    """
+    file = io.BytesIO()
+    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).convert("RGB")
+    small = max(pixels.shape[:2]) <= _LOSSLESS
+    image.save(file, "WEBP", quality=_QUALITY, lossless=small, method=4)
+    return _uri("webp", file.getvalue())
 
 
 def _rgb(image: np.ndarray, lo: float, hi: float) -> np.ndarray:

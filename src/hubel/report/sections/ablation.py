@@ -6,7 +6,7 @@ import numpy as np
 
 from hubel.records import Document, Record, Value
 from hubel.report.html import Html, json_script, tag
-from hubel.report.parts import class_name, find, input_image, kernel_picture, scroller, section
+from hubel.report.parts import class_name, find, head_row, input_image, kernel_picture, scroller, section
 from hubel.report.text import count, fixed, interval, number, point
 
 
@@ -103,7 +103,11 @@ def _buttons(document: Document, targets: list[str], chosen: str) -> Html:
         )
         layers.setdefault(address, []).append(button)
     rows = [
-        tag("div", tag("h4", a), tag("div", *b, class_="choices faces", role="group", aria_label=f"Kernels of {a}"))
+        tag(
+            "div",
+            tag("p", a, class_="name"),
+            tag("div", *b, class_="choices faces", role="group", aria_label=f"Kernels of {a}"),
+        )
         for a, b in layers.items()
     ]
     return tag("div", *rows, class_="remove js")
@@ -148,7 +152,7 @@ def _card(
                 class_="truth" if k == label else None,
             )
         )
-    head = tag("tr", *[tag("th", word, scope="col") for word in ("", "", "before", "after")])
+    head = head_row("class", "", "before", "after")
     was, now = class_name(document, int(before.argmax())), class_name(document, int(after.argmax()))
     verdict = tag("p", _verdict(was, now), data_out="verdict")
     title = tag(
@@ -181,7 +185,7 @@ def _forest(record: Record) -> Html:
         if labelled
         else ["KL", "95 % interval", "answers changed"]
     )
-    head = tag("tr", *[tag("th", word, scope="col") for word in ("removed", "", *columns)])
+    head = head_row("removed", "", *columns)
     lines = [_line(row, row[column], lo, hi, labelled) for row in rows]
     what = (
         "mean change of an image's cross-entropy" if labelled else "mean KL divergence from the whole network's answer"

@@ -7,7 +7,7 @@ import numpy as np
 from hubel.records import Document, Record
 from hubel.report import pictures
 from hubel.report.html import Html, tag
-from hubel.report.parts import find, image, kernel_alt, kernel_picture, legend, scroller, section
+from hubel.report.parts import find, image, kernel_alt, kernel_picture, layer_text, legend, scroller, section
 from hubel.report.text import count, fixed, number, percent, shape
 
 _MANY_LAYERS = 6  # networks with more convolutions get smaller pictures, and layers that open on demand
@@ -137,13 +137,10 @@ def _strongest(record: Record, address: str, small: bool) -> Html:
             "figcaption", tag("b", f":{k}"), tag("small", f" {number(record.row(f'{address}:{k}')['norm'], 2)}")
         )
         figures.append(tag("figure", img, caption, class_="kernel", id=f"{address}:{k}"))
-    what = f"{info['type']} {shape(info['shape'])}"
-    what += f", stride {shape(info['stride'])}" if info["stride"] else ""
-    what += f", {count(info['groups'], 'group')}" if info["groups"] > 1 else ""
     head = tag(
         "div",
         tag("h3", address),
-        tag("p", what + _hidden(record, address), class_="size"),
+        tag("p", layer_text(info) + _hidden(record, address), class_="size"),
         None if rgb else legend(info["limit"]),
         class_="layerhead",
     )
