@@ -137,7 +137,7 @@
         dx + (cut[2] - span[2]) * scale, dy + (cut[0] - span[0]) * scale, (cut[3] - cut[2]) * scale, (cut[1] - cut[0]) * scale);
       outline(context, layer, (left + right) / 2, (top + bottom) / 2, span, scale, dx, dy);
     });
-    return make("li", {}, element, make("span", { class: "size" }, `image ${i} · ${share} %`));
+    return make("li", {}, element, make("span", { class: "size" }, `#${i} · ${share}\u00a0%`));
   };
   const hatch = (context, size) => {
     context.fillStyle = "#8a8f96"; context.fillRect(0, 0, size, size);
@@ -257,7 +257,7 @@
     const links = [make("a", { href: hash(layer.address) }, layer.address), kernel > 0 && link(kernel - 1, `before: :${kernel - 1}`), kernel + 1 < layer.kernels && link(kernel + 1, `after: :${kernel + 1}`)].filter(Boolean);
     const parts = [...head(address, `One of ${count(layer.kernels, "kernel")} of ${layer.what}.`, links), findings(address)].filter(Boolean);
     if (layer.patches) {
-      const strips = [["top", "The patches that excite it most", "One an image, strongest first."], ["middle", "Ordinary ones", "Drawn at random from the 50th to the 90th percentile of images."]].map(([which, title, what]) => {
+      const strips = [["top", "The patches that excite it most", "One an image, strongest first; the share of its largest activation."], ["middle", "Ordinary ones", "Drawn at random from the 50th to the 90th percentile of images."]].map(([which, title, what]) => {
         const found = [...Array(layer.patches.count).keys()].map((n) => patchPicture(layer, kernel, which, n, 112)).filter(Boolean);
         return make("div", {}, make("h2", {}, title), make("p", { class: "size" }, what), found.length ? make("ul", { class: "patches" }, found) : make("p", { class: "size" }, "None: it is not above zero in any image."));
       });

@@ -98,7 +98,9 @@ def _patches(record: Record, address: str) -> dict[str, Any]:
 
 
 def _of_kernels(document: Document) -> Iterable[Record]:
-    return (r for r in document.records if r.level == "kernel" and r.status == "ok" and r.kind in RECORDS)
+    """Records about many images; the scores of the pictured ones belong to another part of the page."""
+    ours = (r for r in document.records if r.level == "kernel" and r.status == "ok" and r.kind in RECORDS)
+    return (r for r in ours if r.id != "ablation_scores")
 
 
 def _of_layers(document: Document) -> Iterable[Record]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -13,25 +14,22 @@ from hubel import data as datasets
 from hubel import inspect
 from hubel.data import Dataset
 from hubel.errors import DataError, HubelError, ModelError, unknown
-from hubel.inspect import ANALYSES, layers_of
-from hubel.inspect.hooks import evaluating
+from hubel.inspect import layers_of
+from hubel.inspect.running import Output, run
+from hubel.inspect.running import scores as inspect_scores
 from hubel.lab import TrainingRun, metrics
 from hubel.lab.conditions import accuracy as accuracy_level
 from hubel.lab.conditions import describe_machine
-from hubel.records import Array, Document, Record
+from hubel.ops.override import is_enabled
+from hubel.records import Document, Record
+from hubel.report.profiles import PROFILES
+from hubel.report.survey import STAGES, WITHOUT_IMAGES, Look, Progress, survey
 
-Progress = Callable[[float, float, str], None]
 PREPROCESS: dict[str, tuple[list[float], list[float]] | None] = {
     "unit": None,  # pixels from 0 to 1, as they are
     "imagenet": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
 }
-# Kernels are removed one at a time, so this is a number of passes over the images.
-_MOST_ABLATED = 64
-_ABLATION_IMAGES = 256
 _SHOWN_IMAGES = 2
-# What is drawn of each layer: (kernels, slices of each, maps), for networks of a few convolutions and of many.
-_FEW_LAYERS = 6
-_DRAWN = {"few": (32, 16, 16), "many": (16, 9, 8)}
 
 
 def document_of(run: TrainingRun, *, progress: Progress | None = None, data: Any = None) -> Document:
@@ -40,17 +38,16 @@ def document_of(run: TrainingRun, *, progress: Progress | None = None, data: Any
     Which images those are follows from the answers that the run keeps of its one look at the held-out ones; effects of
     removing kernels are measured on them too, after the accuracy is on record.
     """
-    tell = progress or (lambda done, total, stage: None)
     records = {record.id: record for record in run.document.records}
     document = Document(**{**vars(run.document), "records": list(records.values())})
-    tell(0, 4, "looking at the kernels")
-    document.records.append(inspect.kernels(run.model, before=run.before_state))
     held_out = run.held_out(data)
-    pictured, titles = right_and_wrong(records["accuracy"])
     assert held_out.labels is not None
-    _look_at(
-        document, run.model, held_out.images, held_out.images, held_out.labels, pictured, titles, list(ANALYSES), tell
-    )
+    pictured, titles = right_and_wrong(records["accuracy"])
+    document.records.append(inspect.kernels(run.model, before=run.before_state))
+    images = held_out.images
+    look = Look(run.model, images, images, held_out.labels, PROFILES["quick"], shown=pictured, titles=titles)
+    look.tell = progress or look.tell
+    _survey(document, look, [name for name in STAGES if name != "kernels"])
     return document
 
 
@@ -61,24 +58,30 @@ def build(
     name: str | None = None,
     weights: Literal["file", "random"] = "file",
     only: Sequence[str] | None = None,
+    profile: str = "quick",
+    time_budget: float | None = None,
     input_size: tuple[int, int] | None = None,
     classes: Sequence[str] | None = None,
     preprocess: str | Callable[[Tensor], Tensor] = "unit",
-    images: int = _ABLATION_IMAGES,
+    output: Output = None,
+    images: int | None = None,
     pictures: bool = True,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Document:
     """Run the analyses that a network and its images allow.
 
-    net: any module; a TrainingRun gives the whole story of its training. data: see `hubel.data.load`; None: kernels
-        only.
+    net: any module; a TrainingRun gives the whole story of its training. data: see `hubel.data.load`; None: what the
+        weights alone tell.
     name: for the title; weights: "random" if they are, and the title says so; only: keys of `hubel.inspect.ANALYSES`.
-    preprocess: "unit" (pixels from 0 to 1), "imagenet" (its mean and deviation), or what makes the network's input from
-        images (N, C, H, W). images: at most so many are drawn, with seed; two of them are shown.
+    profile: how much is looked at, a key of `hubel.report.PROFILES`. time_budget: seconds after which nothing more is
+        begun. preprocess: "unit" (pixels from 0 to 1), "imagenet" (its mean and deviation), or what makes the network's
+        input from images (N, C, H, W). output: which of several answers holds the scores, a key or an index.
+    images: at most so many are drawn, with seed, instead of the profile's number; two of them are shown whole.
     pictures: False keeps every image, and every map made of one, out of the Document; effects over all of them stay.
 
     With labels, accuracy is counted on those images; labels that the answers follow no better than chance are not used.
+    Ctrl-C ends the looking: the Document then says `interrupted` and has what was done.
     """
     if isinstance(net, TrainingRun):
         return document_of(net, progress=progress, data=data)
@@ -86,33 +89,45 @@ def build(
         raise ModelError(
             f"A report is about a torch.nn.Module. Received: {type(net).__name__}. Pass the network itself."
         )
-    chosen = list(ANALYSES if only is None else only)
+    chosen = list(STAGES if only is None else only)
     for word in chosen:
-        if word not in ANALYSES:
-            raise unknown("analysis", word, ANALYSES)
-    tell = progress or (lambda done, total, stage: None)
+        if word not in STAGES:
+            raise unknown("analysis", word, STAGES)
+    if profile not in PROFILES:
+        raise unknown("profile", profile, PROFILES)
+    settings = PROFILES[profile] if images is None else replace(PROFILES[profile], images=images)
 
     dataset = None
     if data is not None:
         dataset = datasets.load(
-            data, size=input_size, channels=_channels(net, data), classes=classes, limit=images, seed=seed
+            data, size=input_size, channels=_channels(net, data), classes=classes, limit=settings.images, seed=seed
         )
-    document = _describe(net, dataset, name or type(net).__name__, weights, preprocess, seed)
-    tell(0, 4, "looking at the kernels")
-    if "kernels" in chosen:
-        most, slices, _ = _drawn(net)
-        document.records.append(inspect.kernels(net, most=most, most_slices=slices))
+    document = _describe(net, dataset, name or type(net).__name__, weights, preprocess, output, seed, profile)
     if dataset is None:
+        nothing = torch.empty(0)
+        look = Look(net, nothing, nothing, None, settings, seed, output, tell=progress or (lambda *_: None))
+        _survey(document, look, [word for word in chosen if word in WITHOUT_IMAGES], time_budget)
         return document
     inputs = _prepared(dataset.images, preprocess)
-    labels = _aligned(document, net, inputs, dataset)
+    labels = _aligned(document, net, inputs, dataset, output)
     # Spread over the sample: files and digits often come sorted by class.
     spread = range(0, len(dataset), max(1, -(-len(dataset) // _SHOWN_IMAGES)))
     pictured, titles = list(spread) if pictures else [], None
     if labels is not None and pictures:
         pictured, titles = right_and_wrong(next(r for r in document.records if r.id == "accuracy"))
-    _look_at(document, net, inputs, dataset.images, labels, pictured, titles, chosen, tell)
+    look = Look(net, inputs, dataset.images, labels, settings, seed, output, pictured, titles, pictures)
+    look.tell = progress or look.tell
+    _survey(document, look, chosen, time_budget)
     return document
+
+
+def _survey(document: Document, look: Look, chosen: Sequence[str], budget: float | None = None) -> None:
+    """Append what the stages find; an interrupt leaves what is done."""
+    try:
+        for record in survey(look, chosen, budget):
+            document.records.append(record)
+    except KeyboardInterrupt:
+        document.status = "interrupted"
 
 
 def right_and_wrong(accuracy: Record) -> tuple[list[int], list[list[str]]]:
@@ -140,65 +155,11 @@ def right_and_wrong(accuracy: Record) -> tuple[list[int], list[list[str]]]:
     return chosen, titles
 
 
-def _look_at(
-    document: Document,
-    net: nn.Module,
-    inputs: Tensor,
-    images: Tensor,
-    labels: Tensor | None,
-    pictured: list[int],
-    titles: list[list[str]] | None,
-    chosen: list[str],
-    tell: Progress,
-) -> None:
-    """The analyses that need images, appended to the document. inputs: images as the network takes them."""
-    shown, answers = inputs[pictured], None if labels is None else labels[pictured]
-    if "feature_maps" in chosen and pictured:
-        tell(1, 4, "looking at feature maps")
-        maps = inspect.feature_maps(net, shown, most=_drawn(net)[2])
-        maps.arrays["image"] = Array(images[pictured].numpy())
-        maps.method["params"] |= {"titles": titles, "images": pictured}
-        if answers is not None:
-            maps.arrays["labels"] = Array(answers.numpy())
-        document.records.append(maps)
-    if "one_number" in chosen and pictured and any(isinstance(m, nn.Conv2d) for m in net.modules()):
-        document.records.append(inspect.one_number(net, shown[0]))
-    if "ablation" in chosen and len(images):
-        tell(2, 4, "removing kernels, one at a time")
-        document.records += _ablate(net, inputs, labels, shown, answers)
-    tell(4, 4, "writing the page")
-
-
-def _drawn(net: nn.Module) -> tuple[int, int, int]:
-    return _DRAWN["few" if len(layers_of(net)) <= _FEW_LAYERS else "many"]
-
-
-def _ablate(
-    net: nn.Module, inputs: Tensor, labels: Tensor | None, shown: Tensor, answers: Tensor | None
-) -> list[Record]:
-    """Two records: effects over many images, and the scores of the shown ones. Larger networks are told why not."""
-    kernels = sum(layer.kernels for layer in layers_of(net).values())
-    if kernels > _MOST_ABLATED:
-        reason = f"{kernels:,} kernels; all are removed in turn only where there are at most {_MOST_ABLATED}"
-        return [Record(id="ablation", kind="ablation", level="kernel", status="not_applicable", reason=reason)]
-    try:
-        effects = inspect.ablation(net, inputs, labels, keep_scores=0)
-        scores = inspect.ablation(net, shown, answers) if len(shown) else None
-    except DataError as error:
-        return [Record(id="ablation", kind="ablation", level="kernel", status="not_applicable", reason=str(error))]
-    if scores is None:
-        return [effects]
-    scores.id = "ablation_scores"
-    if answers is not None:
-        scores.arrays["labels"] = Array(answers.numpy())
-    return [effects, scores]
-
-
-def _aligned(document: Document, net: nn.Module, inputs: Tensor, dataset: Dataset) -> Tensor | None:
+def _aligned(document: Document, net: nn.Module, inputs: Tensor, dataset: Dataset, output: Output) -> Tensor | None:
     """The labels, if the answers follow them better than chance; adds the records `accuracy` and `classes`."""
     if dataset.labels is None or dataset.classes is None or document.model["weights"] == "random":
         return None
-    scores = _scores(net, inputs)
+    scores = _scores(net, inputs, output)
     reason = None
     if scores is None or scores.shape[1] < len(dataset.classes):
         got = "no row of scores an image" if scores is None else f"{scores.shape[1]} scores"
@@ -221,17 +182,15 @@ def _aligned(document: Document, net: nn.Module, inputs: Tensor, dataset: Datase
     return None
 
 
-def _scores(net: nn.Module, inputs: Tensor) -> Tensor | None:
+def _scores(net: nn.Module, inputs: Tensor, output: Output) -> Tensor | None:
+    """A row of scores an image; None where the network gives none. DataError if it does not take the images."""
+    run(net, inputs[:1], keep=False)
     try:
-        with evaluating(net):
-            parts = [net(part) for part in inputs.split(64)]
-    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-        raise DataError(
-            f"Images have the shape that the network takes. Received: {tuple(inputs.shape)}, and the network answered: "
-            f"{str(error).splitlines()[0]}. Pass input_size=(height, width), or channels that fit."
-        ) from error
-    rows = all(isinstance(p, Tensor) and p.ndim == 2 for p in parts)
-    return torch.cat(parts).float() if rows and parts else None
+        return inspect_scores(net, inputs, output)
+    except (DataError, LookupError):
+        if output is not None:
+            raise
+        return None
 
 
 def _channels(net: nn.Module, data: Any) -> int | None:
@@ -258,7 +217,14 @@ def _prepared(images: Tensor, preprocess: str | Callable[[Tensor], Tensor]) -> T
 
 
 def _describe(
-    net: nn.Module, dataset: Dataset | None, name: str, weights: Literal["file", "random"], preprocess: Any, seed: int
+    net: nn.Module,
+    dataset: Dataset | None,
+    name: str,
+    weights: Literal["file", "random"],
+    preprocess: Any,
+    output: Output,
+    seed: int,
+    profile: str,
 ) -> Document:
     first = next(iter(layers_of(net).values()), None)
     shape = [1, *dataset.images.shape[1:]] if dataset else [1, first.channels if first else 0]
@@ -273,15 +239,15 @@ def _describe(
             if isinstance(preprocess, str)
             else getattr(preprocess, "__name__", "own function"),
             "classes": dataset.classes if dataset else None,
-            "output": None,
+            "output": output,
         },
         data=dataset.info() if dataset else None,
         machine=describe_machine(),
         settings={
-            "profile": "quick",
+            "profile": profile,
             "seed": seed,
             "accuracy": accuracy_level(),
             "threads": torch.get_num_threads(),
-            "engine": "torch",
+            "engine": "hubel" if is_enabled() else "torch",
         },
     )

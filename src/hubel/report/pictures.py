@@ -96,6 +96,25 @@ def webp(pixels: np.ndarray) -> str:
     return _uri("webp", file.getvalue())
 
 
+def reduced(images: np.ndarray, most: int = 224) -> np.ndarray:
+    """Images (N, C, H, W) as uint8 (N, H, W, C), C = 1 or 3, at most `most` wide and high: what a page carries.
+
+    Numbers beyond 0..1, or below, are not pixels: then the whole range of all images is what the eye gets.
+    """
+    lo, hi = (0.0, 1.0) if images.min() >= 0 and images.max() <= 1 else (float(images.min()), float(images.max()))
+    N, C, H, W = images.shape
+    if C not in (1, 3):
+        images = images.mean(1, keepdims=True)
+    share = np.clip((images.astype(np.float32) - lo) / max(hi - lo, 1e-12), 0, 1)
+    pixels = np.round(share * 255).astype(np.uint8).transpose(0, 2, 3, 1)
+    if max(H, W) <= most:
+        return pixels
+    scale = most / max(H, W)
+    size = max(1, round(W * scale)), max(1, round(H * scale))
+    small = [np.asarray(Image.fromarray(p.squeeze(-1) if p.shape[-1] == 1 else p).resize(size)) for p in pixels]
+    return np.stack(small).reshape(N, size[1], size[0], -1)
+
+
 def _rgb(image: np.ndarray, lo: float, hi: float) -> np.ndarray:
     share = np.clip((np.asarray(image, np.float64) - lo) / max(hi - lo, 1e-12), 0, 1)
     return np.ascontiguousarray(np.round(share * 255).astype(np.uint8).transpose(1, 2, 0))

@@ -72,8 +72,10 @@ def _plain(value: Any) -> str:
 
 def images_inside(document: Document) -> int:
     """How many of the user's images this file carries."""
-    record = find(document, "feature_maps")
-    return len(record.arrays["input"].data) if record and "input" in record.arrays else 0
+    sample, maps = find(document, "images"), find(document, "feature_maps")
+    if sample is not None:
+        return len(sample.arrays["images"].data)
+    return len(maps.arrays["input"].data) if maps and "input" in maps.arrays else 0
 
 
 def _short(value: Any) -> str:

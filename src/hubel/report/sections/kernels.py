@@ -10,7 +10,7 @@ from hubel.report.html import Html, tag
 from hubel.report.parts import find, image, kernel_alt, kernel_picture, layer_text, legend, scroller, section
 from hubel.report.text import count, fixed, number, percent, shape
 
-_MANY_LAYERS = 6  # networks with more convolutions get smaller pictures, and layers that open on demand
+_MOST = 64  # kernels of the first layer that stand on the overview
 
 
 def kernels(document: Document) -> Html | None:
@@ -66,7 +66,7 @@ def _pairs(record: Record, address: str) -> Html:
     head = tag(
         "div",
         tag("h3", address),
-        tag("p", what + _hidden(record, address), class_="size"),
+        tag("p", what + _hidden(info, after), class_="size"),
         legend(info["limit"]),
         class_="layerhead",
     )
@@ -106,52 +106,66 @@ def _table(record: Record) -> Html:
 
 
 def _gallery(document: Document, record: Record) -> Html:
+    """The first layer, which reads the image itself; every other has a page of its own, drawn when it is asked for."""
     layers = record.method["params"]["layers"]
-    many = len(layers) > _MANY_LAYERS
-    blocks = [_strongest(record, address, small=many and i > 0) for i, address in enumerate(layers)]
+    first = next(iter(layers))
     total = sum(info["shape"][0] for info in layers.values())
     intro = f"{count(total, 'kernel')} in {count(len(layers), 'convolution')}; one symmetric colour scale a layer. "
     intro += "Orange is positive, blue with a minus is negative, blank is zero."
-    if any(_is_rgb(record.arrays[a].data) and i == 0 for i, a in enumerate(layers)):
+    if _is_rgb(record.arrays[first].data):
         intro += " The first layer reads colour, and is drawn in colour: grey is zero."
     if document.model["weights"] == "random":
         intro += " These weights are random: nothing has been learned yet."
-    return section("kernels", "The kernels", tag("p", intro, class_="lead"), *blocks, _skipped(record))
+    lead = tag("p", intro, class_="lead")
+    return section("kernels", "The kernels", lead, _strongest(record, first), _others(layers), _skipped(record))
 
 
-def _strongest(record: Record, address: str, small: bool) -> Html:
+def _others(layers: dict[str, dict]) -> Html | None:
+    """Every layer with the address of its page, in words: what the strip of the network shows as bars."""
+    if len(layers) < 2:
+        return None
+    items = [tag("li", tag("a", a, href=f"#{a}"), " ", tag("small", layer_text(info))) for a, info in layers.items()]
+    return tag(
+        "details",
+        tag("summary", f"All {count(len(layers), 'layer')}, each with a page of its own"),
+        tag("ol", *items, class_="contents"),
+    )
+
+
+def _strongest(record: Record, address: str) -> Html:
     info = record.method["params"]["layers"][address]
-    shown = record.arrays[address].data
-    first = next(iter(record.method["params"]["layers"])) == address
-    rgb = first and _is_rgb(shown)
+    kept, indices = record.arrays[address].data, record.arrays[f"{address}:kernels"].data
+    norms = [record.row(f"{address}:{k}")["norm"] for k in indices]
+    order = sorted(sorted(range(len(kept)), key=lambda j: -norms[j])[:_MOST])
+    shown = kept[order]
+    rgb = _is_rgb(shown)
     figures = []
-    for j, k in enumerate(record.arrays[f"{address}:kernels"].data):
-        alt = kernel_alt(f"{address}:{k}", shown[j])
+    for w, k, norm in zip(shown, indices[order], (norms[j] for j in order), strict=True):
+        alt = kernel_alt(f"{address}:{k}", w)
         if rgb:
             size = shown.shape[-1]
-            picture = pictures.colour(shown[j], -info["limit"], info["limit"])
+            picture = pictures.colour(w, -info["limit"], info["limit"])
             img = image(picture, alt, "photo", max(2, round(72 / size)) * size)
         else:
-            img = image(kernel_picture(shown[j], info["limit"], cell=_cell(shown, small)), alt)
-        caption = tag(
-            "figcaption", tag("b", f":{k}"), tag("small", f" {number(record.row(f'{address}:{k}')['norm'], 2)}")
-        )
-        figures.append(tag("figure", img, caption, class_="kernel", id=f"{address}:{k}"))
+            img = image(kernel_picture(w, info["limit"], cell=_cell(shown)), alt)
+        name = tag("a", f":{k}", href=f"#{address}:{k}")
+        caption = tag("figcaption", tag("b", name), tag("small", f" {number(norm, 2)}"))
+        figures.append(tag("figure", img, caption, class_="kernel"))
     head = tag(
         "div",
-        tag("h3", address),
-        tag("p", layer_text(info) + _hidden(record, address), class_="size"),
+        tag("h3", tag("a", address, href=f"#{address}")),
+        tag("p", layer_text(info) + _hidden(info, shown), class_="size"),
         None if rgb else legend(info["limit"]),
         class_="layerhead",
     )
-    return tag("div", head, tag("div", *figures, class_="kernels"), class_="layer", id=address)
+    return tag("div", head, tag("div", *figures, class_="kernels"), class_="layer")
 
 
-def _cell(shown: np.ndarray, small: bool) -> int:
+def _cell(shown: np.ndarray) -> int:
     """Pixels a weight: slices about as wide as a fingertip if a kernel is one slice, smaller in a mosaic."""
     if shown.ndim == 3 or shown.shape[2:] == (1, 1):
         return 5
-    width = 64 if shown.shape[1] == 1 else 24 if small else 30
+    width = 64 if shown.shape[1] == 1 else 30
     return int(np.clip(width // shown.shape[-1], 1, 16))
 
 
@@ -159,9 +173,8 @@ def _is_rgb(shown: np.ndarray) -> bool:
     return shown.ndim == 4 and shown.shape[1] == 3 and min(shown.shape[2:]) > 1
 
 
-def _hidden(record: Record, address: str) -> str:
+def _hidden(info: dict, shown: np.ndarray) -> str:
     """What is not drawn, in words: nothing is left out silently."""
-    info, shown = record.method["params"]["layers"][address], record.arrays[address].data
     kernels, slices = info["shape"][:2]
     parts = []
     if len(shown) < kernels:
