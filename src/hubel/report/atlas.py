@@ -138,7 +138,11 @@ def _table(record: Record) -> dict[str, Any]:
 def _facts(record: Record) -> dict[str, Any]:
     """Rows of layers: {address: [cell of each column]}."""
     names = [column["name"] for column in record.columns]
-    rows = {row["target"]: [_cell(row.get(name)) for name in names] for row in record.rows}
+    rows = {
+        row["target"]: [_cell(row.get(name)) for name in names]
+        for row in record.rows
+        if not set(row["target"]) & set("(~")  # sums, pairs of kernels
+    }
     return {"id": record.id, "title": RECORDS[record.kind], "columns": _heads(record), "layers": rows}
 
 

@@ -64,6 +64,7 @@ def build(
     classes: Sequence[str] | None = None,
     preprocess: str | Callable[[Tensor], Tensor] = "unit",
     output: Output = None,
+    snapshots: inspect.Snapshots | None = None,
     images: int | None = None,
     pictures: bool = True,
     seed: int = 0,
@@ -77,6 +78,7 @@ def build(
     profile: how much is looked at, a key of `hubel.report.PROFILES`. time_budget: seconds after which nothing more is
         begun. preprocess: "unit" (pixels from 0 to 1), "imagenet" (its mean and deviation), or what makes the network's
         input from images (N, C, H, W). output: which of several answers holds the scores, a key or an index.
+    snapshots: what `hubel.inspect.Snapshots` kept of a training.
     images: at most so many are drawn, with seed, instead of the profile's number; two of them are shown whole.
     pictures: False keeps every image, and every map made of one, out of the Document; effects over all of them stay.
 
@@ -105,7 +107,8 @@ def build(
     document = _describe(net, dataset, name or type(net).__name__, weights, preprocess, output, seed, profile)
     if dataset is None:
         nothing = torch.empty(0)
-        look = Look(net, nothing, nothing, None, settings, seed, output, tell=progress or (lambda *_: None))
+        look = Look(net, nothing, nothing, None, settings, seed, output, snapshots=snapshots)
+        look.tell = progress or look.tell
         _survey(document, look, [word for word in chosen if word in WITHOUT_IMAGES], time_budget)
         return document
     inputs = _prepared(dataset.images, preprocess)
@@ -115,7 +118,7 @@ def build(
     pictured, titles = list(spread) if pictures else [], None
     if labels is not None and pictures:
         pictured, titles = right_and_wrong(next(r for r in document.records if r.id == "accuracy"))
-    look = Look(net, inputs, dataset.images, labels, settings, seed, output, pictured, titles, pictures)
+    look = Look(net, inputs, dataset.images, labels, settings, seed, output, pictured, titles, pictures, snapshots)
     look.tell = progress or look.tell
     _survey(document, look, chosen, time_budget)
     return document

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hubel import inspect
 from hubel.errors import HubelError
-from hubel.inspect import ANALYSES, Sweep, layers_of
+from hubel.inspect import ANALYSES, Snapshots, Sweep, layers_of
 from hubel.inspect.running import Output
 from hubel.records import Array, Record
 from hubel.report.pictures import reduced
@@ -45,6 +45,7 @@ class Look:
     shown: Sequence[int] = ()
     titles: list[list[str]] | None = None
     pictures: bool = True
+    snapshots: Snapshots | None = None
     tell: Progress = field(default=lambda done, total, stage: None)
 
     @cached_property
@@ -179,6 +180,63 @@ def _cost(look: Look) -> Iterator[Record]:
     )
 
 
+def _redundancy(look: Look) -> Iterator[Record]:
+    if not len(look.inputs):
+        yield inspect.redundancy(look.net)
+        return
+    images, labels = look.some(look.profile.gradient_images)
+    yield inspect.redundancy(
+        look.net,
+        images,
+        labels,
+        sweep=look.sweep,
+        output=look.output,
+        most=look.profile.removed,
+        most_layers=look.profile.layers,
+        measure=len(images),
+        seed=look.seed,
+    )
+
+
+def _contributions(look: Look) -> Iterator[Record]:
+    at = tuple(look.shown)[:2] or (0,)
+    yield inspect.contributions(
+        look.net, look.inputs, sweep=look.sweep, pictured=at, output=look.output, seed=look.seed
+    )
+
+
+def _tuning_curves(look: Look) -> Iterator[Record]:
+    images, _ = look.some(look.profile.gradient_images)
+    yield inspect.tuning_curves(look.net, images, seed=look.seed)
+
+
+def _shift(look: Look) -> Iterator[Record]:
+    images, labels = look.some(look.profile.gradient_images)
+    yield inspect.shift(look.net, images, labels, output=look.output, most=len(images), seed=look.seed)
+
+
+def _edges(look: Look) -> Iterator[Record]:
+    yield inspect.edges(look.net, look.some(look.profile.gradient_images)[0])
+
+
+def _checkerboard(look: Look) -> Iterator[Record]:
+    yield inspect.checkerboard(look.net)
+
+
+def _similarity(look: Look) -> Iterator[Record]:
+    yield inspect.similarity(look.net, look.inputs, sweep=look.sweep, seed=look.seed)
+
+
+def _attribution(look: Look) -> Iterator[Record]:
+    """Of the pictured images; maps of images are pictures, too."""
+    if look.shown:
+        yield inspect.attribution(look.net, look.inputs, pictured=tuple(look.shown)[:2], output=look.output)
+
+
+def _training_history(look: Look) -> Iterator[Record]:
+    yield inspect.training_history(look.net, snapshots=look.snapshots)
+
+
 STAGES: dict[str, Stage] = {
     "kernels": Stage("looking at the kernels", _kernels),
     "feature_maps": Stage("looking at feature maps", _feature_maps),
@@ -188,7 +246,16 @@ STAGES: dict[str, Stage] = {
     "receptive_field": Stage("measuring receptive fields", _receptive_field),
     "cost": Stage("timing every layer", _cost),
     "importance": Stage("asking what the answers owe to each kernel", _importance),
+    "redundancy": Stage("comparing kernels with one another", _redundancy),
+    "contributions": Stage("asking which kernels pushed an answer", _contributions),
+    "tuning_curves": Stage("showing stripes to every kernel", _tuning_curves),
+    "shift": Stage("moving the images by some pixels", _shift),
+    "edges": Stage("looking at the borders", _edges),
+    "checkerboard": Stage("looking for checkerboards", _checkerboard),
+    "similarity": Stage("comparing layers", _similarity),
+    "attribution": Stage("asking which pixels an answer rests on", _attribution),
+    "training_history": Stage("looking back at the training", _training_history),
     "ablation": Stage("removing kernels, one at a time", _ablation),
 }
 # What weights alone tell.
-WITHOUT_IMAGES = frozenset({"kernels", "dead_kernels"})
+WITHOUT_IMAGES = frozenset({"kernels", "dead_kernels", "redundancy", "checkerboard", "training_history"})
