@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,9 +94,7 @@ def run(
         y = None
     found: Look = look(net, x, y, only=READS, profile=profile, output=output, keep=keep, seed=seed, progress=progress)
     records |= {record.id: record for record in found.records}
-    facts = Facts(records, structure_of(net))
-    findings = [f for code in codes for f in RULES[code](facts)]
-    findings.sort(key=lambda f: (-f.rank, f.code, f.targets))
+    findings = conclude(records, net, codes)
     unchecked = {
         name: record.reason or ""
         for name, record in records.items()
@@ -105,6 +103,13 @@ def run(
     if x is None:
         unchecked["images"] = "none were given: what kernels answer was not looked at; --data names a folder"
     return Checked(findings, list(records.values()), unchecked, found.status)
+
+
+def conclude(records: Mapping[str, Record], net: nn.Module, codes: Sequence[str] = tuple(RULES)) -> list[Finding]:
+    """What the rules say of Records by their ids, the most important first. A rule without its Record says nothing."""
+    facts = Facts(dict(records), structure_of(net))
+    findings = [finding for code in codes for finding in RULES[code](facts)]
+    return sorted(findings, key=lambda finding: (-finding.rank, finding.code, finding.targets))
 
 
 def chosen(select: Sequence[str] | None, ignore: Sequence[str]) -> list[str]:

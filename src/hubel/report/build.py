@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from hubel import data as datasets
-from hubel import inspect
+from hubel.check.run import conclude, prepared
 from hubel.data import Dataset
-from hubel.errors import DataError, HubelError, ModelError, unknown
-from hubel.inspect import layers_of
+from hubel.errors import DataError, ModelError, unknown
+from hubel.inspect import ANALYSES, Snapshots, layers_of
+from hubel.inspect.look import ORDER, PICTURED, WITHOUT_IMAGES, Look, Progress, look
+from hubel.inspect.profiles import profile_named
 from hubel.inspect.running import Output, run
-from hubel.inspect.running import scores as inspect_scores
+from hubel.inspect.running import scores as scores_of
 from hubel.lab import TrainingRun, metrics
 from hubel.lab.conditions import accuracy as accuracy_level
 from hubel.lab.conditions import describe_machine
 from hubel.ops.override import is_enabled
-from hubel.records import Document, Record
-from hubel.report.profiles import PROFILES
-from hubel.report.survey import STAGES, WITHOUT_IMAGES, Look, Progress, survey
+from hubel.records import Document, Method, Record
+from hubel.report.story import Subject, right_and_wrong, story
 
-PREPROCESS: dict[str, tuple[list[float], list[float]] | None] = {
-    "unit": None,  # pixels from 0 to 1, as they are
-    "imagenet": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
-}
 _SHOWN_IMAGES = 2
+# Made by `story`, of the pictured images, instead of by `look`.
+_TOLD = frozenset({"feature_maps", "one_number", "ablation"})
 
 
 def document_of(run: TrainingRun, *, progress: Progress | None = None, data: Any = None) -> Document:
@@ -43,11 +40,18 @@ def document_of(run: TrainingRun, *, progress: Progress | None = None, data: Any
     held_out = run.held_out(data)
     assert held_out.labels is not None
     pictured, titles = right_and_wrong(records["accuracy"])
-    document.records.append(inspect.kernels(run.model, before=run.before_state))
-    images = held_out.images
-    look = Look(run.model, images, images, held_out.labels, PROFILES["quick"], shown=pictured, titles=titles)
-    look.tell = progress or look.tell
-    _survey(document, look, [name for name in STAGES if name != "kernels"])
+    images, labels = held_out.images, held_out.labels
+    subject = Subject(run.model, images, images, labels, None, pictured, titles, True, 0)
+    found = look(
+        run.model,
+        images,
+        labels,
+        only=_looked_at(ANALYSES),
+        pictured=pictured,
+        before=run.before_state,
+        progress=progress,
+    )
+    _add(document, run.model, found, subject, list(ANALYSES))
     return document
 
 
@@ -64,9 +68,10 @@ def build(
     classes: Sequence[str] | None = None,
     preprocess: str | Callable[[Tensor], Tensor] = "unit",
     output: Output = None,
-    snapshots: inspect.Snapshots | None = None,
+    snapshots: Snapshots | None = None,
     images: int | None = None,
     pictures: bool = True,
+    keep: bool = True,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Document:
@@ -75,11 +80,12 @@ def build(
     net: any module; a TrainingRun gives the whole story of its training. data: see `hubel.data.load`; None: what the
         weights alone tell.
     name: for the title; weights: "random" if they are, and the title says so; only: keys of `hubel.inspect.ANALYSES`.
-    profile: how much is looked at, a key of `hubel.report.PROFILES`. time_budget: seconds after which nothing more is
+    profile: how much is looked at: "quick" or "full". time_budget: seconds after which nothing more is
         begun. preprocess: "unit" (pixels from 0 to 1), "imagenet" (its mean and deviation), or what makes the network's
         input from images (N, C, H, W). output: which of several answers holds the scores, a key or an index.
     snapshots: what `hubel.inspect.Snapshots` kept of a training.
     images: at most so many are drawn, with seed, instead of the profile's number; two of them are shown whole.
+    keep: whether finished analyses are kept in the cache folder, so that a second call goes on where one was stopped.
     pictures: False keeps every image, and every map made of one, out of the Document; effects over all of them stay.
 
     With labels, accuracy is counted on those images; labels that the answers follow no better than chance are not used.
@@ -91,71 +97,70 @@ def build(
         raise ModelError(
             f"A report is about a torch.nn.Module. Received: {type(net).__name__}. Pass the network itself."
         )
-    chosen = list(STAGES if only is None else only)
+    chosen = list(ANALYSES if only is None else only)
     for word in chosen:
-        if word not in STAGES:
-            raise unknown("analysis", word, STAGES)
-    if profile not in PROFILES:
-        raise unknown("profile", profile, PROFILES)
-    settings = PROFILES[profile] if images is None else replace(PROFILES[profile], images=images)
+        if word not in ANALYSES:
+            raise unknown("analysis", word, ANALYSES)
+    limit = profile_named(profile).images if images is None else images
 
     dataset = None
     if data is not None:
         dataset = datasets.load(
-            data, size=input_size, channels=_channels(net, data), classes=classes, limit=settings.images, seed=seed
+            data, size=input_size, channels=_channels(net, data), classes=classes, limit=limit, seed=seed
         )
     document = _describe(net, dataset, name or type(net).__name__, weights, preprocess, output, seed, profile)
-    if dataset is None:
-        nothing = torch.empty(0)
-        look = Look(net, nothing, nothing, None, settings, seed, output, snapshots=snapshots)
-        look.tell = progress or look.tell
-        _survey(document, look, [word for word in chosen if word in WITHOUT_IMAGES], time_budget)
-        return document
-    inputs = _prepared(dataset.images, preprocess)
-    labels = _aligned(document, net, inputs, dataset, output)
-    # Spread over the sample: files and digits often come sorted by class.
-    spread = range(0, len(dataset), max(1, -(-len(dataset) // _SHOWN_IMAGES)))
-    pictured, titles = list(spread) if pictures else [], None
-    if labels is not None and pictures:
-        pictured, titles = right_and_wrong(next(r for r in document.records if r.id == "accuracy"))
-    look = Look(net, inputs, dataset.images, labels, settings, seed, output, pictured, titles, pictures, snapshots)
-    look.tell = progress or look.tell
-    _survey(document, look, chosen, time_budget)
+    inputs = labels = None
+    pictured: list[int] = []
+    titles: list[list[str]] | None = None
+    if dataset is not None:
+        inputs = prepared(dataset.images, preprocess)
+        labels = _aligned(document, net, inputs, dataset, output)
+        if pictures:
+            # Spread over the sample: files and digits often come sorted by class.
+            pictured = list(range(0, len(dataset), max(1, -(-len(dataset) // _SHOWN_IMAGES))))
+            if labels is not None:
+                pictured, titles = right_and_wrong(next(r for r in document.records if r.id == "accuracy"))
+    names = [word for word in _looked_at(chosen) if pictures or word not in PICTURED]
+    found = look(
+        net,
+        inputs,
+        labels,
+        only=names if inputs is not None else [word for word in names if word in WITHOUT_IMAGES],
+        profile=profile,
+        output=output,
+        pictured=pictured or (0,),
+        snapshots=snapshots,
+        time_budget=time_budget,
+        keep=keep,
+        seed=seed,
+        progress=progress,
+    )
+    subject = None
+    if dataset is not None and inputs is not None:
+        subject = Subject(net, inputs, dataset.images, labels, output, pictured, titles, pictures, seed)
+    _add(document, net, found, subject, chosen)
     return document
 
 
-def _survey(document: Document, look: Look, chosen: Sequence[str], budget: float | None = None) -> None:
-    """Append what the stages find; an interrupt leaves what is done."""
-    try:
-        for record in survey(look, chosen, budget):
-            document.records.append(record)
-    except KeyboardInterrupt:
-        document.status = "interrupted"
+def _looked_at(chosen: Iterable[str]) -> list[str]:
+    """Of the chosen words those that `look` does, in its order."""
+    return [word for word in ORDER if word in set(chosen) - _TOLD]
 
 
-def right_and_wrong(accuracy: Record) -> tuple[list[int], list[list[str]]]:
-    """The images to show: a right one of middling loss, and the wrong one that the network was surest about.
-
-    accuracy: the record of that name; the numbers count the images it was made from. If all are right (or wrong), two
-    of that kind. Returns their numbers, and a title and a remark for each.
-    """
-    logits, labels, predicted = (accuracy.arrays[key].data for key in ("logits", "label", "predicted"))
-    shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
-    sure = np.exp(shifted).max(1) / np.exp(shifted).sum(1)
-    right, wrong = np.nonzero(predicted == labels)[0], np.nonzero(predicted != labels)[0]
-    by_sureness = right[np.argsort(sure[right], kind="stable")]
-    chosen: list[int] = []
-    titles: list[list[str]] = []
-    if len(right):
-        chosen.append(int(by_sureness[len(right) // 2]))
-        titles.append(["One that it gets right", "Of those, one of middling sureness."])
-    if len(wrong):
-        chosen.append(int(wrong[sure[wrong].argmax()]))
-        titles.append(["One that it gets wrong", "Of its mistakes, the one it was surest about."])
-    if not len(wrong) and len(right) > 1:
-        chosen.append(int(by_sureness[0]))
-        titles.append(["The one it was least sure about", "None was wrong."])
-    return chosen, titles
+def _add(document: Document, net: nn.Module, found: Look, subject: Subject | None, chosen: Sequence[str]) -> None:
+    """The Records of the analyses, those of the story, and what `check` concludes from both."""
+    document.records += found.records
+    document.status = "interrupted" if found.status == "interrupted" else document.status
+    if found.sampled:
+        method = Method(name="what was not looked at in full", params={"sentences": found.sampled}, source="")
+        document.records.append(Record("sampled", "sampled", method=method))
+    if subject is not None and found.status != "interrupted":
+        try:
+            for record in story(subject, chosen):
+                document.records.append(record)
+        except KeyboardInterrupt:
+            document.status = "interrupted"
+    document.findings = conclude({record.id: record for record in document.records}, net)
 
 
 def _aligned(document: Document, net: nn.Module, inputs: Tensor, dataset: Dataset, output: Output) -> Tensor | None:
@@ -189,7 +194,7 @@ def _scores(net: nn.Module, inputs: Tensor, output: Output) -> Tensor | None:
     """A row of scores an image; None where the network gives none. DataError if it does not take the images."""
     run(net, inputs[:1], keep=False)
     try:
-        return inspect_scores(net, inputs, output)
+        return scores_of(net, inputs, output)
     except (DataError, LookupError):
         if output is not None:
             raise
@@ -200,23 +205,6 @@ def _channels(net: nn.Module, data: Any) -> int | None:
     """Grey or colour, where the data is read from files and the first convolution tells."""
     first = next(iter(layers_of(net).values()), None)
     return first.channels if first is not None and first.channels in (1, 3) and isinstance(data, str) else None
-
-
-def _prepared(images: Tensor, preprocess: str | Callable[[Tensor], Tensor]) -> Tensor:
-    if callable(preprocess):
-        return preprocess(images)
-    if preprocess not in PREPROCESS:
-        raise unknown("preprocessing", preprocess, PREPROCESS)
-    known = PREPROCESS[preprocess]
-    if known is None:
-        return images
-    if images.shape[1] != len(known[0]):
-        raise HubelError(
-            f"{preprocess!r} preprocessing is for 3 channels. Received: images with {images.shape[1]}. "
-            "Use 'unit' or your own function."
-        )
-    mean, deviation = (torch.tensor(numbers)[:, None, None] for numbers in known)
-    return (images - mean) / deviation
 
 
 def _describe(

@@ -10,7 +10,10 @@ from hubel.report.atlas import atlas
 from hubel.report.html import Html, join, raw, tag
 from hubel.report.sections.ablation import ablation
 from hubel.report.sections.about import about
+from hubel.report.sections.answers import answers
 from hubel.report.sections.findings import findings
+from hubel.report.sections.firmness import firmness
+from hubel.report.sections.history import history
 from hubel.report.sections.images import images
 from hubel.report.sections.kernels import kernels
 from hubel.report.sections.learning import learning
@@ -25,9 +28,12 @@ SECTIONS: dict[str, Callable[[Document], Html | None]] = {
     "findings": findings,
     "network": network,
     "images": images,
+    "answers": answers,
     "one-number": one_number,
     "one-change": ablation,
     "kernels": kernels,
+    "history": history,
+    "firmness": firmness,
     "learning": learning,
     "speed": speed,
     "about": about,
@@ -36,9 +42,12 @@ _SHORT = {
     "findings": "Findings",
     "network": "Network",
     "images": "Images",
+    "answers": "Answers",
     "one-number": "One number",
     "one-change": "One change",
     "kernels": "Kernels",
+    "history": "History",
+    "firmness": "Firmness",
     "learning": "Learning",
     "speed": "Speed",
     "about": "About",

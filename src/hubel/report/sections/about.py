@@ -56,10 +56,17 @@ def _of_run(document: Document) -> dict[str, Any]:
     done = "" if document.status == "complete" else f", {document.status}"
     return {
         "Settings": _plain(document.settings),
+        "Sampled": ". ".join(_sampled(document)),
         "Machine": _plain(machine),
         "Versions": _plain(document.versions),
         "Written": document.created + done,
     }
+
+
+def _sampled(document: Document) -> list[str]:
+    """What was not looked at in full, a sentence each."""
+    record = find(document, "sampled")
+    return [] if record is None else record.method["params"]["sentences"]
 
 
 def _plain(value: Any) -> str:
