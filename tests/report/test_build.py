@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import hubel.inspect
 import hubel.report
 from hubel.errors import DataError, HubelError, ModelError, UnknownNameError
-from hubel.inspect import layers_of
+from hubel.inspect import Snapshots, layers_of
 from hubel.records import Document
 from hubel.report import build
 from hubel.report.page import page
@@ -36,19 +41,17 @@ def test_without_data_there_are_kernels(tmp_path: Path) -> None:
     reader = Reader(out.read_text(encoding="utf-8"))
     assert "no image is inside this file" in reader.text
     assert "drawn in colour" in reader.text, "a first layer that reads colour is shown in it"
-    assert "the 32 strongest kernels of 40" in reader.text, "what is left out is said"
-    kept = build(colour_net()).record("kernels").arrays["3:kernels"].data
-    assert {"0", "4:7", f"3:{kept[0]}"} <= {a.get("id") for _, a in reader.elements}
+    assert {"#0", "#3", "#4", "#0:39"} <= {a.get("href") for a in reader.all("a")}, "layers and kernels have pages"
 
 
 def test_with_images_there_are_maps_scores_and_one_number() -> None:
     document = build(colour_net(), torch.rand(3, 3, 32, 32), name="mine", weights="random")
-    assert ids(document) == ["kernels", "feature_maps", "one_number"]
+    assert {"kernels", "feature_maps", "one_number", "top_patches", "dead_kernels", "images"} <= set(ids(document))
     reader = Reader(page(document))
-    assert "2 images of the data are inside this file" in reader.text
+    assert "3 images of the data are inside this file" in reader.text
     assert spoken(document)[0].startswith("Its weights are random: nothing here has been learned yet.")
     assert "Feature map 4:0" in " ".join(a["alt"] for a in reader.all("img"))
-    skipped = next(r for r in document.records if r.id == "ablation")
+    skipped = document.record("ablation")
     assert skipped.status == "not_applicable" and "88 kernels" in (skipped.reason or "")
 
 
@@ -61,9 +64,17 @@ def test_with_images_there_are_maps_scores_and_one_number() -> None:
     ],
 )
 def test_kernels_of_any_dimension_are_drawn(net: nn.Module) -> None:
-    reader = Reader(page(build(net)))
-    kernels = sum(layer.kernels for layer in layers_of(net).values())
-    assert sum(a["alt"].startswith("Kernel ") for a in reader.all("img")) >= kernels
+    document = build(net)
+    first, *_ = layers_of(net).values()
+    reader = Reader(page(document))
+    assert sum(a["alt"].startswith("Kernel ") for a in reader.all("img")) >= first.kernels
+    packed = json.loads(reader.scripts[0])["layers"]
+    assert [(layer["address"], layer["kernels"]) for layer in packed] == [
+        (address, layer.kernels) for address, layer in layers_of(net).items()
+    ]
+    for layer in packed:
+        weights = np.frombuffer(base64.b64decode(layer["weights"]), np.int8)
+        assert weights.size == layer["kernels"] * layer["shown"] * math.prod(layer["size"])
 
 
 def test_many_layers_stay_small() -> None:
@@ -71,7 +82,7 @@ def test_many_layers_stay_small() -> None:
     net = nn.Sequential(nn.Conv2d(3, 64, 3), *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     document = build(net, torch.rand(2, 3, 24, 24), weights="random")
     assert len(page(document)) < 1_200_000
-    assert "the 16 strongest kernels of 64, of each the 9 strongest slices of 64" in Reader(page(document)).text
+    assert len(Reader(page(document)).elements) < 1500, "kernels are drawn when they are asked for"
 
 
 def test_labels_that_answers_follow_are_used() -> None:
@@ -85,15 +96,9 @@ def test_labels_that_answers_follow_are_used() -> None:
         nn.functional.cross_entropy(net(data.images), data.labels).backward()
         optimizer.step()
     document = build(net, data)
-    assert ids(document) == [
-        "kernels",
-        "accuracy",
-        "classes",
-        "feature_maps",
-        "one_number",
-        "ablation",
-        "ablation_scores",
-    ]
+    assert {"accuracy", "classes", "feature_maps", "one_number", "taylor", "ablation", "ablation_scores"} <= {
+        *ids(document)
+    }
     text = Reader(page(document)).text
     assert "One that it gets right" in text and "that it had never seen" not in text
 
@@ -146,3 +151,46 @@ def test_refusals() -> None:
         build(nn.Conv2d(1, 1, 1), torch.rand(2, 1, 8, 8), preprocess="imagenet")
     with pytest.raises(UnknownNameError, match='unknown preprocessing "imagnet"'):
         build(colour_net(), torch.rand(2, 3, 8, 8), preprocess="imagnet")
+
+
+def test_a_document_has_what_check_concludes() -> None:
+    net = colour_net()
+    with torch.no_grad():
+        net[0].weight[5] = 0  # type: ignore[index]
+    document = build(net, only=["kernels", "dead_kernels"])
+    (found,) = [finding for finding in document.findings if finding.code == "HB101"]
+    assert found.targets == ["0:5"]
+    reader = Reader(page(document))
+    assert "#0:5" in [a.get("href") for a in reader.all("a")] and found.message in reader.text
+
+
+def test_a_time_budget_says_how_to_get_the_rest() -> None:
+    document = build(
+        colour_net(), torch.rand(2, 3, 32, 32), only=["kernels", "dead_kernels"], time_budget=0, keep=False
+    )
+    late = document.record("dead_kernels")
+    assert late.status == "insufficient_data" and "--only dead_kernels" in (late.reason or "")
+
+
+def test_an_interrupt_keeps_what_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(hubel.inspect.ANALYSES, "dead_kernels", stop)
+    document = build(colour_net(), torch.rand(2, 3, 32, 32), only=["kernels", "dead_kernels"], keep=False)
+    assert document.status == "interrupted" and ids(document) == ["kernels"]
+    assert "was interrupted" in " ".join(spoken(document))
+
+
+def test_snapshots_of_a_training_are_drawn() -> None:
+    net = colour_net()
+    snapshots = Snapshots(net, every=1)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        net(torch.rand(2, 3, 32, 32)).square().sum().backward()
+        optimizer.step()
+        snapshots()
+    reader = Reader(page(build(net, snapshots=snapshots)))
+    assert "While it was trained" in reader.text
+    assert any("at step" in a["alt"] for a in reader.all("img"))

@@ -60,8 +60,10 @@ def test_every_section_is_there_and_the_markup_is_sound(document: Document) -> N
     assert len(ids) == len(set(ids)), "anchors are addresses"
     assert set(SECTIONS) <= set(ids)
     assert {"conv1", "conv1:3", "conv2:15"} <= set(ids)
+    pages = {layer["address"]: layer["kernels"] for layer in json.loads(reader.scripts[-4])["layers"]}
+    drawn = {*pages, *(f"{address}:{k}" for address, kernels in pages.items() for k in range(kernels))}
     links = [a["href"].removeprefix("#") for a in reader.all("a")]
-    assert links and set(links) <= set(ids)
+    assert links and set(links) <= set(ids) | drawn
 
 
 def test_it_asks_nobody_for_anything(document: Document) -> None:

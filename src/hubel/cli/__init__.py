@@ -1,7 +1,8 @@
 """The command line: parse, call one function, print.
 
 hubel demo · train · bench      the main job, training, timing           cli/work.py
-hubel plan · report             what will run and why, what was learned   cli/look.py
+hubel plan                      what will run, and why                    cli/look.py
+hubel report                    what was learned, on one page             cli/report.py
 hubel check                     what is wrong with a network               cli/check.py
 hubel export                    a network as a file that others run       cli/carry.py
 hubel zoo · cache · doctor      what there is, what is kept, what is seen cli/house.py
@@ -16,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-from hubel.cli import carry, check, house, look, work
+from hubel.cli import carry, check, house, look, report, work
 from hubel.cli.failures import exit_code
 
 app = typer.Typer(
@@ -31,7 +32,7 @@ app = typer.Typer(
 
 COMMANDS = (
     *(work.demo, work.train, work.bench),
-    *(look.plan, look.report, check.check),
+    *(look.plan, report.report, check.check),
     carry.export,
     *(house.zoo, house.cache, house.doctor),
 )

@@ -1,4 +1,4 @@
-"""hubel plan · report: what will run and why; what a network has learned."""
+"""hubel plan: what will run for each convolution, and why."""
 
 from __future__ import annotations
 
@@ -7,23 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hubel.cli.document_text import render_text
 from hubel.cli.models import (
     Arch,
     InputSize,
-    Model,
     Weights,
-    any_batch,
-    class_names,
     image_shape,
-    is_run,
     load,
-    load_run,
-    picture_size,
 )
-from hubel.cli.terminal import Stages, console
-from hubel.cli.work import Seed, Threads, set_threads
-from hubel.convert.preprocess import preprocessing
+from hubel.cli.terminal import console
+from hubel.cli.work import Threads, set_threads
 from hubel.engine import Machine, Problem, kernel_text
 
 if TYPE_CHECKING:
@@ -57,55 +49,6 @@ def plan(
         _plan_problem(Problem.parse(model), target, form, measure)
     else:
         _plan_network(model, target, form, batch, backward, measure, arch, weights, input_size)
-
-
-def report(
-    model: Model,
-    data: Annotated[str | None, typer.Option(help="digits, mnist, a folder of images, or an .npz.")] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The page.")] = Path("report.html"),
-    only: Annotated[str | None, typer.Option(help="Analyses, comma between: kernels,feature_maps.")] = None,
-    arch: Arch = None,
-    weights: Weights = None,
-    input_size: InputSize = None,
-    preprocess: Annotated[str, typer.Option(help="unit, imagenet, FILE.json or package.module:fn")] = "unit",
-    classes: Annotated[Path | None, typer.Option(help="A text file, a class name a line.")] = None,
-    images: Annotated[int, typer.Option(min=1, help="At most so many are drawn from the data.")] = 256,
-    seed: Seed = 0,
-    text: Annotated[bool, typer.Option("--text", help="Print the numbers instead of writing a page.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the Document instead of writing a page.")] = False,
-    threads: Threads = None,
-) -> None:
-    """Look inside a network and write what is there as one HTML file."""
-    from hubel.report import build, render
-
-    set_threads(threads)
-    words = [word.strip() for word in only.split(",")] if only else None
-    with Stages() as stages:
-        if arch is None and weights is None and is_run(model):
-            run = load_run(model)
-            document = build(run, data, only=words, progress=stages)
-        else:
-            loaded = load(model, arch, weights, seed)
-            if data is not None:
-                any_batch(loaded)
-            document = build(
-                loaded.network,
-                data,
-                name=loaded.name,
-                weights=loaded.weights,
-                only=words,
-                input_size=None if data is None else picture_size(loaded, input_size),
-                classes=class_names(classes),
-                preprocess=preprocessing(preprocess),
-                images=images,
-                seed=seed,
-                progress=stages,
-            )
-            document.model["sha256"] = loaded.sha256
-    if text or json:
-        console().print(document.to_json() if json else render_text(document), soft_wrap=True, end="")
-    else:
-        console().print(str(render(document, out)), soft_wrap=True)
 
 
 def _is_problem(text: str) -> bool:

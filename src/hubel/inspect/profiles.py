@@ -11,6 +11,9 @@ from typing import Any
 
 from hubel.errors import unknown
 
+# More kernels than a layer has: every one has a page of its own in a report.
+EVERY = 1_000_000
+
 
 @dataclass(frozen=True)
 class Profile:
@@ -29,7 +32,7 @@ PROFILES: dict[str, Profile] = {
     "quick": Profile(
         images=500,
         options={
-            "kernels": {"most": 32, "most_slices": 8},
+            "kernels": {"most": EVERY, "most_slices": 8},
             "feature_maps": {"most": 16},
             "receptive_field": {"most": 2},
             "dead_kernels": {"verify": 8},
@@ -56,7 +59,7 @@ PROFILES: dict[str, Profile] = {
     "full": Profile(
         images=2000,
         options={
-            "kernels": {"most": 256, "most_slices": 8},
+            "kernels": {"most": EVERY, "most_slices": 8},
             "feature_maps": {"most": 64},
             "receptive_field": {"most": 16, "draws": 4},
             "dead_kernels": {"verify": 256},

@@ -13,7 +13,7 @@ from hubel.check.run import conclude, prepared
 from hubel.data import Dataset
 from hubel.errors import DataError, ModelError, unknown
 from hubel.inspect import ANALYSES, Snapshots, layers_of
-from hubel.inspect.look import ORDER, PICTURED, WITHOUT_IMAGES, Look, Progress, look
+from hubel.inspect.look import ORDER, PICTURED, WITHOUT_IMAGES, Look, Progress, estimate, look
 from hubel.inspect.profiles import profile_named
 from hubel.inspect.running import Output, run
 from hubel.inspect.running import scores as scores_of
@@ -23,6 +23,7 @@ from hubel.lab.conditions import describe_machine
 from hubel.ops.override import is_enabled
 from hubel.records import Document, Method, Record
 from hubel.report.story import Subject, right_and_wrong, story
+from hubel.report.text import duration
 
 _SHOWN_IMAGES = 2
 # Made by `story`, of the pictured images, instead of by `look`.
@@ -41,13 +42,14 @@ def document_of(run: TrainingRun, *, progress: Progress | None = None, data: Any
     assert held_out.labels is not None
     pictured, titles = right_and_wrong(records["accuracy"])
     images, labels = held_out.images, held_out.labels
-    subject = Subject(run.model, images, images, labels, None, pictured, titles, True, 0)
+    sample = _sample(len(images), profile_named("quick").images, pictured)
+    subject = Subject(run.model, images, images, labels, None, sample, pictured, titles, True, 0)
     found = look(
         run.model,
-        images,
-        labels,
+        images[sample],
+        labels[sample],
         only=_looked_at(ANALYSES),
-        pictured=pictured,
+        pictured=[sample.index(i) for i in pictured],
         before=run.before_state,
         progress=progress,
     )
@@ -84,7 +86,7 @@ def build(
         begun. preprocess: "unit" (pixels from 0 to 1), "imagenet" (its mean and deviation), or what makes the network's
         input from images (N, C, H, W). output: which of several answers holds the scores, a key or an index.
     snapshots: what `hubel.inspect.Snapshots` kept of a training.
-    images: at most so many are drawn, with seed, instead of the profile's number; two of them are shown whole.
+    images: at most so many are drawn, with seed, and no more than the profile says; two of them are shown whole.
     keep: whether finished analyses are kept in the cache folder, so that a second call goes on where one was stopped.
     pictures: False keeps every image, and every map made of one, out of the Document; effects over all of them stay.
 
@@ -101,7 +103,8 @@ def build(
     for word in chosen:
         if word not in ANALYSES:
             raise unknown("analysis", word, ANALYSES)
-    limit = profile_named(profile).images if images is None else images
+    most = profile_named(profile).images
+    limit = most if images is None else min(images, most)
 
     dataset = None
     if data is not None:
@@ -121,6 +124,8 @@ def build(
             if labels is not None:
                 pictured, titles = right_and_wrong(next(r for r in document.records if r.id == "accuracy"))
     names = [word for word in _looked_at(chosen) if pictures or word not in PICTURED]
+    if inputs is not None and progress is not None:
+        progress(0, len(names), f"{duration(estimate(net, inputs, profile=profile, only=names))} to go, about")
     found = look(
         net,
         inputs,
@@ -137,9 +142,16 @@ def build(
     )
     subject = None
     if dataset is not None and inputs is not None:
-        subject = Subject(net, inputs, dataset.images, labels, output, pictured, titles, pictures, seed)
+        every = range(len(dataset))
+        subject = Subject(net, inputs, dataset.images, labels, output, every, pictured, titles, pictures, seed)
     _add(document, net, found, subject, chosen)
     return document
+
+
+def _sample(total: int, most: int, pictured: Sequence[int]) -> list[int]:
+    """The numbers of at most `most` images spread over all, the pictured ones among them."""
+    spread = range(0, total, max(1, -(-total // max(most - len(pictured), 1))))
+    return sorted({*spread, *pictured})
 
 
 def _looked_at(chosen: Iterable[str]) -> list[str]:

@@ -36,6 +36,7 @@ class Subject:
     images: Tensor
     labels: Tensor | None
     output: Output
+    sample: Sequence[int]
     shown: Sequence[int]
     titles: list[list[str]] | None
     pictures: bool
@@ -52,7 +53,9 @@ def story(subject: Subject, chosen: Sequence[str]) -> Iterator[Record]:
     if "importance" in chosen:
         yield _taylor(subject)
     if "top_patches" in chosen and subject.pictures:
-        yield Record("images", "images", arrays={"images": Array(reduced(subject.images.numpy()))})
+        yield Record(
+            "images", "images", arrays={"images": Array(reduced(subject.images[list(subject.sample)].numpy()))}
+        )
     if "ablation" in chosen:
         kernels = sum(layer.kernels for layer in layers_of(net).values())
         if kernels > FEW_KERNELS:

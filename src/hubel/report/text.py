@@ -51,6 +51,13 @@ def milliseconds(seconds: float) -> str:
     return f"{number(seconds * 1e3)}{NBSP}ms"
 
 
+def duration(seconds: float) -> str:
+    """`40 seconds`, `3 minutes`, `2 hours`: to one figure or two."""
+    if seconds < 90:
+        return count(max(1, round(seconds)), "second")
+    return count(round(seconds / 60), "minute") if seconds < 5400 else count(round(seconds / 3600), "hour")
+
+
 def point(cell: Cell) -> float | None:
     """The middle of a cell, whether it was counted or estimated."""
     return cell.value if isinstance(cell, Value) else cell

@@ -24,8 +24,8 @@ def answers(document: Document) -> Html | None:
     figures = [_figure(document, shown[i], maps, pushes, i) for i in range(count)]
     text = (
         "Orange speaks for the answer, blue against it. The pictures say where in the image; the list says through "
-        "which kernels: how far each lies from its mean over all images, times the slope of the margin over the runner-up. "
-        "A ranking, not shares: the agreement with really removing kernels stands below each list."
+        "which kernels: how far each lies from its mean over all images, times the slope of the margin over the "
+        "runner-up. A ranking, not shares: the agreement with really removing kernels stands below each list."
     )
     return section("answers", "Why this answer", tag("p", text, class_="lead"), *figures)
 

@@ -1,0 +1,98 @@
+"""hubel report: what a network has learned, on one page, in the terminal, or as JSON."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hubel.cli.document_text import render_text
+from hubel.cli.models import (
+    Arch,
+    InputSize,
+    Model,
+    Weights,
+    any_batch,
+    class_names,
+    is_run,
+    load,
+    load_run,
+    picture_size,
+)
+from hubel.cli.terminal import Stages, console
+from hubel.cli.work import Seed, Threads, set_threads
+from hubel.convert.preprocess import preprocessing
+from hubel.records import Document
+
+
+def report(
+    model: Model,
+    data: Annotated[str | None, typer.Option(help="digits, mnist, a folder of images, or an .npz.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page.")] = Path("report.html"),
+    only: Annotated[str | None, typer.Option(help="Analyses, comma between: kernels,feature_maps.")] = None,
+    profile: Annotated[str, typer.Option(help="How much is looked at: quick or full.")] = "quick",
+    time_budget: Annotated[
+        float | None, typer.Option(min=0, help="Seconds after which no further analysis is begun.")
+    ] = None,
+    arch: Arch = None,
+    weights: Weights = None,
+    input_size: InputSize = None,
+    preprocess: Annotated[str, typer.Option(help="unit, imagenet, FILE.json or package.module:fn")] = "unit",
+    classes: Annotated[Path | None, typer.Option(help="A text file, a class name a line.")] = None,
+    output: Annotated[
+        str | None, typer.Option(help="Which of several answers are the scores: a key or a number.")
+    ] = None,
+    images: Annotated[
+        int | None,
+        typer.Option(min=1, help="At most so many are drawn; by default the profile's number."),
+    ] = None,
+    no_images: Annotated[bool, typer.Option("--no-images", help="Keep every image, and maps of it, out.")] = False,
+    seed: Seed = 0,
+    text: Annotated[bool, typer.Option("--text", help="Print the numbers instead of writing a page.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the Document instead of writing a page.")] = False,
+    threads: Threads = None,
+) -> int:
+    """Look inside a network and write what is there as one HTML file. Ctrl-C writes what was found until then."""
+    from hubel.cli.failures import INTERRUPTED, OK
+    from hubel.report import build, render
+
+    set_threads(threads)
+    words = [word.strip() for word in only.split(",")] if only else None
+    with Stages() as stages:
+        if arch is None and weights is None and is_run(model):
+            document = build(load_run(model), data, only=words, progress=stages)
+        else:
+            loaded = load(model, arch, weights, seed)
+            if data is not None:
+                any_batch(loaded)
+            document = build(
+                loaded.network,
+                data,
+                name=loaded.name,
+                weights=loaded.weights,
+                only=words,
+                profile=profile,
+                time_budget=time_budget,
+                input_size=None if data is None else picture_size(loaded, input_size),
+                classes=class_names(classes),
+                preprocess=preprocessing(preprocess),
+                output=output,
+                images=images,
+                pictures=not no_images,
+                seed=seed,
+                progress=stages,
+            )
+            document.model["sha256"] = loaded.sha256
+    if text or json:
+        console().print(document.to_json() if json else render_text(document), soft_wrap=True, end="")
+    else:
+        for line in [*_sampled(document), str(render(document, out))]:
+            console().print(line, soft_wrap=True, markup=False, highlight=False)
+    return INTERRUPTED if document.status == "interrupted" else OK
+
+
+def _sampled(document: Document) -> list[str]:
+    """What was not looked at in full, a line each."""
+    record = next((record for record in document.records if record.id == "sampled"), None)
+    return [] if record is None else list(record.method["params"]["sentences"])
