@@ -58,9 +58,9 @@ def test_every_section_is_there_and_the_markup_is_sound(document: Document) -> N
     reader = Reader(page(document))
     ids = [attributes["id"] for _, attributes in reader.elements if "id" in attributes]
     assert len(ids) == len(set(ids)), "anchors are addresses"
-    assert set(SECTIONS) <= set(ids)
+    assert set(SECTIONS) - {"history"} <= set(ids), "nobody took snapshots of this training"
     assert {"conv1", "conv1:3", "conv2:15"} <= set(ids)
-    pages = {layer["address"]: layer["kernels"] for layer in json.loads(reader.scripts[-4])["layers"]}
+    pages = {layer["address"]: layer["kernels"] for layer in json.loads(reader.scripts[2])["layers"]}
     drawn = {*pages, *(f"{address}:{k}" for address, kernels in pages.items() for k in range(kernels))}
     links = [a["href"].removeprefix("#") for a in reader.all("a")]
     assert links and set(links) <= set(ids) | drawn
@@ -88,10 +88,10 @@ def test_hostile_names_are_only_words(document: Document) -> None:
     reader = Reader(page(document))
     assert HOSTILE[0] in reader.text and HOSTILE[2] in reader.text
     assert not any("onerror" in attributes or attributes.get("src") == "x" for _, attributes in reader.elements)
-    # Two blocks of data and the page's own script; nobody else's.
-    assert len(reader.all("script")) == 3
-    *data, own = reader.all("script")
-    assert all(attributes["type"] == "application/json" for attributes in data) and own == {}
+    # Four blocks of data and the page's own two scripts; nobody else's.
+    assert len(reader.all("script")) == 6
+    *data, first, second = reader.all("script")
+    assert all(attributes["type"] == "application/json" for attributes in data) and first == second == {}
     assert "alert(" not in reader.scripts[-1]
 
 

@@ -23,6 +23,11 @@ class Facts:
         record = self.records.get(name)
         return record.rows if record is not None and record.status == "ok" else []
 
+    def images(self, name: str) -> int:
+        """How many images a record was made of; 0 if it is not there or was not made."""
+        record = self.records.get(name)
+        return 0 if record is None else record.method["params"].get("images", 0)
+
 
 def by_layer(rows: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """Rows of kernels ("conv1:3") under their layers, in order."""

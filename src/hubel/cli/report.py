@@ -87,8 +87,9 @@ def report(
     if text or json:
         console().print(document.to_json() if json else render_text(document), soft_wrap=True, end="")
     else:
-        for line in [*_sampled(document), str(render(document, out))]:
-            console().print(line, soft_wrap=True, markup=False, highlight=False)
+        for line in _sampled(document):
+            console(stderr=True).print(line, soft_wrap=True)
+        console().print(str(render(document, out)), soft_wrap=True)
     return INTERRUPTED if document.status == "interrupted" else OK
 
 

@@ -264,7 +264,7 @@ def _sample(contender: Contender, guess: float, sample_seconds: float, meter: Me
         try:
             faults, waited, start = meter.faults(), meter.waited(), meter.seconds()
             seconds = 0.0
-            while done < repeat and seconds < _PATIENCE * sample_seconds:
+            while not done or (done < repeat and seconds < _PATIENCE * sample_seconds):
                 for _ in stretch:
                     call()
                 done += len(stretch)

@@ -17,7 +17,7 @@ import numpy as np
 from hubel.records import Cell, Document, Record, Value
 from hubel.report import pictures
 from hubel.report.html import Html, json_script, tag
-from hubel.report.parts import find, layer_text
+from hubel.report.parts import find, layer_text, layers_of
 from hubel.report.text import number, shape
 from hubel.report.words import COLUMNS, FLAGS, RECORDS
 
@@ -30,7 +30,7 @@ def atlas(document: Document) -> Html | None:
     weights = find(document, "kernels")
     if weights is None or not weights.method["params"]["layers"]:
         return None
-    layers = [_layer(document, address) for address in weights.method["params"]["layers"]]
+    layers = [_layer(document, weights, address) for address in layers_of(weights)]
     data = {
         "layers": layers,
         "tables": [_table(record) for record in _of_kernels(document)],
@@ -46,8 +46,7 @@ def atlas(document: Document) -> Html | None:
 
 def addresses(document: Document) -> list[str]:
     """The layers that have a page."""
-    record = find(document, "kernels")
-    return [] if record is None else list(record.method["params"]["layers"])
+    return list(layers_of(find(document, "kernels")))
 
 
 def packed(array: np.ndarray, dtype: str) -> str:
@@ -55,8 +54,7 @@ def packed(array: np.ndarray, dtype: str) -> str:
     return base64.b64encode(np.ascontiguousarray(array).astype(np.dtype(dtype).newbyteorder("<")).tobytes()).decode()
 
 
-def _layer(document: Document, address: str) -> dict[str, Any]:
-    weights = document.record("kernels")
+def _layer(document: Document, weights: Record, address: str) -> dict[str, Any]:
     info = weights.method["params"]["layers"][address]
     shown = weights.arrays[address].data
     limit = max(float(np.abs(shown).max()), 1e-30)
@@ -71,7 +69,7 @@ def _layer(document: Document, address: str) -> dict[str, Any]:
         "drawn": weights.arrays[f"{address}:kernels"].data.tolist(),
         "which": packed(weights.arrays[f"{address}:slices"].data, "u2"),
         "weights": packed(np.round(shown / limit * _STEPS), "i1"),
-        "colour": address == next(iter(weights.method["params"]["layers"])) and shown.shape[1] == info["shape"][1] == 3,
+        "colour": address == next(iter(layers_of(weights))) and shown.shape[1] == info["shape"][1] == 3,
     }
     if len(entry["drawn"]) == entry["kernels"]:
         del entry["drawn"]
@@ -88,7 +86,9 @@ def _layer(document: Document, address: str) -> dict[str, Any]:
 def _patches(record: Record, address: str) -> dict[str, Any]:
     """Places, and values as shares of the kernel's largest: one byte is as much as a caption shows."""
     params = record.method["params"]["layers"][address]
-    entry: dict[str, Any] = {"count": record.method["params"]["count"], "box": params["field"], "tap": params["tap"]}
+    sides = ("start", "stride", "extent", "whole")
+    box = params["field"] and [{name: side[name] for name in sides} for side in params["field"]]
+    entry: dict[str, Any] = {"count": record.method["params"]["count"], "box": box, "tap": params["tap"]}
     largest = np.maximum(record.arrays[f"{address}:values"].data.max(1, keepdims=True), 1e-30)
     for name, values in (("top", "values"), ("middle", "middle_values")):
         entry[name] = packed(record.arrays[f"{address}:{name}"].data, "i2")

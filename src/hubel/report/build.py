@@ -99,6 +99,8 @@ def build(
         raise ModelError(
             f"A report is about a torch.nn.Module. Received: {type(net).__name__}. Pass the network itself."
         )
+    if not layers_of(net) and not any(p.ndim >= 3 for p in net.parameters()):
+        raise ModelError(f"A network to look at has convolutions. Received: {type(net).__name__}, which has none.")
     chosen = list(ANALYSES if only is None else only)
     for word in chosen:
         if word not in ANALYSES:

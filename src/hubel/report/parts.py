@@ -23,6 +23,15 @@ def scroller(table: Html, label: str) -> Html:
     return tag("div", table, class_="scroll", role="region", aria_label=label, tabindex="0")
 
 
+def layers_of(record: Record | None) -> dict[str, dict[str, Any]]:
+    """What the kernels' record, or that of maps, says of each layer; in the network's order, which no file keeps."""
+    if record is None:
+        return {}
+    known = record.method["params"]["layers"]
+    order = dict.fromkeys(row["target"].rpartition(":")[0] for row in record.rows)
+    return {address: known[address] for address in [*order, *known] if address in known}
+
+
 def layer_text(info: Mapping[str, Any]) -> str:
     """`Conv2d 64×3×7×7, stride 2×2, 4 groups`, from what the kernels' record knows of a layer."""
     what = f"{info['type']} {shape(info['shape'])}"

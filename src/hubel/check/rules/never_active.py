@@ -17,8 +17,7 @@ REMEDY = (
 
 def never_active(facts: Facts) -> Iterator[Finding]:
     """Zero at every place of every image, for another reason than its weights or its norm (HB101, HB102)."""
-    record = facts.records.get("dead_kernels")
-    images = record.method["params"]["images"] if record is not None else 0
+    images = facts.images("dead_kernels")
     for address, rows in by_layer(facts.rows("dead_kernels")).items():
         hit = [r for r in rows if r["never_active"] and not r["weight_dead"] and not r["bn_collapsed"]]
         targets = [row["target"] for row in hit]

@@ -13,8 +13,7 @@ ENOUGH = 299  # leaves a rate of 1 % open
 
 def not_enough_data(facts: Facts) -> Iterator[Finding]:
     """Fewer than 299 images: something that no image showed may still happen in more than 1 % of them."""
-    record = facts.records.get("dead_kernels")
-    images = record.method["params"]["images"] if record is not None else 0
+    images = facts.images("dead_kernels")
     if 0 < images < ENOUGH:
         yield finding(
             facts,

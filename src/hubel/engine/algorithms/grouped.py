@@ -46,8 +46,9 @@ MOST_CHANNELS, MOST_TAPS = 80, 11
 # Widths of tiles that are compiled, beside the widest: those of the usual maps, and 1 for all others.
 WIDTHS = {32: (19, 14, 10, 8, 7, 4, 1), 16: (10, 8, 7, 6, 5, 4, 1)}
 MOST_ROWS = 4
-# How many times fewer cycles than others' it must take by this count. Where a group is just one vector, `channels` takes
-# half as long again as it counts (256 channels of 8 a group, stride 2, 56×56: 0.63 ms, here 0.39; Zen 4, 2026-11).
+# How many times fewer cycles than others' it must take by this count. Where a group is just one vector, `channels`
+# takes half as long again as it counts (256 channels of 8 a group, stride 2, 56×56: 0.63 ms, here 0.39; Zen 4,
+# 2026-11).
 LEAST_GAIN, OF_ONE_VECTOR = 1.1, 0.7
 # Cycles: a vector turned, to or from the lanes; a tile begun; an output stored.
 TURN, TILE, STORE = 12.0, 25.0, 1.5

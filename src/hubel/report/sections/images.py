@@ -6,7 +6,7 @@ import numpy as np
 
 from hubel.records import Document, Record
 from hubel.report.html import Html, tag
-from hubel.report.parts import class_name, find, input_image, map_image, score_bars, section, softmax
+from hubel.report.parts import class_name, find, input_image, layers_of, map_image, score_bars, section, softmax
 from hubel.report.text import count, number, shape, share
 
 _FLOW_LAYERS = 3  # up to so many layers stand beside one another, from the input to the scores
@@ -18,7 +18,7 @@ def images(document: Document) -> Html | None:
         return None
     inputs = _shown(record)
     labels = record.arrays["labels"].data if "labels" in record.arrays else None
-    layers = list(record.method["params"]["layers"])
+    layers = list(layers_of(record))
     figures = [
         _figure(document, record, i, None if labels is None else int(labels[i]), layers) for i in range(len(inputs))
     ]

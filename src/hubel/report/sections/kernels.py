@@ -7,7 +7,7 @@ import numpy as np
 from hubel.records import Document, Record
 from hubel.report import pictures
 from hubel.report.html import Html, tag
-from hubel.report.parts import find, image, kernel_alt, kernel_picture, layer_text, legend, scroller, section
+from hubel.report.parts import find, image, kernel_alt, kernel_picture, layer_text, layers_of, legend, scroller, section
 from hubel.report.text import count, fixed, number, percent, shape
 
 _MOST = 64  # kernels of the first layer that stand on the overview
@@ -22,7 +22,7 @@ def kernels(document: Document) -> Html | None:
 
 
 def _before_and_after(record: Record) -> Html:
-    layers = [_pairs(record, address) for address in record.method["params"]["layers"]]
+    layers = [_pairs(record, address) for address in layers_of(record)]
     intro = (
         "Left in each pair: the random weights training began with. Right: what it made of them. "
         "Both halves, and all kernels of a layer, share one colour scale; orange is positive, blue with a minus is "
@@ -107,7 +107,7 @@ def _table(record: Record) -> Html:
 
 def _gallery(document: Document, record: Record) -> Html:
     """The first layer, which reads the image itself; every other has a page of its own, drawn when it is asked for."""
-    layers = record.method["params"]["layers"]
+    layers = layers_of(record)
     first = next(iter(layers))
     total = sum(info["shape"][0] for info in layers.values())
     intro = f"{count(total, 'kernel')} in {count(len(layers), 'convolution')}; one symmetric colour scale a layer. "

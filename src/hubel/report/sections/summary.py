@@ -10,7 +10,7 @@ import numpy as np
 from hubel.records import Document, Record, Value
 from hubel.report import pictures
 from hubel.report.html import Child, Html, join, plain, tag
-from hubel.report.parts import class_name, find, image, kernel_alt, kernel_picture
+from hubel.report.parts import class_name, find, image, kernel_alt, kernel_picture, layers_of
 from hubel.report.sections.about import images_inside
 from hubel.report.sections.speed import strip_plot
 from hubel.report.text import NBSP, count, fixed, interval, number, percent, point, shape
@@ -134,7 +134,7 @@ def _became(document: Document) -> Sentence | None:
     record = find(document, "kernels")
     if record is None or not record.method["params"]["layers"]:
         return None
-    address, info = next(iter(record.method["params"]["layers"].items()))
+    address, info = next(iter(layers_of(record).items()))
     rows = [row for row in record.rows if row["target"].rpartition(":")[0] == address]
     mini = _row_of_kernels(record, address)
     moved = _mean(row.get("moved") for row in rows)
