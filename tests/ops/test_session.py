@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,16 @@ def test_what_is_fused() -> None:
     assert "torch" not in {node.op for name in ("inverted", "branches") for node in session(name)[1].graph.nodes}
     foreign = [node["target"] for node in session("tokens")[1].graph.nodes if node.op == "torch"]
     assert "aten.scaled_dot_product_attention.default" in foreign
+
+
+def test_layers_of_our_own_are_convolutions_too(tmp_path: Path) -> None:
+    net = hubel.nn.swap(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.ConvTranspose2d(8, 4, 2, 2)).eval())
+    run = Session(net, X[:1])
+    assert [node.op for node in run.graph.nodes] == ["conv", "conv"]
+    with torch.no_grad():
+        close(run(X), net(X).double())
+    run.save(tmp_path / "net.hubel")
+    assert torch.equal(Session.load(tmp_path / "net.hubel")(X), run(X))
 
 
 def test_numpy_in_numpy_out() -> None:

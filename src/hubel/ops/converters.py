@@ -13,6 +13,7 @@ from torch.fx import Node as FxNode
 
 from hubel.engine.spec import ConvSpec
 from hubel.errors import HubelError
+from hubel.ops import library
 from hubel.ops.capture import Capture, Declined, array_of, same_shape, shape_of
 
 aten = torch.ops.aten
@@ -350,6 +351,8 @@ _COMPUTING: dict[Any, Converter] = {
         "conv1d.default conv2d.default conv3d.default conv1d.padding conv2d.padding conv3d.padding "
         "conv_transpose1d.default conv_transpose2d.input conv_transpose3d.input convolution.default", _conv,
     ),
+    # What layers of `hubel.nn` and `hubel.conv*` call; its arguments are aten's.
+    library.convolution: _conv,
     **_both("batch_norm.default", _batch_norm),
     **_both("_native_batch_norm_legit_no_training.default", _batch_norm_parts),
     **_both("linear.default", _linear),
