@@ -80,7 +80,7 @@ def run(
     x = y = dataset = None
     if data is not None:
         dataset = datasets.load(
-            data, size=input_size, channels=_channels(net, data), classes=classes, limit=images, seed=seed
+            data, size=input_size, channels=channels_of(net, data), classes=classes, limit=images, seed=seed
         )
         x, y = prepared(dataset.images, preprocess), dataset.labels
     records: dict[str, Record] = {}
@@ -165,6 +165,7 @@ def prepared(images: Tensor, preprocess: str | Callable[[Tensor], Tensor]) -> Te
     return (images - mean) / deviation
 
 
-def _channels(net: nn.Module, data: Any) -> int | None:
+def channels_of(net: nn.Module, data: Any) -> int | None:
+    """Grey or colour, where the data is read from files and the first convolution tells."""
     first = next(iter(layers_of(net).values()), None)
     return first.channels if first is not None and first.channels in (1, 3) and isinstance(data, str) else None

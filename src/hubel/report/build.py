@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hubel import data as datasets
-from hubel.check.run import conclude, prepared
+from hubel.check.run import channels_of, conclude, prepared
 from hubel.data import Dataset
 from hubel.errors import DataError, ModelError, unknown
 from hubel.inspect import ANALYSES, Snapshots, layers_of
@@ -111,7 +111,7 @@ def build(
     dataset = None
     if data is not None:
         dataset = datasets.load(
-            data, size=input_size, channels=_channels(net, data), classes=classes, limit=limit, seed=seed
+            data, size=input_size, channels=channels_of(net, data), classes=classes, limit=limit, seed=seed
         )
     document = _describe(net, dataset, name or type(net).__name__, weights, preprocess, output, seed, profile)
     inputs = labels = None
@@ -213,12 +213,6 @@ def _scores(net: nn.Module, inputs: Tensor, output: Output) -> Tensor | None:
         if output is not None:
             raise
         return None
-
-
-def _channels(net: nn.Module, data: Any) -> int | None:
-    """Grey or colour, where the data is read from files and the first convolution tells."""
-    first = next(iter(layers_of(net).values()), None)
-    return first.channels if first is not None and first.channels in (1, 3) and isinstance(data, str) else None
 
 
 def _describe(
