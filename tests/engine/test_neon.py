@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -223,10 +224,12 @@ def test_denormals_are_kept_under_strict_alone(team: int, control: int, emulator
 def test_every_algorithm_is_run() -> None:
     """By the lists above: whoever adds an algorithm adds a layer for it."""
     seen = set()
-    for texts, policy in ((EXACT, Policy("strict")), (ROUNDED, Policy())):
-        for text in texts:
-            for direction in Direction:
-                seen |= {plan.algorithm for plan in candidates(problem_of(text, direction), MACHINE, policy)[0]}
+    for texts, policy in ((EXACT, Policy("strict", threads=2)), (ROUNDED, Policy(threads=2))):
+        for text, direction in product(texts, Direction):
+            problem = problem_of(text, direction)
+            for layout in ("contiguous", "channels_last") if texts is EXACT else ("contiguous",):
+                arrays = guards.operands(problem, 3, (layout, layout))
+                seen |= {plan.algorithm for plan in plans(problem, arrays, layout, policy)}
     assert seen == set(ALGORITHMS)
 
 
