@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from hubel.errors import DataError, UnknownNameError
-from hubel.lab import bench_record, bench_tables, bounds, engines, held, kept, shapes
+from hubel.lab import bench_record, bench_tables, bounds, engines, held, kept, shapes, timing
 from hubel.lab.bench_record import Layer, Taken
 from hubel.lab.conditions import Planned
 from hubel.lab.engines import PEERS, PREPARED, Checked, Tensors, door
@@ -79,6 +79,8 @@ def computes(library: str) -> None:
                 done += 1
                 result = engines.check(contender, case, reference, engines.error_bound(case, "default", library))
                 assert result.reason is None, (text, contender.name)
+                if contender.layer_share is not None:
+                    assert 0 < contender.layer_share() <= 1, (text, contender.name)
     assert done >= 10
 
 
@@ -208,6 +210,24 @@ def test_an_imprecise_peer_is_shown_and_is_not_the_best():
     assert (label["best peer"], label["imprecise"]) == ("openvino", ["mnn"])
     text = "\n".join(text for _, text in bench_tables.of(record.rows, record.method["params"]))
     assert "1.5!" in text and "2.50" in text and "1.0e-04" in text
+
+
+def test_what_peers_spend_on_conversions_is_left_aside_and_shown():
+    layer = taken("c64o64i56x56k3p1", TIMES)
+    # mnn: 1.5 ms, of which 1.2 are the layer's own; openvino, 2.5 ms, is slower still, but takes only 1 ms for that.
+    layer.layer_shares = {"mnn": 0.8, "openvino": 0.4}
+    record = bench_record.layers(Taken(["hubel", "torch", PREPARED, "openvino", "mnn"], [layer]), 15)
+    assert values(record.rows[0], "x peers", "x peers, conversions aside") == pytest.approx([1.5, 1.0])
+    text = "\n".join(text for _, text in bench_tables.of(record.rows, record.method["params"]))
+    assert "aside" in text
+
+
+def test_a_share_is_of_times_taken_in_turns():
+    def slow() -> None:
+        sum(range(20_000))
+
+    assert timing.time_share(lambda: None, slow, rounds=5) < 0.5
+    assert timing.time_share(slow, lambda: None, rounds=5) == 1.0
 
 
 def test_both_gradients_move_their_bytes_twice():

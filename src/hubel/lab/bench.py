@@ -122,12 +122,13 @@ def measure_case(
         timed += [Contender(PEAK, peak.call)] if peak else []
         timed += [Contender(TRAFFIC, traffic.call)] if traffic else []
         taken = timing.measure(timed, rounds=rounds, seed=seed)
+        shares = {contender.name: contender.layer_share() for contender in timed if contender.layer_share}
     through_torch = [name for name in ("hubel", "torch") if name in libraries]
     again = keep and len(through_torch) == 2 and kept.matters(case)
     return Layer(
         case, checked, taken, declined, conditions.planned(case, threads),
         peak.flops if peak else 0.0, traffic.flops if traffic else 0.0,
-        kept.measure(case, through_torch, threads=threads, rounds=rounds, seed=seed) if again else None,
+        kept.measure(case, through_torch, threads=threads, rounds=rounds, seed=seed) if again else None, shares,
     )  # fmt: skip
 
 

@@ -21,6 +21,8 @@ PEAK, TRAFFIC = "fma peak", "memory"
 PAGES_KEPT = ", pages kept"
 # All engines for inference together; the best of them is a rival, too.
 ALL_PEERS = "peers"
+# The same ratio with what they spend on converting layouts left aside.
+UNCONVERTED = "x peers, conversions aside"
 
 LAYOUTS = {"same NCHW": "", "same channels-last": " channels-last"}
 
@@ -30,6 +32,7 @@ class Layer:
     """What was found out about one case. peak_flops, traffic_bytes: what a call of the two that are no engines does.
 
     kept: the rounds of torch and Hubel in a process that keeps its memory, where that matters.
+    layer_shares: of contenders that convert layouts, the share of their time that the layer itself takes.
     """
 
     case: Case
@@ -40,6 +43,7 @@ class Layer:
     peak_flops: float = 0.0
     traffic_bytes: float = 0.0
     kept: Rounds | None = None
+    layer_shares: dict[str, float] = field(default_factory=dict)
 
     def best(self, library: str) -> str | None:
         """The fastest contender of a library (or of "peers"); None if it has none that is right and precise."""
@@ -52,6 +56,16 @@ class Layer:
         """The fastest contender of a rival, and the one of Hubel's that it is compared with."""
         slow, fast = self.best(rival), self.best(compared_with(rival))
         return (slow, fast) if slow and fast else None
+
+    def unconverted(self) -> Value | None:
+        """The fastest peer over Hubel's prepared call, the peers' conversions between layouts left aside."""
+        fast = self.best(engines.PREPARED)
+        names = [name for peer in engines.PEERS for name in engines.ENGINES[peer]]
+        timed = [name for name in names if self.taken.samples.get(name) and self.checked[name].counts]
+        if fast is None or not timed:
+            return None
+        found = [timing.scaled(self.taken.ratio(name, fast), self.layer_shares.get(name, 1.0)) for name in timed]
+        return min(found, key=lambda ratio: ratio.value or math.inf)
 
     def clean_rounds(self, rivals: Sequence[str]) -> int:
         """Of the ratios against these rivals, the one from the fewest clean rounds: how many it has."""
@@ -125,6 +139,8 @@ def layers(result: Taken, rounds: int) -> Record:
     columns: list[Column] = [column(f"x {rival}", "ratio", "up") for rival in result.rivals]
     if "torch" in result.libraries:
         columns += [column(f"x torch, {layout}", "ratio", "up") for layout in LAYOUTS]
+    if ALL_PEERS in result.rivals:
+        columns.append(column(UNCONVERTED, "ratio", "up"))
     columns += [column("rate", "GFLOP/s", "up"), column("share of peak", "1", "up"), column("peak", "GFLOP/s", None)]
     columns += [column(f"{ours} share of roof", "1", "up") for ours in _doors(result)]
     for name in contenders:
@@ -191,6 +207,8 @@ def _cells(layer: Layer, result: Taken) -> dict[str, Cell]:
     for rival in result.rivals:
         pair = layer.pair(rival)
         cells[f"x {rival}"] = taken.ratio(*pair) if pair else None
+    if ALL_PEERS in result.rivals:
+        cells[UNCONVERTED] = layer.unconverted()
     for layout, suffix in LAYOUTS.items():
         slow, fast = "torch" + suffix, "hubel" + suffix
         if taken.samples.get(slow) and taken.samples.get(fast):

@@ -66,6 +66,8 @@ class Contender:
     family: the library whose threads do the work; between contenders of different families goes the
     pause of the first: as long as its threads spin, and `pause` seconds at most.
     read: makes torch's tensors of what `call` returns, for the check; not timed. None: it returns them.
+    layer_share: measures the share of a call that the layer itself takes, conversions between layouts left aside.
+    None: it converts nothing.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Contender:
     family: str = "torch"
     read: Callable[[Any], tuple[torch.Tensor, ...]] | None = None
     pause: float = PAUSE_SECONDS
+    layer_share: Callable[[], float] | None = None
 
 
 @dataclass(frozen=True)
@@ -293,6 +296,21 @@ def median(values: Sequence[float], *, against: float | None = None, decided: bo
     if against is not None:
         decided = level >= 0.95 and not lo <= against <= hi
     return Value(float(np.median(ordered)), lo, hi, level, n, "rounds", how, decided)
+
+
+def time_share(part: Callable[[], object], whole: Callable[[], object], *, rounds: int = CLEAN_ROUNDS) -> float:
+    """The time of `part` over that of `whole`, 1 at most: the median of rounds in which they take turns."""
+    part()
+    whole()
+    shares = []
+    for _ in range(rounds):
+        times = []
+        for call in (part, whole):
+            start = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - start)
+        shares.append(times[0] / times[1])
+    return min(1.0, float(np.median(shares)))
 
 
 def scaled(value: Value, scale: float) -> Value:

@@ -1,7 +1,8 @@
 """MNN: converted from ONNX by its own converter, in its own sessions, precision high.
 
 Input copied in before every run (it may reuse the input's memory) and output copied out: that converts between its
-blocked layout and NCHW, and is in its figure. Its Winograd errs by more than 1e-5 at times; the table says where.
+blocked layout and NCHW, and is in its figure; what the layer takes without that is timed on the session alone. Its
+Winograd errs by more than 1e-5 at times; the table says where.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from hubel.lab.engines import onnx_graph
 from hubel.lab.engines.door import Declined, Outputs, Tensors, library, quiet
 from hubel.lab.shapes import Case
-from hubel.lab.timing import Contender
+from hubel.lab.timing import Contender, time_share
 
 
 def mnn(case: Case, tensors: Tensors) -> Contender | Declined:
@@ -49,4 +50,7 @@ def mnn(case: Case, tensors: Tensors) -> Contender | Declined:
     def read(output: object) -> Outputs:
         return (torch.from_numpy(y_host.getNumpyData().copy()).reshape(case.output_shape),)
 
-    return Contender("mnn", call, family="mnn", read=read)
+    def layer_share() -> float:
+        return time_share(lambda: interpreter.runSession(session), call)
+
+    return Contender("mnn", call, family="mnn", read=read, layer_share=layer_share)
