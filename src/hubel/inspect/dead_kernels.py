@@ -86,7 +86,7 @@ def dead_kernels(
     for address in dict.fromkeys([*layers, *by_module]):
         flagged += _add(record, address, layers.get(address), by_module.get(address, []), scales.get(address), done)
     if images is not None and flagged:
-        _verify(record, net, images, flagged, verify, output)
+        _verify(record, net, images, flagged, verify, output, done)
     record.seconds = time.perf_counter() - start
     return record
 
@@ -245,45 +245,78 @@ def _activity(taps: list[Tap], done: Sweep | None) -> dict[str, list[Any]]:
     }
 
 
-def _verify(record: Record, net: nn.Module, images: Tensor, flagged: list[str], most: int, output: Output) -> None:
+def _verify(
+    record: Record, net: nn.Module, images: Tensor, flagged: list[str], most: int, output: Output, done: Sweep | None
+) -> None:
     """Fills `dead`: bit-equal outputs on all images without the kernel."""
-    try:
-        whole = _bits(net, images, output)
-    except DataError as error:
-        record.uncovered.append(Uncovered(target="dead", reason=str(error)))
-        return
     rows = {row["target"]: row for row in record.rows}
     silent = [name for name in flagged if rows[name]["never_active"]]
     alone = [name for name in flagged if not rows[name]["never_active"]]
-    if silent:
-        with without(net, silent):
-            same = _same(net, images, whole, output)
-        if same:
-            for name in silent:
-                rows[name]["dead"] = 1
-        else:
-            alone = silent + alone
-    for name in alone[:most]:
-        with without(net, name):
-            rows[name]["dead"] = int(_same(net, images, whole, output))
+    known = None if done is None or done.scores is None else torch.from_numpy(done.scores)
+    try:
+        if silent:
+            # Zeros in the place of zeros: all of them at once.
+            if _changing_nothing(net, images, [silent], output, known):
+                for name in silent:
+                    rows[name]["dead"] = 1
+            else:
+                alone = silent + alone
+        tried = alone[:most]
+        for name in tried:
+            # Where it is most active it most likely matters: seldom is more than one image needed.
+            most_active = _most_active(name, done)
+            there = [] if most_active is None else [images[most_active : most_active + 1]]
+            dead = all(_changing_nothing(net, x, [[name]], output) for x in there)
+            rows[name]["dead"] = None if dead else 0
+        left = [[name] for name in tried if rows[name]["dead"] is None]
+        unchanging = _changing_nothing(net, images, left, output, known)
+    except DataError as error:
+        record.uncovered.append(Uncovered(target="dead", reason=str(error)))
+        return
+    for (name,) in left:
+        rows[name]["dead"] = int([name] in unchanging)
     if len(alone) > most:
         reason = f"whether they are was tried for {most} of {len(alone)} kernels"
         record.uncovered.append(Uncovered(target="dead", reason=reason))
 
 
-def _bits(net: nn.Module, images: Tensor, output: Output) -> list[Tensor]:
-    with evaluating(net):
-        return [part for _, part in in_batches(images, BATCH, lambda x: scores_of(net(x), len(x), output).clone())]
+def _most_active(name: str, done: Sweep | None) -> int | None:
+    """The image in which the kernel reaches its largest activation."""
+    address, _, k = name.rpartition(":")
+    tap = None if done is None else done.taps.get(address)
+    return None if tap is None or done is None else int(tap.maxima[: done.done, int(k)].argmax())
 
 
-def _same(net: nn.Module, images: Tensor, whole: list[Tensor], output: Output) -> bool:
-    start = 0
-    for before in whole:
-        x = images[start : start + len(before)]
-        if not torch.equal(scores_of(net(x), len(x), output), before):
-            return False
-        start += len(before)
-    return True
+def _changing_nothing(
+    net: nn.Module, images: Tensor, groups: list[list[str]], output: Output, known: Tensor | None = None
+) -> list[list[str]]:
+    """The groups of kernels without which the outputs are the same bits on all images. A group that changes them on
+    one batch is not tried on the next. known: the outputs with all kernels, as another pass found them; where they
+    differ they are computed once more.
+    """
+    left, at = list(groups), 0
+
+    def still(x: Tensor) -> list[list[str]]:
+        nonlocal left, at
+        whole = known[at : at + len(x)] if known is not None else scores_of(net(x), len(x), output).clone()
+        found = []
+        for group in left:
+            with without(net, group):
+                after = scores_of(net(x), len(x), output).clone()
+            if torch.equal(after, whole) or (
+                known is not None and torch.equal(after, scores_of(net(x), len(x), output))
+            ):
+                found.append(group)
+        # Only now: where memory runs out, half as many images are tried again.
+        left, at = found, at + len(x)
+        return found
+
+    if left:
+        with evaluating(net):
+            for _, found in in_batches(images, BATCH, still):
+                if not found:
+                    break
+    return left
 
 
 __all__ = ["dead_kernels", "denormals", "THRESHOLDS"]

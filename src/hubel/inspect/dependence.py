@@ -59,13 +59,29 @@ class _Marked(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, mark: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        found = ctx.marks((mark != 0).to(mark.dtype))
+        if ctx.marks is _same_place:
+            return (None, None, *[mark.to(dtype) for _, dtype in ctx.metas])
+        # What is the same all along an axis is marked once.
+        found = ctx.marks(_as_marks(_narrow(mark).abs(), 0.0).expand(mark.shape))
         back = [
             # Marks that leave a rule count something, and so are 1 at least, up to the rounding of a fast algorithm.
-            None if m is None else (m > 0.5).to(dtype).expand(shape)
+            None if m is None else _as_marks(_narrow(m), 0.5).to(dtype).expand(shape)
             for m, (shape, dtype) in zip(found, ctx.metas, strict=True)
         ]
         return (None, None, *back)
+
+
+def _as_marks(counts: Tensor, above: float) -> Tensor:
+    """1 where a count, which is never negative, is above this, and 0 elsewhere."""
+    return torch.gt(counts, above, out=torch.empty_like(counts, memory_format=torch.contiguous_format))
+
+
+def _narrow(mark: Tensor) -> Tensor:
+    """The mark with size 1 along the axes along which it was expanded."""
+    for axis, (size, step) in enumerate(zip(mark.shape, mark.stride(), strict=True)):
+        if step == 0 and size > 1:
+            mark = mark.narrow(axis, 0, 1)
+    return mark
 
 
 class _Rules(TorchFunctionMode):
@@ -124,7 +140,14 @@ class _Rules(TorchFunctionMode):
             if name not in _MIXING:
                 self.assumed.add(name)
             return _over(tuple(range(1, value.ndim)), len(sources), [s.shape for s in sources])
+        if all(s.shape == value.shape for s in sources):
+            return _same_place
         return lambda mark: tuple(mark.sum_to_size(s.shape) for s in sources)
+
+
+def _same_place(mark: Tensor) -> tuple[Tensor | None, ...]:
+    """Each entry depends on that at its own place in every source: marks go back as they are."""
+    return (mark,)
 
 
 def _fitting(sources: list[Tensor], value: Tensor) -> list[Tensor]:
@@ -188,15 +211,19 @@ def _convolution(rules: _Rules, name: str, args: Any, kwargs: Any, x: Tensor, so
     padding = _each(0 if padding == "valid" else padding, dims)
 
     def marks(mark: Tensor) -> tuple[Tensor | None, ...]:
-        shape = (len(mark), groups, mark.shape[1] // groups, *mark.shape[2:])
-        some = mark.reshape(shape).amax(2)  # (N, G, *places): a group's outputs see the same inputs
+        if mark.stride(1) == 0:
+            some = mark[:, :groups]
+        else:
+            shape = (len(mark), groups, mark.shape[1] // groups, *mark.shape[2:])
+            some = mark.reshape(shape).amax(2)  # (N, G, *places): a group's outputs see the same inputs
         ones = mark.new_ones((groups, 1, *size))
         if transposed:
             spread = _convolve(some, ones, dims, groups, stride, padding, dilation)
             spread = _cut(spread, x.shape[2:])
         else:
             spread = _spread(rules, some, ones, x.shape[2:], groups, stride, padding, dilation)
-        return (spread.repeat_interleave(x.shape[1] // groups, 1), *[None] * (sources - 1))
+        spread = spread if groups == 1 else spread.repeat_interleave(x.shape[1] // groups, 1)
+        return (spread.expand(x.shape), *[None] * (sources - 1))
 
     return marks
 

@@ -337,12 +337,13 @@ def _measure(record: Record, row: dict[str, Any], maps: np.ndarray, squared: boo
         return
     point = field_of(maps.mean(0), squared)
     rng = np.random.default_rng(seed)
+    rings = _Rings(maps.shape[1:], point["centre_y"], point["centre_x"])
     resampled = []
     for _ in range(resamples if len(maps) > 1 else 0):
         weights = np.bincount(rng.integers(0, len(maps), len(maps)), minlength=len(maps)) / len(maps)
         mean = np.tensordot(weights, maps, 1)
         if mean.sum() > 0:
-            resampled.append(list(field_of(mean, squared, point["centre_y"], point["centre_x"]).values())[:4])
+            resampled.append(list(field_of(mean, squared, rings).values())[:4])
     bounds = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2], axis=0) if resampled else None
     for i, name in enumerate(("sigma_y", "sigma_x", "r50", "r90")):
         lo, hi = (None, None) if bounds is None else (float(bounds[0, i]), float(bounds[1, i]))
@@ -352,23 +353,34 @@ def _measure(record: Record, row: dict[str, Any], maps: np.ndarray, squared: boo
     record.arrays[row["target"]] = Array((m / m.max()).astype(np.float16), "share of the largest")
 
 
-def field_of(
-    m: np.ndarray, squared: bool = False, cy: float | None = None, cx: float | None = None
-) -> dict[str, float]:
-    """σ about the centre of mass of m (H, W), and the radii about it (or about cy, cx) that hold 50 and 90 % of m."""
+class _Rings:
+    """The places of a map (H, W) by their distance from (cy, cx): sorted once, read for every map."""
+
+    def __init__(self, size: Sequence[int], cy: float, cx: float) -> None:
+        ys, xs = np.arange(size[0]) - cy, np.arange(size[1]) - cx
+        distance = np.hypot(ys[:, None], xs[None, :]).ravel()
+        self.order = np.argsort(distance, kind="stable")
+        self.distance = distance[self.order]
+
+    def radius(self, held: np.ndarray, share: float) -> float:
+        """The smallest radius that holds so much. held: the running sum of a map in this order."""
+        last = np.searchsorted(held, share * held[-1] * (1 - 1e-12))
+        return float(self.distance[min(last, len(held) - 1)])
+
+
+def field_of(m: np.ndarray, squared: bool = False, rings: _Rings | None = None) -> dict[str, float]:
+    """σ about the centre of mass of m (H, W), and the radii about it (or about that of `rings`) that hold 50 and 90 %
+    of m.
+    """
     m = np.sqrt(m) if squared else m
     total = float(m.sum())
     if total <= 0:
         raise DataError("A field is measured where there is a gradient. Received: zero everywhere.")
     ys, xs = np.arange(m.shape[0]), np.arange(m.shape[1])
     rows, columns = m.sum(1) / total, m.sum(0) / total
-    my, mx = float(rows @ ys), float(columns @ xs)
-    sigma_y, sigma_x = math.sqrt(float(rows @ (ys - my) ** 2)), math.sqrt(float(columns @ (xs - mx) ** 2))
-    cy, cx = (my if cy is None else cy), (mx if cx is None else cx)
-    distance = np.hypot(*np.meshgrid(ys - cy, xs - cx, indexing="ij")).ravel()
-    order = np.argsort(distance, kind="stable")
-    held = np.cumsum(m.ravel()[order])
-    radii = [
-        float(distance[order[min(np.searchsorted(held, t * total * (1 - 1e-12)), m.size - 1)]]) for t in (0.5, 0.9)
-    ]
-    return {"sigma_y": sigma_y, "sigma_x": sigma_x, "r50": radii[0], "r90": radii[1], "centre_y": my, "centre_x": mx}
+    cy, cx = float(rows @ ys), float(columns @ xs)
+    sigma_y, sigma_x = math.sqrt(float(rows @ (ys - cy) ** 2)), math.sqrt(float(columns @ (xs - cx) ** 2))
+    rings = _Rings(m.shape, cy, cx) if rings is None else rings
+    held = np.cumsum(m.ravel()[rings.order])
+    r50, r90 = rings.radius(held, 0.5), rings.radius(held, 0.9)
+    return {"sigma_y": sigma_y, "sigma_x": sigma_x, "r50": r50, "r90": r90, "centre_y": cy, "centre_x": cx}

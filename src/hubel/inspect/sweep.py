@@ -200,17 +200,24 @@ def _looked_at(
 
 def _numbers(flat: Tensor, bounds: tuple[float, float] | None, places: Tensor) -> Part:
     """Of activations (B, K, P): maxima, places, means, lowest, squares, positive (each (B, K)), bounded, samples."""
-    most, where = flat.max(-1)
+    # numpy finds the place of a maximum four times as fast as torch does.
+    where = torch.from_numpy(flat.numpy().argmax(-1)) if flat.device.type == "cpu" else flat.argmax(-1)
     norm = torch.linalg.vector_norm(flat, dim=-1)
-    positive = (flat > 0).sum(-1)
+    held = torch.empty_like(flat)
+    positive = _count(torch.gt(flat, 0, out=held))
     bounded = torch.zeros_like(positive)
     if bounds is not None:
         margin = AT_BOUND * (bounds[1] - bounds[0])
-        bounded = (flat >= bounds[1] - margin).sum(-1)
+        bounded = _count(torch.ge(flat, bounds[1] - margin, out=held))
         if bounds[0] < 0:  # at the lower bound of a ReLU6 a kernel is silent, not saturated
-            bounded += (flat <= bounds[0] + margin).sum(-1)
+            bounded += _count(torch.le(flat, bounds[0] + margin, out=held))
     sampled = flat[:, :, places].transpose(1, 2).reshape(-1, flat.shape[1])
-    return most, where.int(), flat.mean(-1), flat.amin(-1), norm, positive, bounded, sampled
+    return flat.amax(-1), where.int(), flat.mean(-1), flat.amin(-1), norm, positive, bounded, sampled
+
+
+def _count(true: Tensor) -> Tensor:
+    """How many along the last axis are 1: in float32, many times as fast as counting truth values."""
+    return true.sum(-1).round().long()
 
 
 def _gather(state: Sweep, parts: Mapping[str, Part], n: int) -> None:
