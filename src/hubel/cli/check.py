@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from hubel.cli.failures import FOUND, INTERRUPTED, OK
-from hubel.cli.models import Arch, InputSize, Model, Weights, any_batch, class_names, image_shape, load
+from hubel.cli.models import (
+    Arch,
+    Classes,
+    Data,
+    Engine,
+    InputSize,
+    Model,
+    Preprocess,
+    Scores,
+    Weights,
+    any_batch,
+    class_names,
+    image_shape,
+    load,
+    running,
+)
 from hubel.cli.terminal import Stages, console
 from hubel.cli.work import Seed, Threads, set_threads
 from hubel.convert.preprocess import preprocessing
@@ -19,7 +33,7 @@ from hubel.records import Finding
 
 def check(
     model: Model,
-    data: Annotated[str | None, typer.Option(help="digits, mnist, a folder of images, or an .npz.")] = None,
+    data: Data = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
     select: Annotated[str | None, typer.Option(help="Only these codes (or their beginnings), comma between.")] = None,
     ignore: Annotated[str | None, typer.Option(help="Not these codes (or their beginnings).")] = None,
@@ -27,12 +41,11 @@ def check(
     arch: Arch = None,
     weights: Weights = None,
     input_size: InputSize = None,
-    preprocess: Annotated[str, typer.Option(help="unit, imagenet, FILE.json or package.module:fn")] = "unit",
-    classes: Annotated[Path | None, typer.Option(help="A text file, a class name a line.")] = None,
-    output: Annotated[
-        str | None, typer.Option(help="Which of several answers are the scores: a key or a number.")
-    ] = None,
+    preprocess: Preprocess = "unit",
+    classes: Classes = None,
+    output: Scores = None,
     images: Annotated[int, typer.Option(min=1, help="At most so many are drawn from the data.")] = 500,
+    engine: Engine = "hubel",
     seed: Seed = 0,
     threads: Threads = None,
 ) -> int:
@@ -46,7 +59,7 @@ def check(
     if data is not None:
         any_batch(loaded)
     shape = None if data is None else image_shape(loaded, input_size)
-    with Stages() as stages:
+    with running(engine), Stages() as stages:
         found = run(
             loaded.network,
             data,

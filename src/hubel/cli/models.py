@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +14,8 @@ import typer
 from hubel import lab, zoo
 from hubel.cli.terminal import console
 from hubel.convert.models import RUN_WEIGHTS, Loaded, resolve
-from hubel.errors import DataError, ModelError
+from hubel.errors import DataError, ModelError, unknown
+from hubel.ops.override import enabled
 from hubel.records import DOCUMENT_FILE
 
 Model = Annotated[
@@ -24,6 +27,15 @@ Model = Annotated[
 Arch = Annotated[str | None, typer.Option(help="The zoo's network that a state dict belongs to.")]
 Weights = Annotated[Path | None, typer.Option(help="A state dict for the zoo's network or the factory's.")]
 InputSize = Annotated[str | None, typer.Option(help="Of one image: 224, 224x224 or 3x224x224.")]
+Data = Annotated[str | None, typer.Option(help="digits, mnist, a folder of images, or an .npz.")]
+Preprocess = Annotated[str, typer.Option(help="unit, imagenet, FILE.json or package.module:fn")]
+Classes = Annotated[Path | None, typer.Option(help="A text file, a class name a line.")]
+Scores = Annotated[
+    str | None, typer.Option("--output", help="Which of several answers are the scores: a key or a number.")
+]
+Engine = Annotated[str, typer.Option(help="hubel or torch: whose convolutions run.")]
+
+ENGINES: dict[str, Callable[[], AbstractContextManager[object]]] = {"hubel": enabled, "torch": nullcontext}
 
 # Where neither the network nor the user says it: what networks for photographs are made for.
 ASSUMED_SIZE = (224, 224)
@@ -75,6 +87,13 @@ def any_batch(loaded: Loaded) -> None:
             f"of {loaded.batch}. Export it with a batch size left open: torch.export.export(net, (x,), "
             "dynamic_shapes=({0: torch.export.Dim.AUTO},)), with at least 2 images in x."
         )
+
+
+def running(engine: str) -> AbstractContextManager[object]:
+    """Within the block the convolutions are those of this engine."""
+    if engine not in ENGINES:
+        raise unknown("engine", engine, ENGINES)
+    return ENGINES[engine]()
 
 
 def is_run(model: str) -> bool:

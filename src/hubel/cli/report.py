@@ -10,8 +10,13 @@ import typer
 from hubel.cli.document_text import render_text
 from hubel.cli.models import (
     Arch,
+    Classes,
+    Data,
+    Engine,
     InputSize,
     Model,
+    Preprocess,
+    Scores,
     Weights,
     any_batch,
     class_names,
@@ -19,6 +24,7 @@ from hubel.cli.models import (
     load,
     load_run,
     picture_size,
+    running,
 )
 from hubel.cli.terminal import Stages, console
 from hubel.cli.work import Seed, Threads, set_threads
@@ -28,7 +34,7 @@ from hubel.records import Document
 
 def report(
     model: Model,
-    data: Annotated[str | None, typer.Option(help="digits, mnist, a folder of images, or an .npz.")] = None,
+    data: Data = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="The page.")] = Path("report.html"),
     only: Annotated[str | None, typer.Option(help="Analyses, comma between: kernels,feature_maps.")] = None,
     profile: Annotated[str, typer.Option(help="How much is looked at: quick or full.")] = "quick",
@@ -38,16 +44,15 @@ def report(
     arch: Arch = None,
     weights: Weights = None,
     input_size: InputSize = None,
-    preprocess: Annotated[str, typer.Option(help="unit, imagenet, FILE.json or package.module:fn")] = "unit",
-    classes: Annotated[Path | None, typer.Option(help="A text file, a class name a line.")] = None,
-    output: Annotated[
-        str | None, typer.Option(help="Which of several answers are the scores: a key or a number.")
-    ] = None,
+    preprocess: Preprocess = "unit",
+    classes: Classes = None,
+    output: Scores = None,
     images: Annotated[
         int | None,
         typer.Option(min=1, help="At most so many are drawn; by default the profile's number."),
     ] = None,
     no_images: Annotated[bool, typer.Option("--no-images", help="Keep every image, and maps of it, out.")] = False,
+    engine: Engine = "hubel",
     seed: Seed = 0,
     text: Annotated[bool, typer.Option("--text", help="Print the numbers instead of writing a page.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the Document instead of writing a page.")] = False,
@@ -59,7 +64,7 @@ def report(
 
     set_threads(threads)
     words = [word.strip() for word in only.split(",")] if only else None
-    with Stages() as stages:
+    with running(engine), Stages() as stages:
         if arch is None and weights is None and is_run(model):
             document = build(load_run(model), data, only=words, progress=stages)
         else:

@@ -21,6 +21,7 @@ from hubel.errors import DataError
 from hubel.inspect import effects
 from hubel.inspect.gradients import products
 from hubel.inspect.importance import removed
+from hubel.inspect.replay import recorded
 from hubel.inspect.running import Output, scores, scores_of
 from hubel.inspect.sweep import Sweep
 from hubel.inspect.sweep import sweep as sweep_images
@@ -103,7 +104,7 @@ def _agreement(
     ]
     chosen = np.random.default_rng(seed).choice(len(known), min(sample, len(known)), replace=False)
     names = [known[i] for i in sorted(chosen)]
-    whole, after = removed(net, x, [f"{a}:{k}" for a, k in names], output, means)
+    whole, after = removed(net, recorded(net, x), [f"{a}:{k}" for a, k in names], output, means)
     rows = torch.arange(len(x))
     before = whole[rows, best[:, 0]] - whole[rows, best[:, 1]]
     change = (before - (after[:, rows, best[:, 0]] - after[:, rows, best[:, 1]])).numpy()  # (sample, images)

@@ -28,6 +28,7 @@ from hubel.errors import SpecError, UnsupportedError
 from hubel.inspect import effects
 from hubel.inspect.hooks import evaluating
 from hubel.inspect.importance import divergence, removed, taylor
+from hubel.inspect.replay import Replay, recorded
 from hubel.inspect.running import Output, run, scores_of
 from hubel.inspect.sweep import Sweep
 from hubel.ops.override import is_enabled
@@ -251,17 +252,18 @@ def _against(
         record.uncovered.append(Uncovered(target="removable", reason=reason))
     params |= {"images": n, "choosing": len(choosing), "measuring": len(measuring)}
     params |= {"limit": MOST_KL if y is None else MOST_ACCURACY, "measure": "kl" if y is None else "accuracy"}
+    replays = list(recorded(net, images[measuring]))
     for row in slowest:
         address = row["target"]
         least = np.argsort(worth[address][0], kind="stable")
         groups = [[f"{address}:{k}" for k in least[: max(1, round(s * len(least)))]] for s in SHARES]
-        share, effect = _largest(net, images[measuring], y, groups, means, output)
+        share, effect = _largest(net, replays, y, groups, means, output)
         row["removable"], row["removable_effect"] = share, effect
 
 
 def _largest(
     net: nn.Module,
-    x: Tensor,
+    replays: Sequence[Replay],
     y: Tensor | None,
     groups: Sequence[Sequence[str]],
     means: dict[str, np.ndarray],
@@ -271,7 +273,7 @@ def _largest(
     lo, hi, effect = 0, len(groups), None
     while lo < hi:
         middle = (lo + hi + 1) // 2
-        whole, after = removed(net, x, [groups[middle - 1]], output, means)
+        whole, after = removed(net, replays, [groups[middle - 1]], output, means)
         if y is None:
             changes = divergence(whole, after)
             fits = float(changes.mean()) < MOST_KL

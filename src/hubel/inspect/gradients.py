@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hubel.inspect.hooks import Call, watch
-from hubel.inspect.running import BATCH, in_batches, run
+from hubel.inspect.running import BATCH, give_back_memory, in_batches, run
 
 # (what the network answered, the first image of the batch, how many) -> the sum over these images
 Objective = Callable[[object, int, int], Tensor]
@@ -40,6 +40,7 @@ def products(
         for address, terms in part.items():
             found.setdefault(address, []).append(terms)
         begun = start + len(next(iter(part.values()))) if part else begun
+        give_back_memory()  # a batch's graph is the largest thing that an analysis holds
     return {address: np.concatenate(terms) for address, terms in found.items() if sum(map(len, terms)) == len(images)}
 
 

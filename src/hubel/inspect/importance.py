@@ -8,7 +8,7 @@ little alone may share its work with another: see `redundancy` for pairs.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -20,9 +20,8 @@ from hubel.errors import DataError, unknown
 from hubel.inspect import effects
 from hubel.inspect.ablation import without
 from hubel.inspect.gradients import products
-from hubel.inspect.hooks import evaluating
-from hubel.inspect.replay import Replay, batch_for
-from hubel.inspect.running import BATCH, Output, run, scores_of
+from hubel.inspect.replay import Replay, recorded
+from hubel.inspect.running import Output, run, scores_of
 from hubel.inspect.sweep import Sweep
 from hubel.records import Array, Column, Method, Record, Uncovered, Value
 
@@ -206,7 +205,7 @@ def _ablation_rows(
     }
     x = images[torch.as_tensor(measuring)]
     y = None if labels is None else labels[torch.as_tensor(measuring)].cpu().long()
-    whole, after = removed(net, x, chosen, output, means)
+    whole, after = removed(net, recorded(net, x), chosen, output, means)
     record.method["params"]["measured"] = len(whole)
     rows = (
         _unlabelled(record, chosen, whole, after, level, resamples, rng)
@@ -237,23 +236,22 @@ def choose(
 
 def removed(
     net: nn.Module,
-    images: Tensor,
+    replays: Iterable[Replay],
     groups: Sequence[str | Sequence[str]],
     output: Output = None,
     means: dict[str, np.ndarray] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Scores (N, classes) of the whole network, and (groups, N, classes) without each group of kernels in turn.
 
-    Ctrl-C after the first batch of images keeps the images that are done.
+    replays: of the images, a batch each: `recorded(net, images)`. Ctrl-C after the first batch of images keeps the
+    images that are done.
     """
     whole: list[Tensor] = []
     after: list[Tensor] = []
     try:
-        for x in images.split(batch_for(net, images[:1], BATCH)):
-            replay = Replay(net, x)
-            with evaluating(net):
-                base = scores_of(net(x), len(x), output).cpu()
-            parts = []
+        for replay in replays:
+            x, parts = replay.images, []
+            base = scores_of(replay.answer, len(x), output).cpu()
             for group in groups:
                 names = [group] if isinstance(group, str) else list(group)
                 first = min((split(name)[0] for name in names), key=lambda a: replay.began.get(a.partition("/")[0], 0))
@@ -261,6 +259,7 @@ def removed(
                     parts.append(scores_of(net(x), len(x), output).cpu())
             whole.append(base)
             after.append(torch.stack(parts) if parts else base.new_zeros((0, *base.shape)))
+            del replay, x  # before the next one is recorded
     except KeyboardInterrupt:
         if not whole:
             raise

@@ -20,7 +20,7 @@ from hubel.errors import DataError, HubelError, ModelError, unknown
 from hubel.inspect import profiles
 from hubel.inspect.hooks import evaluating
 from hubel.inspect.receptive_field import remembering
-from hubel.inspect.running import Output, first_line, run
+from hubel.inspect.running import Output, first_line, give_back_memory, run
 from hubel.inspect.store import Store, key_of
 from hubel.inspect.sweep import Sweep, sweep
 from hubel.inspect.training_history import Snapshots
@@ -124,6 +124,7 @@ def look(
                 record = _one(
                     name, analyses[name], net, images, labels, options, found.sweep, snapshots, profile, pictured
                 )
+                give_back_memory()
                 if kept is not None and record.status != "failed":
                     kept.write(name, told, record)
             found.records.append(record)

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from hubel.inspect.hooks import evaluating, watch
+from hubel.inspect.running import BATCH
 
 # Kept outputs of one batch, at most; batches are cut to it.
-BYTES = 384 * 2**20
+BYTES = 192 * 2**20
 
 
 @dataclass
@@ -30,7 +31,10 @@ class _Kept:
 
 
 class Replay:
-    """Kept outputs of the blocks of `net` on one batch of images, and when each layer first began."""
+    """Kept outputs of the blocks of `net` on one batch of images, and when each layer first began.
+
+    answer: what the network as it is returned.
+    """
 
     def __init__(self, net: nn.Module, images: Tensor) -> None:
         self.net, self.images = getattr(net, "_orig_mod", net), images
@@ -65,7 +69,7 @@ class Replay:
                 if id(module) in blocks:
                     end = lambda m, args, output, name=name: finished(m, args, output, name)  # noqa: E731
                     stack.callback(module.register_forward_hook(end).remove)
-            self.net(self.images)
+            self.answer = self.net(self.images)
 
     @contextmanager
     def before(self, address: str) -> Iterator[None]:
@@ -85,6 +89,12 @@ class Replay:
                 del module_.forward
 
 
+def recorded(net: nn.Module, images: Tensor) -> Iterator[Replay]:
+    """A Replay of every batch in turn, of no more images than memory is set aside for."""
+    for x in images.split(_batch_for(net, images[:1], BATCH)):
+        yield Replay(net, x)
+
+
 def blocks_of(net: nn.Module) -> dict[str, nn.Module]:
     """The modules that a network is a row of: its children, and theirs where a child is no more than a row itself."""
     found: dict[str, nn.Module] = {}
@@ -96,7 +106,7 @@ def blocks_of(net: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
-def batch_for(net: nn.Module, image: Tensor, most: int) -> int:
+def _batch_for(net: nn.Module, image: Tensor, most: int) -> int:
     """How many images fit into BYTES of kept outputs; image: (1, C, H, W). At least 1."""
     blocks, total = {id(m) for m in blocks_of(net).values()}, 0
 
