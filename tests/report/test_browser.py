@@ -70,6 +70,17 @@ def test_a_kernel_has_a_link_of_its_own(running: Any, path: Path) -> None:
         assert page.locator("#view").is_hidden()
 
 
+def test_a_kernel_shows_its_maps_and_the_stripes_it_answers_to(running: Any, path: Path, recorded: Document) -> None:
+    kept = recorded.record("feature_maps").arrays["conv2:kernels"].data
+    with opened(running, path) as page:
+        go(page, f"conv2:{kept[0]}")
+        labels = page.eval_on_selector_all("#view canvas", "all => all.map(c => c.getAttribute('aria-label'))")
+        for said in (f"Feature map of conv2:{kept[0]}, pictured image 1", "pictured image 2", "Answers to stripes"):
+            assert any(said in label for label in labels), said
+        drawn = "c => new Set(c.getContext('2d').getImageData(0, 0, c.width, c.height).data).size"
+        assert all(size > 2 for size in page.eval_on_selector_all("#view .answers canvas", f"all => all.map({drawn})"))
+
+
 def test_the_gallery_is_for_the_keyboard_too(running: Any, path: Path) -> None:
     with opened(running, path) as page:
         go(page, "conv2")

@@ -157,6 +157,20 @@ def test_scores_before_and_after_are_those_of_the_record(document: Document) -> 
     assert np.allclose(data["after"], record.arrays["scores_without"].data, atol=6e-4)
 
 
+def test_cost_stands_beside_importance(document: Document) -> None:
+    cost = document.record("cost")
+    row = cost.row("conv2")
+    row["removable"] = 0.625
+    cost.method["params"] |= {"measure": "accuracy", "limit": 0.01, "measuring": 12}
+    html = page(document)
+    table = html[html.index("What could go") :].split("</table>")[0]
+    assert 'href="#conv2"' in table and "62" in table and "one point of accuracy" in table
+    del row["removable"]
+    for other in cost.rows:
+        other["removable"] = None
+    assert "What could go" not in page(document)
+
+
 def test_it_opens_with_four_sentences(document: Document) -> None:
     accuracy, faster, became, next_ = spoken(document)
     value = document.record("accuracy").rows[0]["accuracy"]

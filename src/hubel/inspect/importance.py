@@ -250,11 +250,11 @@ def removed(
     after: list[Tensor] = []
     try:
         for replay in replays:
-            x, parts = replay.images, []
+            x, began, parts = replay.images, replay.began, []
             base = scores_of(replay.answer, len(x), output).cpu()
             for group in groups:
                 names = [group] if isinstance(group, str) else list(group)
-                first = min((split(name)[0] for name in names), key=lambda a: replay.began.get(a.partition("/")[0], 0))
+                first = min((split(name)[0] for name in names), key=lambda a: began.get(a.partition("/")[0], 0))
                 with replay.before(first), without(net, names, means):
                     parts.append(scores_of(net(x), len(x), output).cpu())
             whole.append(base)

@@ -162,6 +162,50 @@
     return make("figure", { class: "erf" }, element, make("figcaption", { class: "size" }, "What it uses of the image: mean size of the gradient at every pixel."));
   };
 
+  // Rows: frequencies, the highest on top; columns: angles, each headed by a stripe that lies as it does.
+  const tuningPicture = (layer, kernel) => {
+    const { angles, frequencies } = data.grid, n = angles.length * frequencies.length;
+    const answers = new Uint8Array(bytes(layer.tuning)).subarray(kernel * n, (kernel + 1) * n), best = answers.indexOf(Math.max(...answers));
+    if (!answers.some(Boolean)) return make("p", { class: "size" }, "It answers to none of the stripes.");
+    const cell = 30, head = 30, said = `strongest at ${angles[Math.floor(best / frequencies.length)]}° and ${frequencies[best % frequencies.length]} cycles per pixel`;
+    const element = canvas(angles.length * cell, head + frequencies.length * cell, `Answers to stripes of ${angles.length} angles and ${frequencies.length} frequencies: ${said}`, "tuning");
+    const context = element.getContext("2d");
+    answers.forEach((v, i) => {
+      const a = Math.floor(i / frequencies.length), q = i % frequencies.length, x = a * cell, y = head + (frequencies.length - 1 - q) * cell;
+      context.fillStyle = `rgba(${POSITIVE},${v / 255})`; context.fillRect(x, y, cell - 1, cell - 1);
+      context.strokeStyle = "rgba(128,132,138,.4)"; context.lineWidth = 1; context.strokeRect(x + 0.5, y + 0.5, cell - 2, cell - 2);
+    });
+    context.strokeStyle = "#80848a"; context.lineWidth = 2.5;
+    angles.forEach((angle, a) => {
+      const [dx, dy] = [Math.cos(angle * Math.PI / 180) * 10, -Math.sin(angle * Math.PI / 180) * 10], x = a * cell + cell / 2, y = head / 2;
+      context.beginPath(); context.moveTo(x - dx, y - dy); context.lineTo(x + dx, y + dy); context.stroke();
+    });
+    return make("figure", { class: "stripes" }, element, make("figcaption", { class: "size" }, `Columns: how the stripes lie. Rows: ${frequencies[frequencies.length - 1]} cycles per pixel on top, ${frequencies[0]} at the bottom. The stronger the colour, the more it answers: ${said}.`), layer.hue ? huePicture(layer, kernel) : "");
+  };
+  const huePicture = (layer, kernel) => {
+    const { hues } = data.grid, answers = new Uint8Array(bytes(layer.hue)).subarray(kernel * hues.length, (kernel + 1) * hues.length), high = 44, cell = 30;
+    const element = canvas(hues.length * cell, high, `Answers to ${hues.length} plain colours: strongest at a hue of ${hues[answers.indexOf(Math.max(...answers))]}°`, "tuning"), context = element.getContext("2d");
+    answers.forEach((v, i) => {
+      const tall = Math.max(1, v / 255 * high);
+      context.fillStyle = `hsl(${hues[i]} 80% 50%)`; context.fillRect(i * cell, high - tall, cell - 3, tall);
+    });
+    return make("div", {}, element, make("p", { class: "size" }, "To a plain image of each hue, by height."));
+  };
+  // The kernel's feature map of each pictured image, side by side, on the layer's scale.
+  const mapsPicture = (layer, kernel) => {
+    const { size: [N, M, H, W], kernels, limit, values } = layer.maps, j = kernels.indexOf(kernel);
+    if (j < 0) return make("p", { class: "size" }, `Kept for the ${kernels.length} kernels of this layer that answer most: ${kernels.map((k) => `:${k}`).join(", ")}.`);
+    const numbers = new Int8Array(bytes(values));
+    const figures = [...Array(N).keys()].map((i) => {
+      const own = numbers.subarray((i * M + j) * H * W, (i * M + j + 1) * H * W), element = canvas(W, H, `Feature map of ${layer.address}:${kernel}, pictured image ${i + 1}: largest ${number(Number((Math.max(...own) * limit / STEPS).toPrecision(2)))}`);
+      const context = element.getContext("2d"), pixels = context.createImageData(W, H);
+      own.forEach((v, p) => pixels.data.set([...(v > 0 ? POSITIVE : NEGATIVE), Math.round(Math.abs(v) * 255 / STEPS)], 4 * p));
+      context.putImageData(pixels, 0, 0);
+      return make("figure", {}, element, make("figcaption", { class: "size" }, `image ${i + 1}`));
+    });
+    return make("div", {}, make("div", { class: "answers" }, figures), make("p", { class: "size" }, `Orange is positive, blue negative; scale to \u00b1${number(Number(limit.toPrecision(3)))}, the layer's.`));
+  };
+
   // ---- numbers
   const fact = (address, id, name) => {
     const table = data.facts.find((t) => t.id === id), row = table && table.layers[address];
@@ -277,6 +321,8 @@
       const what = layer.shown < layer.slices ? `Its ${layer.shown} strongest slices of ${layer.slices.toLocaleString("en")} (input channels ${[...kept.which].join(", ")}); the L2 norm of all the others together is ${number(Number(rest.toPrecision(3)))}, of the whole kernel ${number(norm)}.` : `Its ${count(layer.slices, "slice")}.`;
       parts.push(make("h2", {}, "Its weights"), make("p", { class: "size wide" }, `${what} Scale \u00b1${number(Number(layer.limit.toPrecision(3)))}, the layer's.`), holder, make("p", { class: "choices" }, button));
     }
+    const answers = [["What it makes of the pictured images", layer.maps, mapsPicture], ["The stripes it answers to", layer.tuning, tuningPicture]].filter(([, there]) => there);
+    if (answers.length) parts.push(make("div", { class: "beside" }, answers.map(([title, , draw]) => make("div", {}, make("h2", {}, title), draw(layer, kernel)))));
     const facts = data.tables.map((t) => { const row = cells(t, layer, kernel); return row && listed(t.title, t.columns, row, layer); }).filter(Boolean);
     parts.push(make("div", { class: "sheet" }, facts));
     return parts;

@@ -23,6 +23,8 @@ from hubel.report.words import COLUMNS, FLAGS, RECORDS
 
 # Weights on a symmetric scale of a layer: -127..127 is -limit..limit.
 _STEPS = 127
+# Feature maps are kept at most so wide and high.
+_MAP = 56
 
 
 def atlas(document: Document) -> Html | None:
@@ -36,6 +38,7 @@ def atlas(document: Document) -> Html | None:
         "tables": [_table(record) for record in _of_kernels(document)],
         "facts": [_facts(record) for record in _of_layers(document)],
         "findings": [{"targets": f.targets, "message": f.message, "severity": f.severity} for f in document.findings],
+        "grid": _grid(document),
         "input": document.model["input"]["shape"][-2:],
         "classes": document.model["classes"],
     }
@@ -80,7 +83,45 @@ def _layer(document: Document, weights: Record, address: str) -> dict[str, Any]:
     if field is not None and address in field.arrays:
         m = pictures.shrink(field.arrays[address].data, 64)
         entry["field"] = {"size": list(m.shape), "m": packed(np.round(m / max(float(m.max()), 1e-30) * 255), "u1")}
+    entry |= _tuning(document, address) | _maps(document, address)
     return entry
+
+
+def _grid(document: Document) -> dict[str, list[float]]:
+    """The stripes that kernels were asked about: angles in degrees, cycles per pixel, hues in degrees."""
+    record = find(document, "tuning_curves")
+    names = ("angles", "frequencies", "hues")
+    arrays = {} if record is None else record.arrays
+    return {name: [float(f"{v:.3g}") for v in arrays[name].data] for name in names if name in arrays}
+
+
+def _tuning(document: Document, address: str) -> dict[str, Any]:
+    """Answers to stripes and hues, of each kernel as shares of its largest; below zero is no answer."""
+    record, found = find(document, "tuning_curves"), {}
+    for name, key in (("tuning", address), ("hue", f"{address}:hue")):
+        if record is not None and key in record.arrays:
+            answers = np.clip(record.arrays[key].data, 0, None).reshape(len(record.arrays[key].data), -1)
+            largest = np.maximum(answers.max(1, keepdims=True), 1e-30)
+            found[name] = packed(np.round(answers / largest * 255), "u1")
+    return found
+
+
+def _maps(document: Document, address: str) -> dict[str, Any]:
+    """Feature maps of the pictured images, (images, maps, H, W) on the layer's scale, and whose they are."""
+    record = find(document, "feature_maps")
+    if record is None or address not in record.arrays or record.arrays[address].data.ndim != 4:
+        return {}
+    maps = pictures.shrink(record.arrays[address].data, _MAP)
+    limit = max(float(np.abs(maps).max()), 1e-30)
+    kernels = record.arrays[f"{address}:kernels"].data.tolist()
+    return {
+        "maps": {
+            "size": list(maps.shape),
+            "kernels": kernels,
+            "limit": limit,
+            "values": packed(np.round(maps / limit * _STEPS), "i1"),
+        }
+    }
 
 
 def _patches(record: Record, address: str) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def _pushes(document: Document, record: Record, i: int) -> Html:
         rows.append(tag("tr", link, tag("td", bar, class_="track"), tag("td", fixed(value, plus=True), class_="num")))
     best, second = (class_name(document, int(record.arrays[key].data[i])) for key in ("answer", "runner_up"))
     head = head_row("kernel", "", f"{best} over {second}")
-    table = tag("table", tag("thead", head), tag("tbody", *rows), class_="scores")
+    table = tag("table", tag("thead", head), tag("tbody", *rows), class_="scores pushes")
     agreements = [row["agreement"] for row in record.rows if row["target"].startswith("(image")]
     note = _agreement(agreements[i]) if i < len(agreements) else None
     return tag(

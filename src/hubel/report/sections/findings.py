@@ -9,6 +9,8 @@ from hubel.report.text import count
 
 # Addresses that a finding names on the page; the others are counted.
 _NAMED = 6
+# Findings that stand open; the others wait behind a line.
+_FIRST = 6
 _WORDS = {"error": "Error", "warning": "Warning", "note": "Note"}
 
 
@@ -20,7 +22,11 @@ def findings(document: Document) -> Html | None:
     lead = f"{count(len(ranked), 'finding')}, the weightiest first"
     lead += f"; {undecided} of them these images do not decide." if undecided else "."
     items = [tag("li", *_finding(document, f), class_=f.severity) for f in ranked]
-    return section("findings", "What to look at", tag("p", lead, class_="lead"), tag("ol", *items, class_="findings"))
+    first, rest = tag("ol", *items[:_FIRST], class_="findings"), None
+    if len(items) > _FIRST:
+        more = tag("ol", *items[_FIRST:], class_="findings", start=str(_FIRST + 1))
+        rest = tag("details", tag("summary", f"The other {len(items) - _FIRST}"), more)
+    return section("findings", "What to look at", tag("p", lead, class_="lead"), first, rest)
 
 
 def _finding(document: Document, finding: Finding) -> list[Html]:

@@ -9,6 +9,7 @@ from hubel.report.html import Html, tag
 from hubel.report.parts import class_name, find, input_image, layers_of, map_image, score_bars, section, softmax
 from hubel.report.text import count, number, shape, share
 
+_DEEP_LAYERS = 7  # of more layers so many stand open, evenly spread
 _FLOW_LAYERS = 3  # up to so many layers stand beside one another, from the input to the scores
 
 
@@ -48,13 +49,24 @@ def _figure(document: Document, record: Record, i: int, label: int | None, layer
             "div", tag("h4", "input"), input_image(x, f"Input image {i + 1}", 168), _size(x.shape), class_="stage input"
         )
     ]
-    stages += [_maps(record, address, i, flow) for address in layers]
+    shown = layers if len(layers) <= _DEEP_LAYERS else [layers[j] for j in _spread(len(layers))]
+    stages += [_maps(record, address, i, flow) for address in shown]
     if scores is not None:
         table = score_bars(document, scores, label)
         ends = tag("div", tag("h4", "scores"), table, class_="stage answer")
         stages = [*stages, ends] if flow else [stages[0], ends, *stages[1:]]
     caption = tag("figcaption", *_caption(document, record, i, scores, label))
-    return tag("figure", caption, tag("div", *stages, class_="flow" if flow else "flow deep"), class_="journey")
+    rest = None
+    if len(shown) < len(layers):
+        others = [_maps(record, address, i, flow) for address in layers if address not in shown]
+        summary = tag("summary", f"The other {count(len(others), 'layer')}")
+        rest = tag("details", summary, tag("div", *others, class_="flow deep"))
+    return tag("figure", caption, tag("div", *stages, class_="flow" if flow else "flow deep"), rest, class_="journey")
+
+
+def _spread(layers: int) -> list[int]:
+    """Layers from the first to the last, evenly."""
+    return np.unique(np.linspace(0, layers - 1, _DEEP_LAYERS).round().astype(int)).tolist()
 
 
 def _shown(record: Record) -> np.ndarray:

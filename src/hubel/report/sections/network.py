@@ -42,7 +42,7 @@ def network(document: Document) -> Html | None:
     lead.append(". Each leads to a page of its own; there, every kernel has one.")
     strip = tag("ol", *items, class_="network" if bottom else "network flat")
     scroller = tag("div", strip, class_="scroll", role="region", aria_label="The layers", tabindex="0")
-    return section("network", "The network", tag("p", *lead, class_="lead"), scroller, _sums(record))
+    return section("network", "The network", tag("p", *lead, class_="lead"), scroller, _sums(record), _against(record))
 
 
 def _bars(document: Document, layers: list[str]) -> list[Bar]:
@@ -88,6 +88,36 @@ def _bar(bar: Bar, top: float, bottom: float) -> Html:
         parts.append(tag("span", tag("i", class_="down", style=f"height:{_HEIGHT * bar.weight / bottom:.2f}rem")))
     words = f"{bar.address}: {bar.cost_words}{bar.weight_words}"
     return tag("a", *parts, tag("span", words, class_="sr"), href=f"#{bar.address}", title=words)
+
+
+def _against(record: Record | None) -> Html | None:
+    """Cost against importance: beside the time of the slowest layers, how many of their kernels can go together."""
+    rows = [row for row in record.rows if point(row.get("removable")) is not None] if record is not None else []
+    if record is None or not rows:
+        return None
+    params = record.method["params"]
+    slowest = max(point(row["ms"]) or 0.0 for row in rows)
+    lines = []
+    for row in rows:
+        ms, removable = point(row["ms"]) or 0.0, point(row["removable"]) or 0.0
+        cells = [
+            tag("td", _share_bar(ms / slowest if slowest else 0.0), f"{number(ms)}{NBSP}ms", class_="track"),
+            tag("td", _share_bar(removable), percent(removable), class_="track"),
+        ]
+        lines.append(tag("tr", tag("th", tag("a", row["target"], href=f"#{row['target']}"), scope="row"), *cells))
+    limit = "one point of accuracy" if params["measure"] == "accuracy" else f"a KL of {number(params['limit'])}"
+    heads = [tag("th", head, scope="col") for head in ("layer", "time", "of its kernels can go")]
+    text = (
+        f"Cost against importance, of {count(len(rows), 'layer')}, the slowest: the largest share of kernels, the "
+        f"least important first, that cost less than {limit} when all are put at their means; on "
+        f"{count(params['measuring'], 'image')}."
+    )
+    table = tag("table", tag("thead", tag("tr", *heads)), tag("tbody", *lines), class_="against plain")
+    return join(tag("h3", "What could go"), tag("p", text, class_="size wide"), table)
+
+
+def _share_bar(share: float) -> Html:
+    return tag("span", class_="bar", style=f"--share:{100 * share:.1f}%", aria_hidden="true")
 
 
 def _sums(record: Record | None) -> Html | None:

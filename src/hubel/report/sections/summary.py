@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hubel.inspect.dead_kernels import THRESHOLDS
 from hubel.records import Document, Record, Value
 from hubel.report import pictures
 from hubel.report.html import Child, Html, join, plain, tag
@@ -144,8 +145,12 @@ def _became(document: Document) -> Sentence | None:
         words = ["Training moved the ", kernels, length, _smoother(rows), _costliest(document)]
         return Sentence(percent(moved, 0), words, mini)
     norms = [row["norm"] for row in rows]
-    times = number(max(norms) / min(norms), 2) if min(norms) else None
+    # The weakest that is there at all: decayed to nothing is a finding, and no kernel to compare with.
+    there = [norm for norm in norms if norm > THRESHOLDS["weight_dead"] * max(norms)]
+    times = number(max(there) / min(there), 2) if there else None
     spread = f"; the strongest is {times} times as strong as the weakest" if times else ""
+    if there and len(there) < len(norms):
+        spread += f", {len(norms) - len(there)} without weights left aside"
     what = f", has {count(len(rows), 'kernel')} of {shape(info['shape'][2:])} on {count(info['shape'][1], 'channel')}"
     words = ["Its first convolution, ", tag("b", address), f"{what}{spread}."]
     if untrained(document):
