@@ -158,6 +158,26 @@ def test_a_small_session_keeps_one_size_and_gives_the_same() -> None:
     assert len(small._calls.known) == 1
 
 
+class Choosy(nn.Module):
+    """What it does with an image is decided by its width, in Python."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * self.conv(x) if x.shape[3] > 40 else self.conv(x)
+
+
+def test_sizes_that_the_networks_code_decides_by_are_fixed() -> None:
+    net = Choosy().eval()
+    run = Session(net, X[:1, :, :, :32])
+    close(run(X[..., :32]), exact(net, X[..., :32]))
+    wide = torch.zeros(1, 3, 32, 64)
+    with pytest.raises(ModelError, match=r"Received: \[1, 3, 32, 64\] for x: float32\[\?, 3, 32, 32\]"):
+        run(wide)
+
+
 class Weird(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x if x.sum() > 0 else -x

@@ -21,6 +21,8 @@ from hubel.ops import library
 
 # Convolutions whose weights are computed, too, are Hubel's.
 _CONVOLUTION = "aten.convolution.default"
+# Operators that read memory as if it were contiguous. torch puts a copy before them, which is nothing to our graphs.
+_BLIND = frozenset({"aten.mkldnn_rnn_layer.default"})
 
 
 class TorchHost:
@@ -75,6 +77,8 @@ def _called(target: str, arguments: Any, keywords: Any, operands: Sequence[Any],
             return {key: filled(part) for key, part in value.items()}
         return torch.device("meta") if on_meta and isinstance(value, torch.device) else value
 
+    if target in _BLIND and not on_meta:
+        operands = [value.contiguous() if isinstance(value, Tensor) else value for value in operands]
     found = library.convolution if target == _CONVOLUTION and not on_meta else operator(target)
     return found(*filled(arguments), **filled(keywords))
 
@@ -106,14 +110,14 @@ IN_FILES = frozenset(
     hardsigmoid hardswish hardtanh im2col index_select instance_norm isfinite isinf isnan layer_norm le
     leaky_relu lerp linear log log10 log1p log2 log_softmax logical_and logical_not logical_or logsigmoid
     logsumexp lstm lt masked_fill matmul max max_pool1d max_pool2d max_pool2d_with_indices max_pool3d
-    maximum mean min minimum mish mm mul mv narrow native_group_norm native_layer_norm ne neg norm ones
-    ones_like pad permute pixel_shuffle pixel_unshuffle pow prelu prod reciprocal reflection_pad1d
+    maximum mean min minimum mish mm mul mv narrow native_group_norm native_layer_norm ne neg new_full new_ones
+    new_zeros norm ones ones_like pad permute pixel_shuffle pixel_unshuffle pow prelu prod reciprocal reflection_pad1d
     reflection_pad2d relu relu6 remainder repeat repeat_interleave replication_pad2d reshape rms_norm roll
     round rsqrt rsub scaled_dot_product_attention select selu sigmoid sign silu sin size slice softmax
     softplus sort split split_with_sizes sqrt square squeeze stack std std_mean stft sub sum t tan tanh
     tensor_split threshold tile to topk transpose tril triu trunc unbind unflatten unfold unsqueeze
     upsample_bicubic2d upsample_bilinear2d upsample_nearest1d upsample_nearest2d var var_mean view view_as
-    where zeros zeros_like
+    view_as_complex view_as_real where zeros zeros_like
     """.split()
 )
 # Arguments that are neither numbers nor text, by their names.

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,9 @@ from torch import Tensor, nn
 from hubel.errors import ModelError
 from hubel.graph import Graph
 from hubel.ops.capture import Capture, array_of, convert, graph_of, writes_are_private
+
+# Code that asks for sizes on its own account: torch's, and that of our operators.
+_FRAMEWORKS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,9 @@ def _exported(net: nn.Module, examples: tuple[Tensor, ...]) -> Any:
         try:
             with warnings.catch_warnings(), _quiet():
                 warnings.simplefilter("ignore")  # of torch's, about itself
-                return torch.export.export(net, inputs, dynamic_shapes=dynamic)
+                program = torch.export.export(net, inputs, dynamic_shapes=dynamic)
+            if not _branches(program):
+                return program
         except Exception as error:  # whatever a module's own code raises
             last = error
     reason = str(last).strip().splitlines()[0] if str(last).strip() else type(last).__name__
@@ -75,6 +81,17 @@ def _exported(net: nn.Module, examples: tuple[Tensor, ...]) -> Any:
         f"the network must be one that torch.export can capture, on the example given. Received: {type(net).__name__} "
         f"({reason}). Use torch.compile(net, backend='hubel'), which leaves what it cannot capture to Python."
     ) from last
+
+
+def _branches(program: Any) -> bool:
+    """Whether the network's own Python code chose by a free size what to do: what it did for the example is no program
+    for every size. (What torch's code asks about sizes is about strides and checks.)
+    """
+    values = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"]
+    sizes = [size for value in values if isinstance(value, Tensor) for size in value.shape]
+    environment = next((size.node.shape_env for size in sizes if isinstance(size, torch.SymInt)), None)
+    asked = [guard.sloc.framework_loc for guard in environment.guards] if environment is not None else []
+    return any(at is not None and not at.filename.startswith(_FRAMEWORKS) for at in asked)
 
 
 def _from_program(program: Any) -> Captured:
