@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import threading
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,25 @@ def test_a_small_session_keeps_one_size_and_gives_the_same() -> None:
     for x in (X, X[:1], X[:, :, :20]):
         assert torch.equal(small(x), run(x))
     assert len(small._calls.known) == 1
+    network = small._calls.network
+    gc.collect()
+    assert list(network._kept.values()) == [network.weights]
+
+
+def test_a_small_session_is_frozen_and_saves_what_it_runs(tmp_path: Path) -> None:
+    net = ready("residual", seed=5)
+    small = Session(net, X[:1], memory="small")
+    wanted = small(X)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.zero_()
+    assert torch.equal(small(X[:, :, :20]), Session(ready("residual", seed=5), X[:1])(X[:, :, :20]))
+    small.save(tmp_path / "net.hubel")
+    loaded = Session.load(tmp_path / "net.hubel", memory="small")
+    loaded(X[:1])
+    loaded.save(tmp_path / "again.hubel")
+    assert torch.equal(loaded(X), wanted)
+    assert (tmp_path / "again.hubel").read_bytes() == (tmp_path / "net.hubel").read_bytes()
 
 
 class Choosy(nn.Module):

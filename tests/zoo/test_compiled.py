@@ -62,7 +62,7 @@ def check(ours: Any, net: nn.Module, x: torch.Tensor, tolerance: float) -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_compiled_training_step_is_the_networks(name: str) -> None:
     """Outputs, gradients, and what the step leaves in the batch norms; another batch and another image size."""
-    net = smooth(built(name)).train()
+    net = averaging(smooth(built(name))).train()
     ours = copy.deepcopy(net)
     run = compiled(ours)
     for x in (small(name, 4), other(name, 3)):
@@ -76,6 +76,16 @@ def test_a_compiled_training_step_is_the_networks(name: str) -> None:
         kept, torchs, rights = (statistics_of(n) for n in (ours, theirs, exact))
         if rights.numel():
             assert apart(kept, rights) < max(TOLERANCE, TIMES * apart(torchs, rights))
+
+
+def averaging(net: nn.Module) -> nn.Module:
+    """Without maxima: which of two near numbers is the larger, rounding decides, and moves a gradient to the other."""
+    for module in net.modules():
+        for name, child in module.named_children():
+            if isinstance(child, nn.MaxPool2d):
+                pool = nn.AvgPool2d(child.kernel_size, child.stride, child.padding, child.ceil_mode)
+                setattr(module, name, pool)
+    return net
 
 
 def step_of(run: Any, net: nn.Module, x: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:

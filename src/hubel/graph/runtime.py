@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from hubel.graph.host import Host, Made
 from hubel.graph.network import Graph
 from hubel.graph.passes import optimised
 from hubel.graph.program import Program, bind
+from hubel.graph.spill import Spilled
 from hubel.graph.weights import Weights
 
 # Programs that are kept, one for each combination of sizes and threads.
@@ -39,13 +41,21 @@ class Network:
     ) -> None:
         self.given = graph
         self.graph = optimised(graph.check())
-        self.weights = Weights(self.graph.constants)
+        self._spilled = Spilled(self.graph.constants) if small else None
+        if self._spilled is not None:
+            # Nothing here keeps the raw weights in memory.
+            self.graph = self.given = replace(self.graph, constants=self._spilled.constants)
+        self.weights = Weights(self.graph.constants, self._spilled)
         self.host, self.policy, self._small = host, policy or Policy(), small
         self._programs: dict[Key, Program] = {}
+        # What a program's words point to lives as long as the program.
+        self._kept: WeakKeyDictionary[Program, Weights] = WeakKeyDictionary()
         self._lock = threading.RLock()
 
     def own(self) -> None:
         """Copy the constants that are still the memory of whoever made the graph."""
+        if self._spilled is not None:
+            return
         theirs = {id(value) for value in self.given.constants.values()}
         kept = {n: v.copy() if id(v) in theirs else v for n, v in self.graph.constants.items()}
         self.graph = replace(self.graph, constants=kept)
@@ -74,12 +84,17 @@ class Network:
                 )
             made[name] = Made(shape, given.dtype)
         policy = replace(self.policy, threads=threads)
+        if self._small:
+            # Packed forms are this size's alone. Calls that are under way hold their own program, which holds its own.
+            self._programs.clear()
+            self.weights = Weights(self.graph.constants, self._spilled)
         binder = Binder(self.graph, made, policy, self.weights, self.host)
         weights = sum(value.size for value in self.graph.constants.values())
         if threads > 1 and flops(binder) < SERIAL_FLOPS and weights < SERIAL_WEIGHTS:
             binder.policy = replace(policy, threads=1)
         program = bind(binder)
-        while len(self._programs) >= (1 if self._small else MOST_PROGRAMS):
+        self._kept[program] = self.weights
+        while len(self._programs) >= MOST_PROGRAMS:
             del self._programs[next(iter(self._programs))]
         self._programs[key] = program
         return program

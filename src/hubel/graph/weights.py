@@ -14,12 +14,14 @@ import numpy as np
 
 from hubel.engine.invoke import Invocation
 from hubel.graph.memory import ALIGNMENT
+from hubel.graph.spill import Spilled
 
 
 class Weights:
-    """Constants by name, contiguous, with addresses."""
+    """Constants by name, contiguous, with addresses. spilled: where they lie, if their pages are to be given back."""
 
-    def __init__(self, constants: Mapping[str, np.ndarray]) -> None:
+    def __init__(self, constants: Mapping[str, np.ndarray], spilled: Spilled | None = None) -> None:
+        self._spilled = spilled
         self._constants = {name: np.ascontiguousarray(value) for name, value in constants.items()}
         self._packed: dict[tuple[str, Any], np.ndarray] = {}
         self._lock = threading.Lock()
@@ -47,6 +49,8 @@ class Weights:
             if memory is None:
                 memory = self._packed[key] = np.empty(invocation.packed_bytes + ALIGNMENT, np.uint8)
                 invocation.pack(self.address(name), aligned(memory), threads)
+                if self._spilled is not None:
+                    self._spilled.release(name)
         return aligned(memory)
 
     @property

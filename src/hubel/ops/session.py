@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -40,7 +41,7 @@ class Session:
 
     net: a module, captured as it is in evaluation mode and left as it was. x: an example of its input, or a tuple of
     them. memory: "fast" keeps packed weights and arenas for every size that came by; "small" keeps them for the last
-    one only.
+    one only, and the raw weights in a temporary file.
 
     Raises ModelError for a network that torch cannot capture, UnknownNameError for another `memory`.
     """
@@ -54,6 +55,9 @@ class Session:
     def _made(self, capture: Captured, net: nn.Module | None, memory: Memory) -> None:
         self._capture, self._net, self._memory = capture, net, memory
         self._calls = self._new_calls(capture.graph)
+        if net is None:
+            # There is nothing to read again: the network as it runs has all that is needed.
+            self._capture = replace(capture, graph=self._calls.network.graph)
 
     def _new_calls(self, graph: Graph) -> Calls:
         network = Network(graph, TorchHost(), accuracy.policy(1), small=self._memory == "small")
