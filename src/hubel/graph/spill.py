@@ -34,7 +34,7 @@ class Spilled:
         with tempfile.TemporaryFile() as file:
             for name, value in large.items():
                 file.seek(self._where[name][0])
-                file.write(memoryview(value).cast("B"))
+                value.tofile(file)
             file.truncate(end)
             file.flush()
             # Copy on write: torch's operators want memory that may be written to.
