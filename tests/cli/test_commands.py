@@ -195,6 +195,13 @@ def test_a_report_on_random_weights_says_so(typed: Type) -> None:
     assert "RANDOM weights" in typed("report lenet5 --only kernels --text").out
 
 
+def test_a_blurred_report_shows_no_image_whole(typed: Type) -> None:
+    line = "report lenet5 --data digits --only top_patches,feature_maps --images 4 --blur --json"
+    document = Document.from_json(typed(line).out)
+    assert document.record("images").method["params"]["blurred"] is True
+    assert "feature_maps" not in [record.id for record in document.records]
+
+
 def test_a_report_with_preprocessing_and_class_names(typed: Type, tmp_path: Path) -> None:
     (tmp_path / "grey.json").write_text(json.dumps({"mean": [0.5], "std": [0.25]}))
     (tmp_path / "names.txt").write_text("\n".join("abcdefghij") + "\n\n")

@@ -74,3 +74,20 @@ def test_cost_against_importance_finds_how_many_kernels_can_go() -> None:
     without = inspect.cost(net, x, rounds=2, against=40)
     assert without.row("0")["removable"] is None
     assert "needs a sweep" in without.uncovered[-1]["reason"]
+
+
+def test_macs_and_flops_are_torchscans_but_for_the_additions_of_a_bias() -> None:
+    torchscan = pytest.importorskip("torchscan")
+    chain: Any = nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False),
+        nn.Conv2d(8, 12, (1, 5), bias=False),
+    ).eval()
+    theirs = {layer["path"]: layer["metrics"] for layer in torchscan.crawl_module(chain, (3, 16, 16))["layers"]}
+    record = inspect.cost(chain, torch.randn(1, 3, 16, 16), rounds=2)
+    for address in ("0", "2", "3"):
+        row, of_torchscan = record.row(address), theirs[address]
+        assert row["macs"] == of_torchscan["macs"]["value"]
+        outputs = 0 if chain[int(address)].bias is not None else {"2": 8 * 8 * 8, "3": 12 * 8 * 4}[address]
+        assert row["flops"] - outputs == of_torchscan["module_flops"]["value"]

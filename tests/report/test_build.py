@@ -141,6 +141,20 @@ def test_without_pictures_no_image_and_no_map_is_kept() -> None:
     assert "no image is inside this file" in Reader(page(document)).text
 
 
+def test_blurred_images_are_the_only_ones_inside() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 3, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    stripes = (torch.arange(32) % 2).float().expand(5, 3, 32, 32)
+    document = build(net, stripes, blur=True)
+    assert not {"feature_maps", "one_number", "attribution", "ablation_scores"} & set(ids(document))
+    assert {"top_patches", "ablation", "contributions"} & set(ids(document)) == {"top_patches", "ablation"}
+    inside = document.record("images").arrays["images"].data
+    assert inside.shape == (5, 32, 32, 3) and inside[:, 4:-4, 4:-4].std() < 0.2 * stripes.numpy().std() * 255
+    assert "5 images of the data are inside this file, blurred" in Reader(page(document)).text
+    sharp = build(net, stripes, only=["top_patches"])
+    assert sharp.record("top_patches").rows == document.record("top_patches").rows
+
+
 def test_refusals() -> None:
     with pytest.raises(ModelError, match=r"about a torch\.nn\.Module\. Received: str"):
         build("lenet5")  # type: ignore[arg-type]

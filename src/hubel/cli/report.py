@@ -52,6 +52,7 @@ def report(
         typer.Option(min=1, help="At most so many are drawn; by default the profile's number."),
     ] = None,
     no_images: Annotated[bool, typer.Option("--no-images", help="Keep every image, and maps of it, out.")] = False,
+    blur: Annotated[bool, typer.Option("--blur", help="Images go in blurred, and none whole.")] = False,
     engine: Engine = "hubel",
     seed: Seed = 0,
     text: Annotated[bool, typer.Option("--text", help="Print the numbers instead of writing a page.")] = False,
@@ -85,6 +86,7 @@ def report(
                 output=output,
                 images=images,
                 pictures=not no_images,
+                blur=blur,
                 seed=seed,
                 progress=stages,
             )

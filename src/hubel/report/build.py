@@ -73,6 +73,7 @@ def build(
     snapshots: Snapshots | None = None,
     images: int | None = None,
     pictures: bool = True,
+    blur: bool = False,
     keep: bool = True,
     seed: int = 0,
     progress: Progress | None = None,
@@ -89,6 +90,7 @@ def build(
     images: at most so many are drawn, with seed, and no more than the profile says; two of them are shown whole.
     keep: whether finished analyses are kept in the cache folder, so that a second call goes on where one was stopped.
     pictures: False keeps every image, and every map made of one, out of the Document; effects over all of them stay.
+    blur: images go in blurred, as patches; none is shown whole, and no map is, for maps give an image away.
 
     With labels, accuracy is counted on those images; labels that the answers follow no better than chance are not used.
     Ctrl-C ends the looking: the Document then says `interrupted` and has what was done.
@@ -113,6 +115,7 @@ def build(
         dataset = datasets.load(
             data, size=input_size, channels=channels_of(net, data), classes=classes, limit=limit, seed=seed
         )
+    whole = pictures and not blur
     document = _describe(net, dataset, name or type(net).__name__, weights, preprocess, output, seed, profile)
     inputs = labels = None
     pictured: list[int] = []
@@ -120,12 +123,12 @@ def build(
     if dataset is not None:
         inputs = prepared(dataset.images, preprocess)
         labels = _aligned(document, net, inputs, dataset, output)
-        if pictures:
+        if whole:
             # Spread over the sample: files and digits often come sorted by class.
             pictured = list(range(0, len(dataset), max(1, -(-len(dataset) // _SHOWN_IMAGES))))
             if labels is not None:
                 pictured, titles = right_and_wrong(next(r for r in document.records if r.id == "accuracy"))
-    names = [word for word in _looked_at(chosen) if pictures or word not in PICTURED]
+    names = [word for word in _looked_at(chosen) if whole or word not in PICTURED]
     if inputs is not None and progress is not None:
         progress(0, len(names), f"{duration(estimate(net, inputs, profile=profile, only=names))} to go, about")
     found = look(
@@ -145,7 +148,7 @@ def build(
     subject = None
     if dataset is not None and inputs is not None:
         every = range(len(dataset))
-        subject = Subject(net, inputs, dataset.images, labels, output, every, pictured, titles, pictures, seed)
+        subject = Subject(net, inputs, dataset.images, labels, output, every, pictured, titles, pictures, seed, blur)
     _add(document, net, found, subject, chosen)
     return document
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
 POSITIVE, NEGATIVE = (213, 94, 0), (0, 114, 178)
 # The signed scale has so many steps on each side of zero: more than the eye tells apart, and a short palette. Behind it
@@ -35,6 +35,8 @@ _INK[:, 3] = np.arange(256)
 _MARK_FROM, _LIGHT_FROM = 0.1, 0.45
 # WebP: up to this side lossless, else at this quality.
 _LOSSLESS, _QUALITY = 64, 80
+# Standard deviation of --blur, as a share of the image's longer side: 7 pixels of 224.
+BLUR = 1 / 32
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,16 @@ def reduced(images: np.ndarray, most: int = 224) -> np.ndarray:
     size = max(1, round(W * scale)), max(1, round(H * scale))
     small = [np.asarray(Image.fromarray(p.squeeze(-1) if p.shape[-1] == 1 else p).resize(size)) for p in pixels]
     return np.stack(small).reshape(N, size[1], size[0], -1)
+
+
+def blurred(pixels: np.ndarray) -> np.ndarray:
+    """Images (N, H, W, C) of `reduced`, each so soft that colours and large shapes are left, and no face or writing.
+
+    Gaussian; its standard deviation is BLUR of the longer side, whatever the size.
+    """
+    soft = ImageFilter.GaussianBlur(BLUR * max(pixels.shape[1:3]))
+    images = (Image.fromarray(p.squeeze(-1) if p.shape[-1] == 1 else p).filter(soft) for p in pixels)
+    return np.stack([np.asarray(image) for image in images]).reshape(pixels.shape)
 
 
 def _rgb(image: np.ndarray, lo: float, hi: float) -> np.ndarray:

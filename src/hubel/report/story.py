@@ -14,7 +14,7 @@ from hubel.errors import DataError
 from hubel.inspect import layers_of
 from hubel.inspect.running import Output
 from hubel.records import Array, Record
-from hubel.report.pictures import reduced
+from hubel.report.pictures import blurred, reduced
 
 # Kernels are all removed in turn, for the page that shows the change, where there are at most so many.
 FEW_KERNELS = 64
@@ -29,7 +29,7 @@ STAGES = ("feature_maps", "one_number", "taylor", "images", "ablation")
 class Subject:
     """inputs: (N, C, H, W) as the network takes them; images: the same before preprocessing, for the eye; labels: only
     where the answers follow them. shown: which images are pictured, with titles. pictures: whether any image may go
-    into the Document."""
+    into the Document; blur: only blurred."""
 
     net: nn.Module
     inputs: Tensor
@@ -41,6 +41,7 @@ class Subject:
     titles: list[list[str]] | None
     pictures: bool
     seed: int
+    blur: bool = False
 
 
 def story(subject: Subject, chosen: Sequence[str]) -> Iterator[Record]:
@@ -53,9 +54,7 @@ def story(subject: Subject, chosen: Sequence[str]) -> Iterator[Record]:
     if "importance" in chosen:
         yield _taylor(subject)
     if "top_patches" in chosen and subject.pictures:
-        yield Record(
-            "images", "images", arrays={"images": Array(reduced(subject.images[list(subject.sample)].numpy()))}
-        )
+        yield _images(subject)
     if "ablation" in chosen:
         kernels = sum(layer.kernels for layer in layers_of(net).values())
         if kernels > FEW_KERNELS:
@@ -103,6 +102,13 @@ def _feature_maps(subject: Subject) -> Record:
     record.method["params"] |= {"titles": subject.titles, "images": at}
     if subject.labels is not None:
         record.arrays["labels"] = Array(subject.labels[at].numpy())
+    return record
+
+
+def _images(subject: Subject) -> Record:
+    pixels = reduced(subject.images[list(subject.sample)].numpy())
+    record = Record("images", "images", arrays={"images": Array(blurred(pixels) if subject.blur else pixels)})
+    record.method["params"] |= {"blurred": subject.blur}
     return record
 
 

@@ -39,7 +39,9 @@ def header(document: Document) -> Html:
         kernels = sum(layer["shape"][0] for layer in layers)
         facts.append(f"{count(kernels, 'kernel')} in {count(len(layers), 'convolution')}")
     n = images_inside(document)
-    inside = f"{count(n, 'image')} of the data {'is' if n == 1 else 'are'} inside this file"
+    record = find(document, "images")
+    soft = ", blurred" if record is not None and record.method["params"].get("blurred") else ""
+    inside = f"{count(n, 'image')} of the data {'is' if n == 1 else 'are'} inside this file{soft}"
     facts += [inside if n else "no image is inside this file", document.created[:10]]
     meta = [[" · " if i else None, tag("span", fact)] for i, fact in enumerate(facts)]
     name = tag("h1", model["name"], of, tag("em", "random weights") if untrained(document) else None)
