@@ -262,3 +262,16 @@ def test_a_gate_made_of_maxima_over_channels_keeps_to_its_place() -> None:
 
     fields, assumed, _ = theoretical(Attention(), torch.zeros(1, 1, 24, 24), ["gate", "last"])
     assert not assumed and [side.extent for side in (*fields["gate"], *fields["last"])] == [9] * 4
+
+
+def test_a_chain_is_what_torchscans_windows_add_up_to() -> None:
+    torchscan = pytest.importorskip("torchscan")
+    chain = nn.Sequential(
+        nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 4, 5, padding=2)
+    ).eval()
+    size, step = 1, 1
+    for layer in torchscan.crawl_module(chain, (3, 64, 64))["layers"][1:]:
+        size += step * (int(layer["metrics"]["receptive_field"]["value"]) - 1)
+        step *= int(layer["metrics"]["effective_stride"]["value"])
+    row = inspect.receptive_field(chain, shape=(3, 64, 64)).row("3")
+    assert (row["height"], row["width"], row["stride_y"]) == (size, size, step) == (21, 21, 4)

@@ -19,7 +19,7 @@ from hubel.report import pictures
 from hubel.report.html import Html, json_script, tag
 from hubel.report.parts import find, layer_text, layers_of
 from hubel.report.text import number, shape
-from hubel.report.words import COLUMNS, FLAGS, RECORDS
+from hubel.report.words import COLUMNS, FLAGS, RECORDS, TITLES
 
 # Weights on a symmetric scale of a layer: -127..127 is -limit..limit.
 _STEPS = 127
@@ -173,7 +173,12 @@ def _table(record: Record) -> dict[str, Any]:
         for column, name in zip(cells, names, strict=True):
             column.append(_cell(row.get(name)))
     values = {a: {"k": kept, "cells": cells} for a, (kept, cells) in by_layer.items()}
-    return {"id": record.id, "title": RECORDS[record.kind], "columns": _heads(record), "layers": values}
+    return {
+        "id": record.id,
+        "title": TITLES.get(record.id, RECORDS[record.kind]),
+        "columns": _heads(record),
+        "layers": values,
+    }
 
 
 def _facts(record: Record) -> dict[str, Any]:
@@ -184,7 +189,12 @@ def _facts(record: Record) -> dict[str, Any]:
         for row in record.rows
         if not set(row["target"]) & set("(~")  # sums, pairs of kernels
     }
-    return {"id": record.id, "title": RECORDS[record.kind], "columns": _heads(record), "layers": rows}
+    return {
+        "id": record.id,
+        "title": TITLES.get(record.id, RECORDS[record.kind]),
+        "columns": _heads(record),
+        "layers": rows,
+    }
 
 
 def _cell(cell: Cell) -> Any:

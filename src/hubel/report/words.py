@@ -19,6 +19,8 @@ RECORDS = {
     "checkerboard": "Checkerboards",
     "training_history": "While it was trained",
 }
+# Records that share a kind and stand on one page of a kernel, by id.
+TITLES = {"taylor": "What the answers owe to it, estimated for every kernel"}
 # Columns whose numbers are 0 or 1.
 FLAGS = frozenset({"0 or 1", "flag"})
 COLUMNS = {
