@@ -133,6 +133,7 @@ def test_plan_of_a_network(typed: Type) -> None:
         ("bench --step lenet5 lenet5", "--step times one thing"),
         ("bench --step dcgan_generator", "one score a class. Received: dcgan_generator, which gives an image"),
         ("report ds_cnn --data digits", "shows images to the network. Received: ds_cnn, which takes sounds of 1×16000"),
+        ("report lenet5 --before nowhere.pth", "nowhere.pth"),
         ("report lenet6", 'unknown network "lenet6"'),
         ("report lenet5 --only kernel", 'unknown analysis "kernel". Did you mean "kernels"'),
         ("report lenet5 --data nowhere", "nowhere"),

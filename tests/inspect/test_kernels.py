@@ -132,3 +132,12 @@ def test_what_is_not_shown_has_its_norm_and_every_shape_its_view() -> None:
         rest = np.delete(whole[k], record.arrays["3:slices"].data[k], axis=0)
         assert record.arrays["3:rest"].data[k] == pytest.approx(np.linalg.norm(rest), rel=1e-5)
     assert not record.arrays["1:rest"].data.any(), "depthwise kernels are shown whole"
+
+
+def test_weights_of_another_training_are_told_apart() -> None:
+    torch.manual_seed(0)
+    net, other = (nn.Sequential(nn.Conv2d(3, 32, 5), nn.Conv2d(32, 32, 3)) for _ in range(2))
+    near = {name: value + 0.01 * torch.randn_like(value) for name, value in net.state_dict().items()}
+    assert not inspect.kernels(net, before=near).uncovered
+    (found,) = inspect.kernels(net, before=other.state_dict()).uncovered
+    assert found["target"] == "before" and "of one run?" in found["reason"]

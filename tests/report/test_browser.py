@@ -81,6 +81,14 @@ def test_a_kernel_shows_its_maps_and_the_stripes_it_answers_to(running: Any, pat
         assert all(size > 2 for size in page.eval_on_selector_all("#view .answers canvas", f"all => all.map({drawn})"))
 
 
+def test_two_checkpoints_stand_side_by_side(running: Any, path: Path) -> None:
+    with opened(running, path) as page:
+        go(page, "conv2:3")
+        labels = page.eval_on_selector_all("#view .weights canvas", "all => all.map(c => c.getAttribute('aria-label'))")
+        assert len(labels) == 2 and "conv2:3 earlier" in labels[0] and "earlier" not in labels[1]
+        assert page.locator("#view .weights figcaption").all_inner_texts() == ["in the earlier checkpoint", "now"]
+
+
 def test_the_gallery_is_for_the_keyboard_too(running: Any, path: Path) -> None:
     with opened(running, path) as page:
         go(page, "conv2")

@@ -29,6 +29,7 @@ from hubel.cli.models import (
 from hubel.cli.terminal import Stages, console
 from hubel.cli.work import Seed, Threads, set_threads
 from hubel.convert.preprocess import preprocessing
+from hubel.convert.weights import as_named_by, read_state_dict
 from hubel.records import Document
 
 
@@ -43,6 +44,9 @@ def report(
     ] = None,
     arch: Arch = None,
     weights: Weights = None,
+    before: Annotated[
+        Path | None, typer.Option(help="An earlier checkpoint of the same run: kernels then and now, side by side.")
+    ] = None,
     input_size: InputSize = None,
     preprocess: Preprocess = "unit",
     classes: Classes = None,
@@ -84,6 +88,7 @@ def report(
                 classes=class_names(classes),
                 preprocess=preprocessing(preprocess),
                 output=output,
+                before=None if before is None else as_named_by(loaded.network, read_state_dict(before)),
                 images=images,
                 pictures=not no_images,
                 blur=blur,

@@ -26,6 +26,9 @@ BEFORE_COLUMNS = [
     Column(name="moved", unit="share of norm_before", better=None),
 ]
 
+# Below this mean cosine two checkpoints are hardly of one run.
+STRANGERS = 0.05
+
 
 def kernels(
     net: nn.Module,
@@ -43,7 +46,8 @@ def kernels(
 
     layers: addresses of convolutions, default all. most: how many kernels a layer are kept as pictures, the largest L2
         norms first; most_slices: how many slices of each of those, likewise; in the network's order, not by rank.
-    before: an earlier `state_dict()` of the same network.
+    before: an earlier `state_dict()` of the same training; kernels of two trainings have nothing to do with each other,
+        and `uncovered` says so where they look like that.
 
     Arrays, for each layer: `conv1` (kernels, slices, *kernel size), `conv1:kernels` and `conv1:slices` the indices of
     what is in it, `conv1:rest` (kernels,) the L2 norm of each kernel's slices that are not, `conv1:before` the same
@@ -73,8 +77,22 @@ def kernels(
     for address in layers or found:
         old = None if before is None else _earlier(record, found[address], before)
         _add_layer(record, found[address], most, most_slices, old)
+    if before is not None and (shared := _in_common(record)) is not None and shared < STRANGERS:
+        reason = f"kernels then and now have a mean cosine of {shared:.2f}: are both checkpoints of one run?"
+        record.uncovered.append(Uncovered(target="before", reason=reason))
     record.seconds = time.perf_counter() - start
     return record
+
+
+def _in_common(record: Record) -> float | None:
+    """The mean cosine of kernels and what they were: near 1 while a training goes on, near 0 between two trainings."""
+    cosines = []
+    for key, earlier in record.arrays.items():
+        if key.endswith(":before"):
+            a, b = (w.reshape(len(w), -1).astype(np.float64) for w in (record.arrays[key[:-7]].data, earlier.data))
+            norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+            cosines += ((a * b).sum(1)[norms > 0] / norms[norms > 0]).tolist()
+    return float(np.mean(cosines)) if cosines else None
 
 
 def smoothness(w: np.ndarray) -> np.ndarray:

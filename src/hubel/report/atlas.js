@@ -34,6 +34,7 @@
     if (layer.opened) return layer;
     layer.opened = true;
     layer.weights = new Int8Array(bytes(layer.weights));
+    if (layer.before) layer.before = new Int8Array(bytes(layer.before));
     layer.which = new Uint16Array(bytes(layer.which));
     if (layer.patches) for (const name of ["top", "middle"]) {
       layer.patches[name] = new Int16Array(bytes(layer.patches[name]));
@@ -49,24 +50,25 @@
     return element;
   };
   const at = (layer, kernel) => (layer.drawn ? layer.drawn.indexOf(kernel) : kernel);
-  const slicesOf = (layer, kernel) => {
+  // from: "weights", or "before", an earlier checkpoint's.
+  const slicesOf = (layer, kernel, from = "weights") => {
     const n = layer.size.reduce((a, b) => a * b, 1), j = at(layer, kernel);
     if (j < 0) return null;
-    const all = layer.weights.subarray(j * layer.shown * n, (j + 1) * layer.shown * n);
+    const all = layer[from].subarray(j * layer.shown * n, (j + 1) * layer.shown * n);
     return { n, all, which: layer.which.subarray(j * layer.shown, (j + 1) * layer.shown) };
   };
   const norms = (layer, { n, all }) => [...Array(layer.shown).keys()].map((s) =>
     Math.hypot(...all.subarray(s * n, (s + 1) * n)) * layer.limit / STEPS);
-  const alternative = (layer, kernel) => {
-    const kept = slicesOf(layer, kernel), address = `${layer.address}:${kernel}`;
+  const alternative = (layer, kernel, from) => {
+    const kept = slicesOf(layer, kernel, from), address = `${layer.address}:${kernel}`;
     if (!kept) return `Kernel ${address}`;
     const numbers = [...kept.all].map((w) => number(Number((w * layer.limit / STEPS).toPrecision(2))));
     const spoken = numbers.length <= 27 ? numbers.join(" ") : `${count(layer.shown, "slice")}, L2 norms ${norms(layer, kept).map((v) => number(Number(v.toPrecision(2)))).join(", ")}`;
-    return `Kernel ${address}, ${layer.size.join("×") || 1} weights a slice: ${spoken}`;
+    return `Kernel ${address}${from === "before" ? " earlier" : ""}, ${layer.size.join("×") || 1} weights a slice: ${spoken}`;
   };
   // One kernel: its slices side by side, each as large as it fits; 1-D kernels are rows, 1×1 kernels one mosaic.
-  const kernelPicture = (layer, kernel, wide, limit) => {
-    const kept = slicesOf(layer, kernel);
+  const kernelPicture = (layer, kernel, wide, limit, from = "weights") => {
+    const kept = slicesOf(layer, kernel, from);
     if (!kept) return make("span", { class: "size" }, "not drawn");
     let [H, W] = layer.size.length === 1 ? [1, layer.size[0]] : layer.size.length === 3 ? [layer.size[0] * layer.size[1], layer.size[2]] : layer.size;
     let tiles = layer.shown, columns = Math.ceil(Math.sqrt(tiles));
@@ -75,7 +77,7 @@
     if (layer.colour) { tiles = 1; columns = 1; }
     const gap = tiles > 1 ? 5 : 0, cell = Math.max(1, Math.floor((wide - gap * (columns - 1)) / columns / W));
     const rows = Math.ceil(tiles / columns), width = columns * W * cell + gap * (columns - 1), height = rows * H * cell + gap * (rows - 1);
-    const element = canvas(width, height, alternative(layer, kernel)), context = element.getContext("2d");
+    const element = canvas(width, height, alternative(layer, kernel, from)), context = element.getContext("2d");
     const scale = STEPS * limit / layer.limit;
     if (tiles > 1) {
       context.strokeStyle = "rgba(128,132,138,.45)";
@@ -309,11 +311,14 @@
     }
     const kept = slicesOf(layer, kernel);
     if (kept) {
-      const own = Math.max(...[...kept.all].map(Math.abs), 1) * layer.limit / STEPS, holder = make("div", { class: "weights" }, kernelPicture(layer, kernel, 260, layer.limit));
+      const own = Math.max(...[...kept.all].map(Math.abs), 1) * layer.limit / STEPS, holder = make("div", { class: "weights" });
+      const stage = (limit, from, words) => make("figure", {}, kernelPicture(layer, kernel, 260, limit, from), layer.before ? make("figcaption", { class: "size" }, words) : "");
+      const draw = (limit) => holder.replaceChildren(...(layer.before ? [stage(limit, "before", "in the earlier checkpoint")] : []), stage(limit, "weights", "now"));
+      draw(layer.limit);
       const button = make("button", { type: "button", "aria-pressed": "false" }, `on its own scale, \u00b1${number(Number(own.toPrecision(2)))}`);
       button.addEventListener("click", () => {
         const on = button.getAttribute("aria-pressed") !== "true";
-        button.setAttribute("aria-pressed", String(on)); holder.replaceChildren(kernelPicture(layer, kernel, 260, on ? own : layer.limit));
+        button.setAttribute("aria-pressed", String(on)); draw(on ? own : layer.limit);
       });
       const whole = norms(layer, kept), all = data.tables.find((t) => t.id === "kernels"), values = all && cells(all, layer, kernel);
       const norm = values ? middle(values[all.columns.findIndex((c) => c.name === "norm")]) : Math.hypot(...whole);

@@ -60,7 +60,9 @@ def packed(array: np.ndarray, dtype: str) -> str:
 def _layer(document: Document, weights: Record, address: str) -> dict[str, Any]:
     info = weights.method["params"]["layers"][address]
     shown = weights.arrays[address].data
+    before = weights.arrays.get(f"{address}:before")
     limit = max(float(np.abs(shown).max()), 1e-30)
+    limit = limit if before is None else max(limit, float(np.abs(before.data).max()))
     entry: dict[str, Any] = {
         "address": address,
         "kernels": info["shape"][0],
@@ -74,6 +76,8 @@ def _layer(document: Document, weights: Record, address: str) -> dict[str, Any]:
         "weights": packed(np.round(shown / limit * _STEPS), "i1"),
         "colour": address == next(iter(layers_of(weights))) and shown.shape[1] == info["shape"][1] == 3,
     }
+    if before is not None:
+        entry["before"] = packed(np.round(before.data / limit * _STEPS), "i1")
     if len(entry["drawn"]) == entry["kernels"]:
         del entry["drawn"]
     patches = find(document, "top_patches")

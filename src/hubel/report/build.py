@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -71,6 +71,7 @@ def build(
     preprocess: str | Callable[[Tensor], Tensor] = "unit",
     output: Output = None,
     snapshots: Snapshots | None = None,
+    before: Mapping[str, Tensor] | None = None,
     images: int | None = None,
     pictures: bool = True,
     blur: bool = False,
@@ -86,7 +87,8 @@ def build(
     profile: how much is looked at: "quick" or "full". time_budget: seconds after which nothing more is
         begun. preprocess: "unit" (pixels from 0 to 1), "imagenet" (its mean and deviation), or what makes the network's
         input from images (N, C, H, W). output: which of several answers holds the scores, a key or an index.
-    snapshots: what `hubel.inspect.Snapshots` kept of a training.
+    snapshots: what `hubel.inspect.Snapshots` kept of a training. before: an earlier checkpoint of the same run, a state
+        dict: kernel by kernel beside the weights of now; two runs have no kernels in common.
     images: at most so many are drawn, with seed, and no more than the profile says; two of them are shown whole.
     keep: whether finished analyses are kept in the cache folder, so that a second call goes on where one was stopped.
     pictures: False keeps every image, and every map made of one, out of the Document; effects over all of them stay.
@@ -140,6 +142,7 @@ def build(
         output=output,
         pictured=pictured or (0,),
         snapshots=snapshots,
+        before=before,
         time_budget=time_budget,
         keep=keep,
         seed=seed,

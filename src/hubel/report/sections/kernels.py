@@ -10,6 +10,7 @@ from hubel.report.html import Html, tag
 from hubel.report.parts import find, image, kernel_alt, kernel_picture, layer_text, layers_of, legend, scroller, section
 from hubel.report.text import count, fixed, number, percent, shape
 
+_MOST_PAIRS = 128  # of more kernels each has both of its states on its own page
 _MOST = 64  # kernels of the first layer that stand on the overview
 
 
@@ -17,8 +18,8 @@ def kernels(document: Document) -> Html | None:
     record = find(document, "kernels")
     if record is None or not record.method["params"]["layers"]:
         return None
-    trained = any(key.endswith(":before") for key in record.arrays)
-    return _before_and_after(record) if trained else _gallery(document, record)
+    pairs = sum(len(array.data) for key, array in record.arrays.items() if key.endswith(":before"))
+    return _before_and_after(record) if 0 < pairs <= _MOST_PAIRS else _gallery(document, record)
 
 
 def _before_and_after(record: Record) -> Html:
