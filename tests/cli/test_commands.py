@@ -203,6 +203,12 @@ def test_a_blurred_report_shows_no_image_whole(typed: Type) -> None:
     assert "feature_maps" not in [record.id for record in document.records]
 
 
+def test_a_run_is_not_reported_with_images_that_were_to_stay_out(typed: Type) -> None:
+    typed("train lenet5 --data digits --epochs 1 -o kept")
+    for option in ("--blur", "--no-images"):
+        assert f"shows its held-out images. Received: kept with {option}" in typed(f"report kept {option}").error
+
+
 def test_a_report_with_preprocessing_and_class_names(typed: Type, tmp_path: Path) -> None:
     (tmp_path / "grey.json").write_text(json.dumps({"mean": [0.5], "std": [0.25]}))
     (tmp_path / "names.txt").write_text("\n".join("abcdefghij") + "\n\n")
