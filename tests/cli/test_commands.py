@@ -206,7 +206,7 @@ def test_a_blurred_report_shows_no_image_whole(typed: Type) -> None:
 def test_a_run_is_not_reported_with_images_that_were_to_stay_out(typed: Type) -> None:
     typed("train lenet5 --data digits --epochs 1 -o kept")
     for option in ("--blur", "--no-images"):
-        assert f"shows its held-out images. Received: kept with {option}" in typed(f"report kept {option}").error
+        assert f"shows its held-out images. Received: a run with {option}" in typed(f"report kept {option}").error
 
 
 def test_a_report_with_preprocessing_and_class_names(typed: Type, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 
 import hubel.inspect
 import hubel.report
+from hubel import lab
 from hubel.errors import DataError, HubelError, ModelError, UnknownNameError
 from hubel.inspect import Snapshots, layers_of
 from hubel.records import Document
@@ -160,6 +161,8 @@ def test_refusals() -> None:
         build("lenet5")  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="Received: Linear, which has none"):
         build(nn.Linear(2, 2))
+    with pytest.raises(ModelError, match=r"shows its held-out images. Received: a run with --blur"):
+        build(object.__new__(lab.TrainingRun), blur=True)
     with pytest.raises(DataError, match=r"shape that the network takes"):
         build(colour_net(), torch.rand(2, 1, 32, 32))
     with pytest.raises(HubelError, match="preprocessing is for 3 channels"):

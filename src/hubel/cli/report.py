@@ -30,7 +30,6 @@ from hubel.cli.terminal import Stages, console
 from hubel.cli.work import Seed, Threads, set_threads
 from hubel.convert.preprocess import preprocessing
 from hubel.convert.weights import as_named_by, read_state_dict
-from hubel.errors import ModelError
 from hubel.records import Document
 
 
@@ -72,12 +71,8 @@ def report(
     words = [word.strip() for word in only.split(",")] if only else None
     with running(engine), Stages() as stages:
         if arch is None and weights is None and is_run(model):
-            if no_images or blur:
-                raise ModelError(
-                    f"The report of a training run shows its held-out images. Received: {model} with "
-                    f"{'--no-images' if no_images else '--blur'}. Pass its weights with --arch and --data."
-                )
-            document = build(load_run(model), data, only=words, progress=stages)
+            run = load_run(model)
+            document = build(run, data, only=words, pictures=not no_images, blur=blur, progress=stages)
         else:
             loaded = load(model, arch, weights, seed)
             if data is not None:

@@ -98,6 +98,11 @@ def build(
     Ctrl-C ends the looking: the Document then says `interrupted` and has what was done.
     """
     if isinstance(net, TrainingRun):
+        if blur or not pictures:
+            raise ModelError(
+                "The report of a training run shows its held-out images. Received: a run with "
+                f"{'--blur' if blur else '--no-images'}. Pass its weights with --arch and --data; in Python, run.model."
+            )
         return document_of(net, progress=progress, data=data)
     if not isinstance(net, nn.Module):
         raise ModelError(
