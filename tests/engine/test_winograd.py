@@ -15,8 +15,8 @@ import pytest
 from hubel.engine import Invocation, Policy, choose
 from hubel.engine.algorithms import winograd, winograd_tiling
 from hubel.engine.algorithms.geometry import one_image
-from hubel.engine.algorithms.winograd_forms import ERRORS, LIMITS, forms
-from hubel.engine.algorithms.winograd_transforms import Matrix, cook_toom, transforms
+from hubel.engine.algorithms.winograd_forms import ERRORS, LIMITS, WITH_STRIDE, forms, forms_of
+from hubel.engine.algorithms.winograd_transforms import Matrix, cook_toom, interleaved, strided, transforms
 from hubel.engine.machine import Machine
 from hubel.engine.plan import Plan, Refusal, error_unit, terms_of
 from hubel.engine.problem import Direction, Problem
@@ -61,17 +61,36 @@ OTHERS = [
     "n2c6o7i9x5x11k3x1x1s1p1x0x0",
     "n1c3o4i3x7x9k3x5x5s1p1x2x2",
 ]
-# Those whose small form is F(2, 3).
-EXACT = [*SPECS, *(text for text in OTHERS if re.search(r"k(?:[13]x)*[13]s", text))]
+# Stride 2, where the kernel has more than one tap: gradients of both remainders, inputs that end with either, borders.
+STRIDED = [
+    "n1c1o1i3x3k3x3s2p1",
+    "n1c1o1i1x1k3x3s2p1",
+    "n2c3o5i9x11k3x3s2p0",
+    "n3c5o7i4x5k3x3s2p3",
+    "n1c6o8i70x9k3x3s2p1x2",
+    "n3c24o18i12x13k3x3s2p1g3",
+    "n1c70o35i20x31k3x3s2p1",
+    "n2c40o24i33x150k3x3s2p0x1",
+    "n2c5o7i8x9k4x4s2p1",
+    "n1c70o18i20x31k4x4s2p0",
+    "n2c20o20i13x40k4x4s2p2x1",
+    "n2c20o18i13x14k5x5s2p2",
+    "n1c6o7i14x13k5x5s2p1x0",
+    "n2c5o7i40k3s2p1",
+    "n2c70o20i101k4s2p1",
+    "n3c20o20i400k5s2p2",
+    "n2c6o7i9x40k1x3s1x2p0x1",
+    "n2c6o7i4x9x11k3x3x3s1x2x2p1",
+]
+# Those whose small form is F(2, 3), or made of F(2, 2) and F(2, 1).
+EXACT = [*SPECS, *(text for text in OTHERS if re.search(r"k(?:[13]x)*[13]s", text)), *STRIDED]
 
 
 @pytest.fixture(params=[-1, 0], ids=["small", "large"])
 def which(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """The smaller or the larger form of a kernel size only."""
     winograd_tiling.cut.cache_clear()
-    monkeypatch.setattr(
-        winograd_tiling, "allowed", lambda problem, _: (forms(problem.spec.kernel_size)[request.param],)
-    )
+    monkeypatch.setattr(winograd_tiling, "allowed", lambda problem, _: (forms_of(problem)[request.param],))
     yield request.param
     winograd_tiling.cut.cache_clear()
 
@@ -130,6 +149,36 @@ def test_transforms_compute_the_convolution_exactly(outputs: int, taps: int) -> 
     assert y == [sum(d[i + k] * g[k] for k in range(taps)) for i in range(outputs)]
 
 
+@pytest.mark.parametrize("outputs", [2, 4])
+@pytest.mark.parametrize("taps", [2, 3, 4, 5])
+def test_transforms_with_stride_2_compute_the_convolution_exactly(outputs: int, taps: int) -> None:
+    t = strided(outputs, taps)
+    assert t.size == t.read == 2 * outputs + taps - 2 < t.direct == outputs * taps
+    draw = np.random.default_rng(1)
+    d, g = ([Fraction(int(v)) for v in draw.integers(-9, 10, n)] for n in (t.read, taps))
+    y = times(t.results, [u * v for u, v in zip(times(t.filters, g), times(t.inputs, d), strict=True)])
+    assert y == [sum(d[2 * i + k] * g[k] for k in range(taps)) for i in range(outputs)]
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+@pytest.mark.parametrize("outputs", [2, 4])
+@pytest.mark.parametrize("taps", [2, 3, 4, 5])
+def test_interleaved_transforms_compute_the_transpose_exactly(outputs: int, taps: int, padding: int) -> None:
+    """Of a long row of gradients, beginning so far right that the first output meets what lies before it."""
+    t, before = interleaved(outputs, taps, padding), taps
+    draw = np.random.default_rng(2)
+    d, g = ([Fraction(int(v)) for v in draw.integers(-9, 10, n)] for n in (t.read, taps))
+    shifts = [((tap - padding) % 2 + padding - tap) // 2 for tap in range(taps)]
+    wide = [Fraction(0)] * (2 * (before + t.read) + taps)
+    for i, value in enumerate(d):
+        for tap in range(taps):
+            wide[2 * (before + i + min(shifts)) + tap - padding] += value * g[tap]
+    in_order = [tap for _, tap in sorted(zip(shifts, range(taps), strict=True))]
+    products = zip(times(t.filters, [g[tap] for tap in in_order]), times(t.inputs, d), strict=True)
+    assert times(t.results, [u * v for u, v in products]) == wide[2 * before : 2 * (before + outputs)]
+    assert t.size == 2 * outputs + taps - 2 < t.direct == outputs * taps or taps == 2
+
+
 def test_points_must_differ() -> None:
     with pytest.raises(ValueError, match="needs 3 distinct points"):
         cook_toom((Fraction(0), Fraction(1), Fraction(1)), 2, 3)
@@ -158,7 +207,7 @@ def test_f2_on_small_integers_is_exact(which: int, text: str, direction: Directi
 
 
 @pytest.mark.parametrize("direction", BOTH)
-@pytest.mark.parametrize("text", [*SPECS, *OTHERS])
+@pytest.mark.parametrize("text", [*SPECS, *OTHERS, *STRIDED])
 def test_errors_are_within_the_bound(which: int, text: str, direction: Direction) -> None:
     asked = problem(text, direction)
     x, w, _, dy = normal(asked.spec, 1)
@@ -183,6 +232,12 @@ LONG = [
     "n1c328o32i200k7s1p3",
     "n1c192o32i17x17k7x1s1p3x0",
     "n1c85o32i6x16x16k3x3x3s1p1",
+    "n1c256o64i28x28k3x3s2p1",
+    "n1c144o64i28x28k4x4s2p1",
+    "n1c92o32i48x48k5x5s2p2",
+    "n1c768o32i400k3s2p1",
+    "n1c576o32i400k4s2p1",
+    "n1c460o32i400k5s2p2",
 ]
 
 
@@ -199,8 +254,13 @@ def test_errors_of_long_sums(which: int, text: str) -> None:
 
 def test_every_form_states_its_error() -> None:
     sizes = [(k,) for k in (3, 5, 7)] + [(k, k) for k in (3, 5, 7)] + [(1, k) for k in (3, 5, 7)]
-    found = {tuple(sorted((form.rows.size, form.cols.size))) for size in sizes for form in forms(size)}
+    made = [form for size in sizes for form in forms(size)]
+    for rows, cols in WITH_STRIDE:
+        size, stride = (rows, cols), (1 if rows == 1 else 2, 2)
+        made += [form for padding in (None, (0, 0), (1, 1)) for form in forms(size, stride, padding)]
+    found = {tuple(sorted((form.rows.longest, form.cols.longest))) for form in made}
     assert found == set(ERRORS)
+    assert len({str(form) for form in made}) == len({(form.rows, form.cols) for form in made}), "names tell them apart"
     assert all(error <= LIMITS["default"] for error in ERRORS.values())
     assert not forms((2, 2)) and not forms((1, 1)) and not forms((31, 31))
 
@@ -214,6 +274,9 @@ BATCHES = [
     "n3c30o40i13x14k5x5s1p2",
     "n3c70o20i150k7s1p3",
     "n3c20o24i6x12x11k3x3x3s1p1",
+    "n3c70o45i33x31k3x3s2p1",
+    "n3c24o18i12x13k4x4s2p1g3",
+    "n3c70o20i150k3s2p1",
 ]
 
 
@@ -256,7 +319,10 @@ def test_it_declines_with_a_reason() -> None:
     cases = {
         "strict allows direct algorithms only": (layer, Policy("strict")),
         "sums over pixels": (replace(layer, direction=Direction.WEIGHT_GRADIENT), Policy()),
-        "stride 1 and dilation 1": (problem("n1c64o64i56x56k3x3s2p1"), Policy()),
+        "strides 1 and 2, and dilation 1": (problem("n1c64o64i56x56k3x3s3p1"), Policy()),
+        "kernels of 7×7 with stride 2×2 have no form": (problem("n1c64o64i56x56k7x7s2p3"), Policy()),
+        "kernels of 3×3 with stride 1×2 have no form": (problem("n1c64o64i56x56k3x3s1x2p1"), Policy()),
+        "with fewer than 16": (problem("n1c3o64i56x56k3x3s2p1"), Policy()),
         "kernels of 2×2 have no form": (problem("n1c64o64i56x56k2x2s1p0"), Policy()),
         "fewer than 16 channels": (problem("n1c64o8i56x56k5x5s1p2"), Policy()),
         "no outputs": (problem("n0c64o64i8x8k3x3s1p1"), Policy()),
@@ -269,10 +335,10 @@ def test_it_declines_with_a_reason() -> None:
     assert choose(problem("n1c64o64i1x1k3x3s1p1"), machine, Policy()).algorithm != "winograd", "one pixel: too small"
 
 
-@pytest.mark.parametrize("kernel", ["3x3", "5x5", "7x7", "7x1"])
+@pytest.mark.parametrize("kernel", ["3x3s1", "5x5s1", "7x7s1", "7x1s1", "3x3s2", "4x4s2"])
 @pytest.mark.parametrize("name", ["haswell", "skylake-avx512", "neoverse-n1"])
 def test_few_kernels_serve_all_image_sizes(name: str, kernel: str) -> None:
-    machine, spec = Machine.named(name), ConvSpec.parse(f"n1c64o64i56x56k{kernel}s1p3")
+    machine, spec = Machine.named(name), ConvSpec.parse(f"n1c64o64i56x56k{kernel}p3")
     kernels, estimates = set(), []
     for size in (*range(1, 60), 112, 224):
         for batch in (1, 16):

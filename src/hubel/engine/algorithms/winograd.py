@@ -1,11 +1,13 @@
-"""Winograd's minimal filtering for kernels with stride 1: forward and input gradient, in one to three dimensions.
+"""Winograd's minimal filtering for kernels with stride 1 and 2: forward and input gradient, in one to three dimensions.
 
-Outputs are made in tiles of my × mx from ny × nx inputs, n = m + r − 1. In the transformed domain every one of the
-ny·nx values ξ of a tile is a sum over channels of its own, so that a layer becomes as many matrix products with far
-fewer multiplications: 4 times for F(4×4, 3×3), 2.25 for F(2×2, 3×3), 4.2 for F(4×2, 5×5), 2 for F(4, 3) along one axis,
-2.8 for F(4, 7). Which form a kernel size has: `winograd_forms.py`. Along a third axis nothing is transformed: its taps
-are more terms of the sums, which read the transformed tiles of neighbouring planes. Tiles of a plane are counted
-through all images; lanes are neighbouring channels, of the input where it is transformed, of the output elsewhere:
+Outputs are made in tiles of my × mx from ny × nx inputs, n = m + r − 1 with stride 1. In the transformed domain every
+one of the ny·nx values ξ of a tile is a sum over channels of its own, so that a layer becomes as many matrix products
+with far fewer multiplications: 4 times for F(4×4, 3×3), 2.25 for F(2×2, 3×3), 4.2 for F(4×2, 5×5), 2 for F(4, 3) along
+one axis, 2.8 for F(4, 7). With stride 2 even and odd rows and columns have filters of their own, whose products are
+added up: 1.8 times fewer for 3×3, 2.6 for 4×4. Which form a kernel size has: `winograd_forms.py`. Along a third axis
+nothing is transformed: its taps are more terms of the sums, which read the transformed tiles of neighbouring planes.
+Tiles of a plane are counted through all images; lanes are neighbouring channels, of the input where it is transformed,
+of the output elsewhere:
 
     for every group, strip of tiles, few planes and share of the output channels:            one work item
         for vectors of channels, planes, pieces of rows of tiles:
@@ -35,8 +37,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from hubel.engine.algorithms.edges import ending_of, number
-from hubel.engine.algorithms.geometry import Sum, sums, three
-from hubel.engine.algorithms.winograd_forms import LEAST_CHANNELS, Form, allowed, enough_channels, error_bound, forms
+from hubel.engine.algorithms.geometry import Sum, three
+from hubel.engine.algorithms.winograd_forms import (
+    LEAST_CHANNELS,
+    Form,
+    allowed,
+    enough_channels,
+    error_bound,
+    forms_of,
+    whole,
+)
 from hubel.engine.algorithms.winograd_kernels import PIECE, kernel_function, pack_function, piece_tiles, pitches
 from hubel.engine.algorithms.winograd_tiling import Cut, cut, most_rows
 from hubel.engine.ir import module_text
@@ -53,7 +63,7 @@ LEAST_GAIN = 1.2
 
 
 def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusal:
-    """A plan for the kernel sizes that have a form, with stride and dilation 1."""
+    """A plan for the kernel sizes that have a form, with stride 1 or 2 and dilation 1."""
     reason = _declined(problem, policy)
     return Refusal(NAME, reason) if reason else plan_tiles(problem, machine, policy)
 
@@ -87,13 +97,15 @@ def _declined(problem: Problem, policy: Policy) -> str:
         return "weight gradients are sums over pixels, not over channels"
     if policy.accuracy == "strict":
         return "strict allows direct algorithms only"
-    if set(spec.stride) | set(spec.dilation) != {1}:
-        return "does stride 1 and dilation 1"
+    if set(spec.dilation) != {1} or max(spec.stride) > 2:
+        return "does strides 1 and 2, and dilation 1"
     # Before the forms, whose matrices of fractions take milliseconds: depthwise layers need none of them.
     if not enough_channels(problem):
         return f"transforms take as long as they save with fewer than {LEAST_CHANNELS} channels a group"
-    if not forms(spec.kernel_size):
-        return f"kernels of {'×'.join(map(str, spec.kernel_size))} have no form that saves multiplications accurately"
+    if not forms_of(problem):
+        size, stride = ("×".join(map(str, sizes)) for sizes in (spec.kernel_size, spec.stride))
+        kernels = f"kernels of {size}" + (f" with stride {stride}" if set(spec.stride) != {1} else "")
+        return f"{kernels} have no form that saves multiplications accurately"
     if not allowed(problem, policy):
         return f"its error is too large for {policy.accuracy}"
     if 0 in (*spec.input_shape, *spec.output_shape):
@@ -108,12 +120,12 @@ def _called(form: Form) -> str:
 
 def _form(plan: Plan) -> Form:
     """The form that a plan was made with."""
-    return next(form for form in forms(plan.problem.spec.kernel_size) if form.outputs == plan.box[1:])
+    return next(form for form in forms_of(plan.problem) if form.outputs == plan.box[1:])
 
 
 def _has_tail(problem: Problem, how: Cut) -> bool:
     """Whether the last tile of output channels holds no more than one vector of them."""
-    (part,) = sums(Problem(problem.spec, problem.direction))
+    part = whole(problem)
     return how.tile.vectors > 1 and 0 < part.rows % (how.tile.vectors * how.tile.lanes) <= how.tile.lanes
 
 
@@ -132,7 +144,7 @@ def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...])
     """Jobs for tensors with these element strides: x and y are input and output (or their gradients), w the weight."""
     problem, spec = plan.problem, plan.problem.spec
     forward = problem.direction is Direction.FORWARD
-    (part,) = sums(Problem(spec, problem.direction))
+    part = whole(problem)
     how = cut(problem, plan.machine, plan.policy)
     tables, form = Tables(), how.form
     source, target = (x, y) if forward else (y, x)
@@ -176,10 +188,10 @@ def _jobs(
         pitch = _odd_lines(pitch)
     step = _odd_lines(((taps - 1) * strip + max(rows, how.planes * strip)) * pitch)
     sums_step = _odd_lines(rows * sums_pitch)
-    pieces = strip + -(-strip // piece_tiles(lanes)) + 1
+    pieces = strip + -(-strip // piece_tiles(form, lanes)) + 1
     of_region, of_stage = pitches(form, lanes)
     sizes = (
-        0 if how.shared else points * step, form.rows.size * of_region + lanes, points * sums_step,
+        0 if how.shared else points * step, form.rows.read * of_region + lanes, points * sums_step,
         form.rows.outputs * of_stage, lanes, 2 * (pieces * len(PIECE) + 1),
     )  # fmt: skip
     places = [0]

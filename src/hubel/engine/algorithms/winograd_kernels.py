@@ -34,9 +34,9 @@ WORDS = (
 PIECE = ("image", "x", "y", "at", "tiles", "output", "out_rows", "out_cols")
 
 
-def piece_tiles(lanes: int) -> int:
+def piece_tiles(form: Form, lanes: int) -> int:
     """Tiles of a piece at most: what is gathered of it, and its outputs, lie in the L1 cache."""
-    return 128 // lanes
+    return 512 // lanes // max(4, form.cols.advance, form.cols.outputs)
 
 
 def row_counts(tile: Tile) -> list[int]:
@@ -47,8 +47,8 @@ def row_counts(tile: Tile) -> list[int]:
 
 def pitches(form: Form, lanes: int) -> tuple[int, int]:
     """From a row of a region to the next, and from a row of outputs on the stage to the next."""
-    wide = piece_tiles(lanes) * form.cols.outputs
-    return (wide + form.cols.size - form.cols.outputs) * lanes, wide * lanes
+    tiles, cols = piece_tiles(form, lanes), form.cols
+    return (tiles * cols.advance + cols.read - cols.advance) * lanes, tiles * cols.outputs * lanes
 
 
 def kernel_function(form: Form, tile: Tile, tail: bool, ending: Ending = PLAIN) -> Function:
@@ -105,18 +105,21 @@ def _pieces_function(form: Form, lanes: int) -> Function:
     f = Function("pieces", [("args", PTR), ("table", PTR), ("begin", I64), ("end", I64)], private=True)
     names = ("tiles_y", "tiles_x", "pad_y", "pad_x", "out_size_y", "out_size_x")
     a = job_words(f, WORDS, *names, "in_n", "out_n", "out_y", "out_x")
-    begin, end, most = f.arg("begin"), f.arg("end"), piece_tiles(lanes)
+    begin, end, most = f.arg("begin"), f.arg("end"), piece_tiles(form, lanes)
     high, wide = form.outputs
+    down, right = form.rows.advance, form.cols.advance
     rows = begin // a["tiles_x"], (end - 1) // a["tiles_x"] + 1
     with f.loop("row", *rows, carry=[f.constant(0)]) as row:
-        image, y = row.index // a["tiles_y"], row.index % a["tiles_y"] * high
+        image, tile_y = row.index // a["tiles_y"], row.index % a["tiles_y"]
+        y = tile_y * high
         base = row.index * a["tiles_x"]
         stop = f.minimum(end - base, a["tiles_x"])
         with f.loop("x", f.maximum(begin - base, 0), stop, most, carry=row.carried) as x:
             (count,) = x.carried
             left, tiles = x.index * wide, f.minimum(stop - x.index, most)
             words = (
-                image * a["in_n"], left - a["pad_x"], y - a["pad_y"], base + x.index - begin, tiles,
+                image * a["in_n"], x.index * right - a["pad_x"], tile_y * down - a["pad_y"],
+                base + x.index - begin, tiles,
                 image * a["out_n"] + y * a["out_y"] + left * a["out_x"],
                 f.minimum(a["out_size_y"] - y, high), f.minimum(a["out_size_x"] - left, tiles * wide),
             )  # fmt: skip
@@ -153,7 +156,7 @@ def _prepare_function(form: Form, lanes: int, stored: Pointer) -> Function:
     a = job_words(f, WORDS, *names, "transformed_step")
     pitch, _ = pitches(form, lanes)
     region, transform = region_function(lanes, None, stored), transform_function(form, lanes)
-    copy, (high, wide), m = f.arg("scratch") + a["at_region"], (form.rows.size, form.cols.size), form.cols.outputs
+    copy, (high, wide), m = f.arg("scratch") + a["at_region"], (form.rows.read, form.cols.read), form.cols.advance
     count, piece_at = _each_piece(f, f.arg("pieces"))
     last = f.arg("planes") - 1
     next_channels = a["in_c"] * lanes - last * a["in_z"]

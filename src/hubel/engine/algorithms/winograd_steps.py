@@ -7,8 +7,8 @@
     put         stage → output, finished on its way
     filters     weights → U = G g Gᵀ, in float64
 
-Tiles have my × mx outputs and read ny × nx inputs, n = m + r − 1; ξ counts the ny·nx products (`Form`). All pitches
-count float32 numbers.
+Tiles have my × mx outputs and read ny × nx inputs, with stride 1 n = m + r − 1; ξ counts the products (`Form`). All
+pitches count float32 numbers.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ def transform_function(form: Form, lanes: int) -> Function:
     f = Function("transform", [("source", PTR), *numbers, ("target", PTR), ("step", I64)], private=True)
     rows, cols, vector = form.rows.inputs, form.cols.inputs, vector_of(lanes)
     for group in _groups(rows):
-        needed = [any(rows[i][k] for i in group) for k in range(len(rows))]
+        needed = [any(rows[i][k] for i in group) for k in range(form.rows.read)]
         columns = []
-        for j in range(len(cols)):
-            places = [f.arg("source") + f.arg("apart") * j + f.arg("pitch") * k for k in range(len(rows))]
+        for j in range(form.cols.read):
+            places = [f.arg("source") + f.arg("apart") * j + f.arg("pitch") * k for k in range(form.rows.read)]
             column = [f.load(place, vector) if wanted else None for place, wanted in zip(places, needed, strict=True)]
             columns.append(multiply(f, [rows[i] for i in group], column))
         for place, i in enumerate(group):

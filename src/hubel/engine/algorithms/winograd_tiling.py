@@ -18,9 +18,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from hubel.engine.algorithms.geometry import Sum, one_image, sums
+from hubel.engine.algorithms.geometry import Sum, one_image
 from hubel.engine.algorithms.tiling import rows_that_fit, step_cycles
-from hubel.engine.algorithms.winograd_forms import Form, allowed
+from hubel.engine.algorithms.winograd_forms import Form, allowed, whole
 from hubel.engine.algorithms.winograd_kernels import row_counts
 from hubel.engine.machine import Machine
 from hubel.engine.plan import Tile
@@ -112,7 +112,7 @@ class _Counting:
     def __init__(self, form: Form, problem: Problem, machine: Machine) -> None:
         self.form, self.machine, self.groups = form, machine, problem.spec.groups
         self.points = form.points
-        self.part: Sum = sums(Problem(problem.spec, problem.direction))[0]
+        self.part: Sum = whole(problem)
         self.lanes = machine.lanes
         # Whether tensors lie as they are worked on, and only what hangs over the border is copied.
         self.in_place = problem.layout == "channels_last" and problem.dtype == "float32"
@@ -120,7 +120,7 @@ class _Counting:
         self.outer, self.taps = outer, len(self.part.taps[form.axes[0]])
         high, self.wide = (-(-size // m) for size, m in zip(plane, form.outputs, strict=True))
         self.all_tiles = problem.spec.batch * high * self.wide
-        most = BLOCK if max(form.rows.size, form.cols.size) <= 6 else SHORT_BLOCK
+        most = BLOCK if max(form.rows.longest, form.cols.longest) <= 6 else SHORT_BLOCK
         self.block = -(-self.part.channels // -(-self.part.channels // most))
         self.tile = _register_tile(machine, self.part.rows)
         self.width = self.tile.vectors * self.lanes
@@ -210,8 +210,8 @@ class _Counting:
 
     def _transform(self, strip: int, planes: int) -> float:
         rows, cols = self.form.rows, self.form.cols
-        copied = strip * cols.outputs + self._pieces(strip) * (cols.size - cols.outputs)
-        each = copied * rows.size * COPIED * (IN_PLACE if self.in_place else 1)
+        copied = strip * cols.advance + self._pieces(strip) * (cols.read - cols.advance)
+        each = copied * rows.read * COPIED * (IN_PLACE if self.in_place else 1)
         each += strip * self.points * VALUE + self._pieces(strip) * PIECE
         return self.padded / self.lanes * each * (planes + self.taps - 1)
 
