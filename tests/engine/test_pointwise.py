@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from hubel.engine import Plan, Policy, Refusal, choose, kernel_text, reference
-from hubel.engine.choose import candidates
 from hubel.engine.algorithms import pointwise, pointwise_channels
+from hubel.engine.choose import candidates
 from hubel.engine.machine import Machine
 from hubel.engine.problem import Direction, Problem
 from hubel.engine.spec import ConvSpec
