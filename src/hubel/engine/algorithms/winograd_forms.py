@@ -131,7 +131,7 @@ def forms(
     """
     z, y, x = three(kernel_size, 1)
     if set(stride) - {1}:
-        return _forms_with_stride((z, y, x), three(stride, 1), padding and three(padding, 0))
+        return _forms_with_stride((z, y, x), three(stride, 1), None if padding is None else three(padding, 0))
     if (y, x) == (7, 7) and z == 1:
         # Rows are summed, columns transformed.
         axes, taps = (1, 0, 2), (1, x)
@@ -167,7 +167,7 @@ def whole(problem: Problem) -> Sum:
     """
     plain = Problem(problem.spec, problem.direction)
     spec, parts = problem.spec, sums(plain)
-    if len(parts) == 1:
+    if problem.direction is Direction.FORWARD or set(spec.stride) == {1}:
         return parts[0]
     sizes = zip(*(three(s, 1) for s in (spec.output_size, spec.input_size, spec.kernel_size, spec.stride)), strict=True)
     axes, taps = [], []
