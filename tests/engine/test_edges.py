@@ -7,6 +7,7 @@ bit. Everything runs among guards (`tests.engine.guards`).
 from __future__ import annotations
 
 import dataclasses
+import importlib
 
 import numpy as np
 import pytest
@@ -210,6 +211,8 @@ def test_what_float32_does_stays_as_it_was(name: str, direction: Direction) -> N
 def test_algorithms_without_edges_are_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(pointwise, "ANY_EDGES")
     monkeypatch.delattr(pointwise_channels, "ANY_EDGES")
+    # The package's function of this name hides the module.
+    importlib.import_module("hubel.engine.choose")._answers.cache_clear()
     layer = ConvSpec.parse(LAYERS[0])
     for other in (Problem(layer, dtype="bfloat16"), Problem(layer, epilogue=EXACT[0])):
         with pytest.raises(UnsupportedError, match="pointwise: reads and writes float32, without an epilogue"):
