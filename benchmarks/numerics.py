@@ -39,6 +39,8 @@ algorithms that *default* and *fast* add compute several outputs from common ter
 
 - **winograd**: over the tiles that read the number, of 4×4 outputs or whatever form the plan names, so that they reach
   m + k − 2 pixels at most along an axis whose tiles have m outputs and whose kernel has k taps: 5 for F(4×4, 3×3).
+  With stride 2, even and odd inputs have filters of half the taps, so that k is the longer half's: 4 for F(4×4, 3×3)
+  forward, and as many of the even and of the odd pixels of an input gradient.
 - **fft**: over the rows of the bands that read it, in those columns whose kernels do; the plan says how many rows.
 - **winograd_weight_gradient**, **fft_weight_gradient**: over all taps of the kernels of the channel that has it.
 

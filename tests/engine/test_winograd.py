@@ -364,3 +364,19 @@ def test_one_infinity_stays_in_its_tiles(which: int) -> None:
     result = run(asked, x, w)
     assert not np.isfinite(result[0, :, 16:19, 21:24]).any()
     assert same_bits(result[:, :, far], clean[:, :, far])
+
+
+@pytest.mark.parametrize("direction", BOTH)
+def test_with_stride_2_one_infinity_reaches_as_many_outputs_as_a_tile_has(which: int, direction: Direction) -> None:
+    """Twice as many pixels where a tile has m outputs of each remainder."""
+    asked = problem("n1c4o4i40x40k3x3s2p1", direction)
+    x, w, _, dy = normal(asked.spec, 6)
+    first = x if direction is Direction.FORWARD else dy
+    clean = run(asked, first, w)
+    reach = forms_of(asked)[which].outputs[0]
+    first[0, 1, 9, 12] = np.inf
+    result = run(asked, first, w)
+    changed = (result != clean) | ~np.isfinite(result)
+    for axis in (2, 3):
+        places = np.flatnonzero(changed.any(axis=tuple({0, 1, 2, 3} - {axis})))
+        assert 1 <= len(places) and places.max() - places.min() < reach
