@@ -60,6 +60,26 @@ def test_without_images_only_weights_speak() -> None:
     assert by_id["top_patches"].reason == "it needs images; none were given: --data, or images= in Python"
 
 
+def test_one_image_without_a_label_is_told_where_it_is_too_little() -> None:
+    found = inspect.look(build("residual"), x_of(1))
+    assert found.status == "complete"
+    for record in found.records:
+        assert record.status in ("ok", "not_applicable", "insufficient_data"), (record.id, record.reason)
+        assert record.status == "ok" or record.reason
+    by_id = {record.id: record for record in found.records}
+    assert by_id["top_patches"].status == by_id["cost"].status == "ok"
+    assert by_id["similarity"].status != "ok" and "64" in (by_id["similarity"].reason or "")
+
+
+def test_a_network_without_convolutions_is_told_so() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 12 * 12, 3))
+    found = inspect.look(net, x_of(8))
+    assert found.status == "complete"
+    by_id = {record.id: record for record in found.records}
+    for name in ("kernels", "top_patches", "dead_kernels", "redundancy", "tuning_curves"):
+        assert by_id[name].status == "not_applicable" and "convolution" in (by_id[name].reason or ""), by_id[name].reason
+
+
 def test_results_are_kept_and_read_again(cache: Path) -> None:
     net, x = build("residual"), x_of()
     first = inspect.look(net, x, only=CHEAP)
