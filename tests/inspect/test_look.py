@@ -77,7 +77,9 @@ def test_a_network_without_convolutions_is_told_so() -> None:
     assert found.status == "complete"
     by_id = {record.id: record for record in found.records}
     for name in ("kernels", "top_patches", "dead_kernels", "redundancy", "tuning_curves"):
-        assert by_id[name].status == "not_applicable" and "convolution" in (by_id[name].reason or ""), by_id[name].reason
+        assert by_id[name].status == "not_applicable" and "convolution" in (by_id[name].reason or ""), by_id[
+            name
+        ].reason
 
 
 def test_results_are_kept_and_read_again(cache: Path) -> None:

@@ -114,8 +114,9 @@ def _declined(problem: Problem, policy: Policy) -> str:
 
 
 def _called(form: Form) -> str:
-    """As in F(4×4, 3×3)."""
-    return f"F({'×'.join(map(str, form.outputs))}, {'×'.join(map(str, form.taps))})"
+    """As in F(4×4, 3×3), and with which stride unless it is 1."""
+    name = f"F({'×'.join(map(str, form.outputs))}, {'×'.join(map(str, form.taps))})"
+    return f"{name} with stride 2" if form.rows.kind or form.cols.kind else name
 
 
 def _form(plan: Plan) -> Form:
