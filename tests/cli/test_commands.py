@@ -207,6 +207,8 @@ def test_a_run_is_not_reported_with_images_that_were_to_stay_out(typed: Type) ->
     typed("train lenet5 --data digits --epochs 1 -o kept")
     for option in ("--blur", "--no-images"):
         assert f"shows its held-out images. Received: a run with {option}" in typed(f"report kept {option}").error
+    before = typed("report kept --before kept/initial.safetensors")
+    assert "shows its kernels as the run began. Received: a run with --before" in before.error
 
 
 def test_a_report_with_preprocessing_and_class_names(typed: Type, tmp_path: Path) -> None:

@@ -71,8 +71,10 @@ def report(
     words = [word.strip() for word in only.split(",")] if only else None
     with running(engine), Stages() as stages:
         if arch is None and weights is None and is_run(model):
-            run = load_run(model)
-            document = build(run, data, only=words, pictures=not no_images, blur=blur, progress=stages)
+            earlier = None if before is None else read_state_dict(before)
+            document = build(
+                load_run(model), data, only=words, before=earlier, pictures=not no_images, blur=blur, progress=stages
+            )
         else:
             loaded = load(model, arch, weights, seed)
             if data is not None:

@@ -98,6 +98,11 @@ def build(
     Ctrl-C ends the looking: the Document then says `interrupted` and has what was done.
     """
     if isinstance(net, TrainingRun):
+        if before is not None:
+            raise ModelError(
+                "The report of a training run shows its kernels as the run began. Received: a run with --before. "
+                "Leave it out, or pass the run's weights with --arch and --data; in Python, run.model."
+            )
         if blur or not pictures:
             raise ModelError(
                 "The report of a training run shows its held-out images. Received: a run with "
