@@ -203,12 +203,15 @@ def test_a_blurred_report_shows_no_image_whole(typed: Type) -> None:
     assert "feature_maps" not in [record.id for record in document.records]
 
 
-def test_a_run_is_not_reported_with_images_that_were_to_stay_out(typed: Type) -> None:
+def test_a_run_is_reported_as_it_was_trained_or_not_at_all(typed: Type) -> None:
     typed("train lenet5 --data digits --epochs 1 -o kept")
-    for option in ("--blur", "--no-images"):
-        assert f"shows its held-out images. Received: a run with {option}" in typed(f"report kept {option}").error
-    before = typed("report kept --before kept/initial.safetensors")
-    assert "shows its kernels as the run began. Received: a run with --before" in before.error
+    asked = (
+        "--blur", "--no-images", "--before kept/initial.safetensors", "--only kernels", "--profile full",
+        "--time-budget 9", "--input-size 32", "--preprocess imagenet", "--images 4", "--output 0",
+    )  # fmt: skip
+    for option in asked:
+        assert f"Received: a run with {option.split()[0]}. Leave that out" in typed(f"report kept {option}").error
+    assert "with --profile, --images. Leave" in typed("report kept --images 4 --profile full").error
 
 
 def test_a_report_with_preprocessing_and_class_names(typed: Type, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -28,6 +28,7 @@ from hubel.cli.models import (
 )
 from hubel.cli.terminal import Stages, console
 from hubel.cli.work import Seed, Threads, set_threads
+from hubel.convert.models import Loaded
 from hubel.convert.preprocess import preprocessing
 from hubel.convert.weights import as_named_by, read_state_dict
 from hubel.records import Document
@@ -68,37 +69,26 @@ def report(
     from hubel.report import build, render
 
     set_threads(threads)
-    words = [word.strip() for word in only.split(",")] if only else None
+    settings: dict[str, Any] = {
+        "only": [word.strip() for word in only.split(",")] if only else None,
+        "profile": profile,
+        "time_budget": time_budget,
+        "classes": class_names(classes),
+        "preprocess": preprocessing(preprocess),
+        "output": output,
+        "images": images,
+        "pictures": not no_images,
+        "blur": blur,
+        "seed": seed,
+    }
     with running(engine), Stages() as stages:
+        settings["progress"] = stages
         if arch is None and weights is None and is_run(model):
-            earlier = None if before is None else read_state_dict(before)
-            document = build(
-                load_run(model), data, only=words, before=earlier, pictures=not no_images, blur=blur, progress=stages
-            )
+            # A run refuses these two, whatever they say.
+            settings |= {"input_size": input_size, "before": before}
+            document = build(load_run(model), data, **settings)
         else:
-            loaded = load(model, arch, weights, seed)
-            if data is not None:
-                any_batch(loaded)
-            document = build(
-                loaded.network,
-                data,
-                name=loaded.name,
-                weights=loaded.weights,
-                only=words,
-                profile=profile,
-                time_budget=time_budget,
-                input_size=None if data is None else picture_size(loaded, input_size),
-                classes=class_names(classes),
-                preprocess=preprocessing(preprocess),
-                output=output,
-                before=None if before is None else as_named_by(loaded.network, read_state_dict(before)),
-                images=images,
-                pictures=not no_images,
-                blur=blur,
-                seed=seed,
-                progress=stages,
-            )
-            document.model["sha256"] = loaded.sha256
+            document = _of_network(load(model, arch, weights, seed), data, input_size, before, settings)
     if text or json:
         console().print(document.to_json() if json else render_text(document), soft_wrap=True, end="")
     else:
@@ -106,6 +96,26 @@ def report(
             console(stderr=True).print(line, soft_wrap=True)
         console().print(str(render(document, out)), soft_wrap=True)
     return INTERRUPTED if document.status == "interrupted" else OK
+
+
+def _of_network(
+    loaded: Loaded, data: str | None, input_size: str | None, before: Path | None, settings: dict[str, Any]
+) -> Document:
+    from hubel.report import build
+
+    if data is not None:
+        any_batch(loaded)
+    document = build(
+        loaded.network,
+        data,
+        name=loaded.name,
+        weights=loaded.weights,
+        input_size=None if data is None else picture_size(loaded, input_size),
+        before=None if before is None else as_named_by(loaded.network, read_state_dict(before)),
+        **settings,
+    )
+    document.model["sha256"] = loaded.sha256
+    return document
 
 
 def _sampled(document: Document) -> list[str]:

@@ -26,6 +26,11 @@ from hubel.report.story import Subject, right_and_wrong, story
 from hubel.report.text import duration
 
 _SHOWN_IMAGES = 2
+# What `hubel train` decided for a run's report, and the values of `build`'s arguments that leave it so.
+_DECIDED_BY_RUN: Mapping[str, Any] = {
+    "only": None, "profile": "quick", "time_budget": None, "input_size": None, "classes": None, "preprocess": "unit",
+    "output": None, "snapshots": None, "before": None, "images": None, "pictures": True, "blur": False,
+}  # fmt: skip
 # Made by `story`, of the pictured images, instead of by `look`.
 _TOLD = frozenset({"feature_maps", "one_number", "ablation"})
 
@@ -81,7 +86,8 @@ def build(
 ) -> Document:
     """Run the analyses that a network and its images allow.
 
-    net: any module; a TrainingRun gives the whole story of its training. data: see `hubel.data.load`; None: what the
+    net: any module; a TrainingRun gives the whole story of its training, and takes `data`, if it cannot be loaded again
+        by its name, and `progress` only. data: see `hubel.data.load`; None: what the
         weights alone tell.
     name: for the title; weights: "random" if they are, and the title says so; only: keys of `hubel.inspect.ANALYSES`.
     profile: how much is looked at: "quick" or "full". time_budget: seconds after which nothing more is
@@ -98,16 +104,11 @@ def build(
     Ctrl-C ends the looking: the Document then says `interrupted` and has what was done.
     """
     if isinstance(net, TrainingRun):
-        if before is not None:
-            raise ModelError(
-                "The report of a training run shows its kernels as the run began. Received: a run with --before. "
-                "Leave it out, or pass the run's weights with --arch and --data; in Python, run.model."
-            )
-        if blur or not pictures:
-            raise ModelError(
-                "The report of a training run shows its held-out images. Received: a run with "
-                f"{'--blur' if blur else '--no-images'}. Pass its weights with --arch and --data; in Python, run.model."
-            )
+        _refuse_for_run(
+            only=only, profile=profile, time_budget=time_budget, input_size=input_size, classes=classes,
+            preprocess=preprocess, output=output, snapshots=snapshots, before=before, images=images, pictures=pictures,
+            blur=blur,
+        )  # fmt: skip
         return document_of(net, progress=progress, data=data)
     if not isinstance(net, nn.Module):
         raise ModelError(
@@ -164,6 +165,18 @@ def build(
         subject = Subject(net, inputs, dataset.images, labels, output, every, pictured, titles, pictures, seed, blur)
     _add(document, net, found, subject, chosen)
     return document
+
+
+def _refuse_for_run(**given: Any) -> None:
+    """ModelError if one of these arguments of `build` asks for another report than the run's own."""
+    asked = [name for name, value in given.items() if value != _DECIDED_BY_RUN[name]]
+    if asked:
+        options = ["--no-images" if name == "pictures" else f"--{name.replace('_', '-')}" for name in asked]
+        raise ModelError(
+            "The report of a training run tells the run: its data and preprocessing, its kernels before and after, and "
+            f"its held-out images. Received: a run with {', '.join(options)}. Leave that out, or report the run's "
+            "weights as a network, with --arch and --data; in Python, run.model."
+        )
 
 
 def _sample(total: int, most: int, pictured: Sequence[int]) -> list[int]:
