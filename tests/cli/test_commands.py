@@ -241,6 +241,16 @@ def test_export_writes_what_plan_reads(typed: Type, tmp_path: Path) -> None:
     assert "n1c1o6i28x28k5x5s1p2/bias" in typed("plan net.pt2").out
 
 
+def test_a_frozen_network_is_planned_as_it_runs_and_has_no_layers_to_look_at(typed: Type) -> None:
+    done = typed("export lenet5 -o net.hubel")
+    assert done.code == 0 and "agrees with a Session on random input" in done.out
+    plan = typed("plan net.hubel --input-size 28")
+    assert "a Session of" in plan.err and "n1c1o6i28x28k5x5s1p2/bias" in plan.out and "fused or free" in plan.out
+    assert "is planned as it runs here" in typed("plan net.hubel --input-size 28 --measure").error
+    for line in ("report net.hubel", "check net.hubel", "export net.hubel -o net.onnx"):
+        assert "Received: net.hubel, whose layers are fused and frozen" in typed(line).error
+
+
 def test_doctor_looks_at_everything(typed: Type) -> None:
     done = typed("doctor --no-measure")
     assert done.code == 0

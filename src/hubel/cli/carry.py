@@ -14,13 +14,13 @@ from hubel.cli.work import Seed
 
 def export(
     model: Model,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The file: .onnx or .pt2.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file: .onnx, .pt2 or .hubel.")],
     arch: Arch = None,
     weights: Weights = None,
     input_size: InputSize = None,
     seed: Seed = 0,
 ) -> None:
-    """Write a network as .onnx or .pt2, once what was written gives the same in onnxruntime or torch."""
+    """Write a network to a file, once what was written gives the same in onnxruntime, torch or a Session."""
     from hubel import convert
     from hubel.convert.writers import WRITERS
     from hubel.errors import unknown

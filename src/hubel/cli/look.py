@@ -16,7 +16,9 @@ from hubel.cli.models import (
 )
 from hubel.cli.terminal import console
 from hubel.cli.work import Threads, set_threads
+from hubel.convert.frozen import Frozen
 from hubel.engine import Machine, Problem, kernel_text
+from hubel.errors import ModelError
 
 if TYPE_CHECKING:
     from hubel.inspect.plan import Row
@@ -105,8 +107,16 @@ def _plan_network(
 
     from hubel.inspect.plan import plan as plan_network
 
-    loaded = load(model, arch, weights)
+    loaded = load(model, arch, weights, frozen=True)
     x = torch.zeros(batch or loaded.batch or 1, *image_shape(loaded, input_size))
+    if isinstance(loaded.network, Frozen):
+        if form or backward or measure or machine != Machine.detect():
+            raise ModelError(
+                "A frozen network is planned as it runs here. Received: --ir, --asm, --backward, --measure or "
+                "--machine. Leave it out, or pass the network that the file was made of."
+            )
+        console().print(str(plan_network(loaded.network.session, x)), soft_wrap=True)
+        return
     planned = plan_network(loaded.network, x, machine=machine, backward=backward, measure=measure)
     if not form:
         console().print(str(planned), soft_wrap=True)

@@ -13,6 +13,7 @@ import typer
 
 from hubel import lab, zoo
 from hubel.cli.terminal import console
+from hubel.convert.frozen import Frozen
 from hubel.convert.models import RUN_WEIGHTS, Loaded, resolve
 from hubel.errors import DataError, ModelError, unknown
 from hubel.ops.override import enabled
@@ -21,7 +22,7 @@ from hubel.records import DOCUMENT_FILE
 Model = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", help="A zoo name, package.module:factory, .pt2, .onnx, .safetensors, .pth, or a run."
+        metavar="MODEL", help="A zoo name, package.module:factory, .pt2, .onnx, .hubel, .safetensors, .pth, or a run."
     ),
 ]
 Arch = Annotated[str | None, typer.Option(help="The zoo's network that a state dict belongs to.")]
@@ -41,10 +42,15 @@ ENGINES: dict[str, Callable[[], AbstractContextManager[object]]] = {"hubel": ena
 ASSUMED_SIZE = (224, 224)
 
 
-def load(model: str, arch: str | None, weights: Path | None, seed: int = 0) -> Loaded:
-    """The network that the user named; says on stderr what it is."""
+def load(model: str, arch: str | None, weights: Path | None, seed: int = 0, *, frozen: bool = False) -> Loaded:
+    """The network that the user named; says on stderr what it is. frozen: whether one without layers will do."""
     networks = {name: partial(zoo.build, name) for name in zoo.ZOO}
     loaded = resolve(model, networks=networks, arch=arch, weights=weights, seed=seed)
+    if loaded.frozen and not frozen:
+        raise ModelError(
+            f"This needs a network with its layers. Received: {loaded.name}, whose layers are fused and frozen; it can "
+            "be run and planned. Pass the network that it was made of."
+        )
     console(stderr=True).print(f"model: {loaded}", soft_wrap=True)
     return loaded
 
@@ -135,6 +141,8 @@ def class_names(path: Path | None) -> list[str] | None:
 
 def _channels(loaded: Loaded) -> int:
     """The input channels of the first convolution."""
+    if isinstance(loaded.network, Frozen) and loaded.network.channels:
+        return loaded.network.channels
     for module in loaded.network.modules():
         if isinstance(module, torch.nn.modules.conv._ConvNd):
             return module.in_channels

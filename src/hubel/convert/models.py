@@ -4,6 +4,7 @@
     package.module:factory              a callable without arguments that returns a network, or the network itself
     net.pt2                             what torch.export.save wrote
     net.onnx                            an ONNX file
+    net.hubel                           what a Session saved: runs, and has no layers to look at
     weights.safetensors | .pth          a state dict, with the name of its network (--arch)
     run/                                a folder that `hubel train` wrote
 
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from hubel.convert.exported import read_exported
+from hubel.convert.frozen import Frozen, read_frozen
 from hubel.convert.nearest import nearest
 from hubel.convert.onnx_file import read_onnx
 from hubel.convert.weights import SUFFIXES, Mismatch, compare, load_into, read_state_dict, require_file, sha256
@@ -33,9 +35,8 @@ from hubel.records import DOCUMENT_FILE, Document
 Builder = Callable[..., nn.Module]
 
 RUN_WEIGHTS = "weights.safetensors"
-_PLANNED = {".hubel": "torch.export.save"}
 # What a file is read with, by its ending.
-READERS = {".pt2": read_exported, ".onnx": read_onnx}
+READERS = {".pt2": read_exported, ".onnx": read_onnx, ".hubel": read_frozen}
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,14 @@ class Loaded:
     input_shape: tuple[int, ...] | None = None
     batch: int | None = None
 
+    @property
+    def frozen(self) -> bool:
+        """Whether its layers are fused and its weights folded, as in a `.hubel` file."""
+        return isinstance(self.network, Frozen)
+
     def __str__(self) -> str:
+        if isinstance(self.network, Frozen):
+            return f"{self.name}, a Session of {len(self.network.session.graph.nodes)} fused nodes"
         own = "random weights" if self.weights == "random" else "its own weights"
         origin = f"weights from {self.source}" if self.source else own
         return f"{self.name}, {sum(p.numel() for p in self.network.parameters()):,} parameters, {origin}"
@@ -89,17 +97,12 @@ def resolve(
         loaded = Loaded(found.network, path.name, "file", None, path, sha256(path), found.input_shape, found.batch)
     elif path.suffix in SUFFIXES:
         loaded = _from_state_dict(path, networks, arch)
-    elif path.suffix in _PLANNED:
-        raise ModelError(
-            f"MODEL can be a zoo name, package.module:factory, .pt2, .onnx, .safetensors or .pth. Received: {path}, "
-            f"and {path.suffix} is not read yet. Write it with {_PLANNED[path.suffix]} as .pt2."
-        )
     elif ":" in model:
         loaded = _from_factory(model, weights)
     elif path.exists() or os.sep in model:
         require_file(path, "MODEL")
         raise ModelError(
-            f"MODEL files end in .pt2, .onnx, {', '.join(SUFFIXES)}. Received: {path}. Rename or convert it."
+            f"MODEL files end in {', '.join([*READERS, *SUFFIXES])}. Received: {path}. Rename or convert it."
         )
     else:
         raise unknown("network", model, networks)

@@ -2,6 +2,7 @@
 
     net.onnx    ONNX, by torch.onnx; checked in onnxruntime
     net.pt2     torch.export; read again and checked in torch
+    net.hubel   a Session's file: folded and fused; read again and checked in a Session
 
 WRITERS is the table: an ending, how it is written, how what was written runs; another format is a line there. The file
 is written under another name, run on random inputs with as many batch sizes as it takes, compared with the network, and
@@ -28,6 +29,7 @@ from torch.utils import _pytree as pytree
 
 from hubel.convert.onnx_file import library
 from hubel.errors import HubelError, ModelError, unknown
+from hubel.ops.session import Session
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -227,9 +229,19 @@ def _open_pt2(path: Path) -> Runner:
     return run
 
 
+def _write_hubel(captured: Captured, path: Path) -> None:
+    Session(captured.network, captured.example).save(path)
+
+
+def _open_hubel(path: Path) -> Runner:
+    run = Session.load(path)
+    return lambda x: pytree.tree_leaves(run(x))
+
+
 WRITERS: dict[str, Writer] = {
     ".onnx": Writer(_write_onnx, _open_onnx, "onnxruntime"),
     ".pt2": Writer(_write_pt2, _open_pt2, "torch"),
+    ".hubel": Writer(_write_hubel, _open_hubel, "a Session"),
 }
 
 

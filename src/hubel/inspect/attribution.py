@@ -56,19 +56,20 @@ def attribution(
     chosen = _chosen(calls, layer)
     best = scores(net, x, output).argmax(1)
     scored = _Scores(net, output)
-    baseline = images.mean((0, *range(2, images.ndim)))[None, :, None, None].expand_as(x).contiguous()
+    baseline = images.mean((0, *range(2, images.ndim)), keepdim=True).expand_as(x).contiguous()
     params: dict[str, Any] = {"pictured": list(pictured), "steps": steps, "baseline": "mean colour"}
     params["layer"] = chosen.address if chosen else None
     record.method = Method(name="Captum", params=params, source="arXiv 1610.02391, 1703.01365")
     with evaluating(net, gradients=True), torch.random.fork_rng(devices=[]):
-        if chosen is not None and chosen.module is not None:
+        if chosen is not None and chosen.module is not None and x.ndim == chosen.output.ndim:
             cam = LayerGradCam(scored, chosen.module).attribute(x, target=best, relu_attributions=True)
             size = tuple(x.shape[2:])
             assert isinstance(cam, Tensor)
             cam = LayerAttribution.interpolate(cam, size, interpolate_mode="bilinear")
             record.arrays["grad_cam"] = Array(cam[:, 0].detach().float().cpu().numpy())
         else:
-            record.uncovered.append(Uncovered(target="grad_cam", reason="no convolution module has maps to weigh"))
+            reason = "no convolution module has maps to weigh" if x.ndim == 4 else "its maps do not lie on the input"
+            record.uncovered.append(Uncovered(target="grad_cam", reason=reason))
         gradients = IntegratedGradients(scored)
         found = gradients.attribute(x, baselines=baseline, target=best, n_steps=steps, internal_batch_size=len(x))
     with evaluating(net):
