@@ -306,7 +306,9 @@ def _job_words(
     out_n, out_c, *out_space = target
     strides, out = three(tuple(space), 0), three(tuple(out_space), 0)
     by_cells = in_c == 1 and strides[2] != 1
-    cell = -(-block // 4) * 4 if by_cells else 1
+    # Pixels whose channels are all in the block are copied as they lie; others begin at whole quarters of a line.
+    dense = strides[2] == block == shape.channels
+    cell = (block if dense else -(-block // 4) * 4) if by_cells else 1
     table, before = [], 0
     for part in shape.parts:
         taps = shape.offsets(window, part)

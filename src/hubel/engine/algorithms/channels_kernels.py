@@ -9,7 +9,7 @@ from hubel.engine.algorithms.words import Words, job_words
 from hubel.engine.ir import F32, I64, PTR, Function, Pointer, Value, vector_of
 from hubel.engine.ir.broadcast import broadcast_tile
 from hubel.engine.ir.epilogue import PLAIN, Ending
-from hubel.engine.ir.rows import zero_row
+from hubel.engine.ir.rows import copy_row, zero_row
 from hubel.engine.ir.window import WindowWords, fill_window_function
 from hubel.engine.plan import Tile
 from hubel.engine.threads import RESERVED_WORDS
@@ -318,6 +318,7 @@ def _fill_cells_function(lanes: int, stored: Pointer) -> Function:
     end = f.maximum(width, words["pitch_y"])
     data = f.arg("source") + (x + left + start_x) * words["stride_x"]
     channels = f.arg("channels")
+    dense = channels.equals(cell) & words["stride_x"].equals(cell)
     whole = channels // lanes * lanes
     rest = f.lanes_below(channels - whole, lanes)
     with f.loop("plane", 0, words["planes"]) as plane, f.loop("line", 0, words["rows"]) as line:
@@ -329,7 +330,9 @@ def _fill_cells_function(lanes: int, stored: Pointer) -> Function:
         target = f.arg("target") + (plane.index * words["pitch_z"] + line.index * words["pitch_y"]) * cell
         source = data + at["z"] * words["stride_z"] + at["y"] * words["stride_y"]
         zero_row(f, target, left * cell, lanes)
-        with f.when(inside, "inside"), f.loop("col", 0, right - left) as col:
+        with f.when(inside & dense, "copied"):
+            copy_row(f, target + left * cell, source, (right - left) * cell, lanes)
+        with f.when(inside & f.negate(dense), "inside"), f.loop("col", 0, right - left) as col:
             from_, to = source + col.index * words["stride_x"], target + (left + col.index) * cell
             with f.loop("c", 0, whole, lanes) as c:
                 f.store(f.load(from_ + c.index, vector_of(lanes)), to + c.index)

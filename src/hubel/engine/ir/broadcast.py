@@ -11,6 +11,7 @@ of such runs in one call: its weights stay in L1, and the pixels stream past.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import product
 
 from hubel.engine.ir.function import F32, I64, PTR, Function, Value, vector_of
 
@@ -25,8 +26,9 @@ def broadcast_tile(pixels: int, vectors: int, lanes: int) -> Function:
     In each run the first half (rounded up) lies at x, the others at x2, neighbours `apart` bytes from each other, and
     the next run's `run_x` bytes further. w: vectors·lanes weights a term, next to each other; offsets: for each term,
     in numbers, the pixels' place. to[p · to_pitch + lane] = (sums[p · pitch + lane] + total) + bias[lane], where minus
-    zeros change nothing; of the next run these lie run_sums and run_to further. Each run asks for `lines` lines more of
-    the weights at `next`, and with each term for the last pixel that the next run meets there.
+    zeros change nothing; of the next run these lie run_sums and run_to further. Each run asks for the lines
+    that it stores to, for `lines` lines more of the weights at `next`, and with each term for the last pixel that the
+    next run meets there.
     """
     pointers = [(n, PTR) for n in ("w", "x", "x2", "offsets", "sums", "sums2", "to", "to2", "bias", "next")]
     numbers = ("terms", "apart", "pitch", "to_pitch", "runs", "run_x", "run_sums", "run_to", "lines")
@@ -38,15 +40,18 @@ def broadcast_tile(pixels: int, vectors: int, lanes: int) -> Function:
         with f.loop("line", 0, f.arg("lines"), carry=[following]) as line:
             f.prefetch(line.carried[0])
             line.carry(line.carried[0] + 16)
+        for place, count in zip((to, to2), halves, strict=False):
+            for i, at in product(range(count), range(0, vectors * lanes, 16)):
+                f.prefetch(place + f.arg("to_pitch") * i + at, write=True)
         ahead = f.offset(x, f.arg("run_x") + f.arg("apart") * (pixels - 1), "i8", "ahead")
         totals = _totals(f, _places(f, [x, x2][: len(halves)], halves), ahead, pixels, vectors, lanes)
         biases = [f.load(f.arg("bias") + v * lanes, vector_of(lanes), f"bias_{v}") for v in range(vectors)]
-        at = iter(totals)
+        each = iter(totals)
         for before, target, count in zip((sums, sums2), (to, to2), halves, strict=False):
             for i in range(count):
                 before_i, target_i = before + f.arg("pitch") * i, target + f.arg("to_pitch") * i
                 for v, bias in enumerate(biases):
-                    total = f.load(before_i + v * lanes, vector_of(lanes)) + next(at)
+                    total = f.load(before_i + v * lanes, vector_of(lanes)) + next(each)
                     f.store(total + bias, target_i + v * lanes)
         x, x2 = (f.offset(place, f.arg("run_x"), "i8") for place in (x, x2))
         sums, sums2 = (place + f.arg("run_sums") for place in (sums, sums2))
