@@ -36,7 +36,7 @@ def training(networks: Sequence[str], rounds: int) -> tuple[list[Any], str]:
         x = torch.randn(TRAINING_BATCH, 3, TRAINING_SIZE, TRAINING_SIZE, generator=draw)
         labels = torch.randint(1000, (TRAINING_BATCH,), generator=draw)
         torch._dynamo.reset()
-        twins = {engine: _twin(net, x, *how) for engine, how in ENGINES.items()}
+        twins = {engine: twin(net, x, *how) for engine, how in ENGINES.items()}
         row: dict[str, Any] = {"target": name}
         first = {engine: _gradient(*twin[:3], labels) for engine, twin in twins.items()}
         for engine, found in first.items():
@@ -53,7 +53,7 @@ def training(networks: Sequence[str], rounds: int) -> tuple[list[Any], str]:
     return [record("training", rows)], text_of(rows, [])
 
 
-def _twin(net: nn.Module, x: Tensor, backend: str | None, last: bool) -> tuple[Any, nn.Module, Tensor]:
+def twin(net: nn.Module, x: Tensor, backend: str | None, last: bool) -> tuple[Any, nn.Module, Tensor]:
     twin: Any = copy.deepcopy(net)
     # The same dropout everywhere would need the same random numbers: none.
     for module in twin.modules():
