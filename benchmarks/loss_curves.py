@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from network_records import record, save
-from network_training import twin
+from network_training import ENGINES, twin
 from torch import Tensor, nn
 
 import hubel
@@ -27,13 +27,8 @@ from hubel.lab import conditions
 from hubel.lab.text_table import table
 
 BATCH, SIZE, RATE, WINDOW = 16, 64, 0.02, 20
-ENGINES: dict[str, tuple[str | None, bool]] = {
-    "torch": (None, False),
-    "torch channels-last": (None, True),
-    "hubel": ("hubel", False),
-    "hubel channels-last": ("hubel", True),
-}
 # What is held against what: torch's own gap, then Hubel's from each of torch's curves.
+CURVES = ("torch", "torch channels-last", "hubel", "hubel channels-last")
 PAIRS = (
     ("torch", "torch channels-last"),
     ("torch", "hubel"),
@@ -115,7 +110,7 @@ def main() -> None:
         drawn = torch.randperm(len(digits), generator=torch.Generator().manual_seed(seed))
         order = drawn.repeat(-(-given.steps * BATCH // len(digits)))[: given.steps * BATCH].view(given.steps, BATCH)
         images, labels = digits.images[order], digits.labels[order]
-        curves.append({engine: curve(given.network, engine, images, labels, seed) for engine in ENGINES})
+        curves.append({engine: curve(given.network, engine, images, labels, seed) for engine in CURVES})
         print(
             f"seed {seed}: {', '.join(f'{e} {smooth(losses)[-1]:.4f}' for e, losses in curves[-1].items())}", flush=True
         )

@@ -54,14 +54,15 @@ def training(networks: Sequence[str], rounds: int) -> tuple[list[Any], str]:
 
 
 def twin(net: nn.Module, x: Tensor, backend: str | None, last: bool) -> tuple[Any, nn.Module, Tensor]:
-    twin: Any = copy.deepcopy(net)
+    """What runs a copy of the network, the copy, and the input, as an engine of `ENGINES` has them."""
+    made: Any = copy.deepcopy(net)
     # The same dropout everywhere would need the same random numbers: none.
-    for module in twin.modules():
+    for module in made.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     if last:
-        twin, x = twin.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
-    return (torch.compile(twin, backend=backend) if backend else twin), twin, x
+        made, x = made.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
+    return (torch.compile(made, backend=backend) if backend else made), made, x
 
 
 def _gradient(run: Any, net: nn.Module, x: Tensor, labels: Tensor) -> Tensor:

@@ -36,8 +36,7 @@ def test_what_is_written_is_a_model_again(suffix: str, tmp_path: Path) -> None:
     assert f"agrees with {WRITERS[suffix].against} on random input" in str(written)
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
     loaded = resolve(str(path), networks={})
-    # A Session leaves the size of an image free where the network does.
-    assert loaded.input_shape == (None if loaded.frozen else SHAPE) and loaded.batch is None
+    assert loaded.input_shape == SHAPE and loaded.batch is None
     for n in (1, 4):
         x = torch.randn(n, *SHAPE)
         with torch.no_grad():

@@ -266,6 +266,28 @@ def test_attribution_of_a_trained_network_is_not_that_of_a_random_one() -> None:
     assert trained.arrays["grad_cam"].data.shape == (24, 16, 16) and trained.arrays["grad_cam"].data.min() >= 0
 
 
+class Heard(Found):
+    """The same, of a sound: its samples are laid out as an image on the way."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.view(len(x), 1, 16, 16))
+
+
+def test_attribution_of_a_sound_has_no_map_of_a_layer() -> None:
+    pytest.importorskip("captum")
+    torch.manual_seed(0)
+    images, _ = shapes(4)
+    seen, heard = Found(), Heard()
+    heard.load_state_dict(seen.state_dict())
+    of_image = inspect.attribution(seen, images)
+    of_sound = inspect.attribution(heard, images.flatten(2))
+    assert of_sound.status == "ok" and list(of_sound.arrays) == ["integrated"]
+    assert [item["reason"] for item in of_sound.uncovered] == ["its maps do not lie on the input"]
+    np.testing.assert_allclose(
+        of_sound.arrays["integrated"].data.reshape(1, 1, 16, 16), of_image.arrays["integrated"].data, atol=1e-6
+    )
+
+
 def test_without_captum_the_record_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "captum.attr", None)
     record = inspect.attribution(Found(), torch.randn(2, 1, 8, 8))

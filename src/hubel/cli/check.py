@@ -21,8 +21,8 @@ from hubel.cli.models import (
     Weights,
     any_batch,
     class_names,
-    image_shape,
     load,
+    picture_size,
     running,
 )
 from hubel.cli.terminal import Stages, console
@@ -58,14 +58,13 @@ def check(
     loaded = load(model, arch, weights, seed)
     if data is not None:
         any_batch(loaded)
-    shape = None if data is None else image_shape(loaded, input_size)
     with running(engine), Stages() as stages:
         found = run(
             loaded.network,
             data,
             preprocess=preprocessing(preprocess),
             classes=class_names(classes),
-            input_size=None if shape is None else (shape[1], shape[2]),
+            input_size=None if data is None else picture_size(loaded, input_size),
             output=output,
             select=select_,
             ignore=ignore_,

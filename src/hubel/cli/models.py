@@ -13,7 +13,6 @@ import typer
 
 from hubel import lab, zoo
 from hubel.cli.terminal import console
-from hubel.convert.frozen import Frozen
 from hubel.convert.models import RUN_WEIGHTS, Loaded, resolve
 from hubel.errors import DataError, ModelError, unknown
 from hubel.ops.override import enabled
@@ -62,9 +61,8 @@ def image_shape(loaded: Loaded, text: str | None) -> tuple[int, ...]:
         if len(sizes) == 3:
             return sizes[0], sizes[1], sizes[2]
         return _channels(loaded), sizes[0], sizes[-1]
-    if loaded.input_shape is not None and len(loaded.input_shape) == 3:
-        C, H, W = loaded.input_shape
-        return C, H, W
+    if loaded.input_shape is not None:
+        return loaded.input_shape
     if loaded.arch is not None:
         return _channels(loaded), *zoo.describe(loaded.arch).size
     shape = (_channels(loaded), *ASSUMED_SIZE)
@@ -79,7 +77,7 @@ def picture_size(loaded: Loaded, text: str | None) -> tuple[int, int]:
     shape = image_shape(loaded, text)
     if len(shape) != 3:
         raise ModelError(
-            f"A report on data shows images to the network. Received: {loaded.name}, which takes sounds of "
+            f"--data shows images to the network. Received: {loaded.name}, which takes sounds of "
             f"{'×'.join(map(str, shape))}. Leave --data out: its kernels need none."
         )
     return shape[1], shape[2]
@@ -140,15 +138,15 @@ def class_names(path: Path | None) -> list[str] | None:
 
 
 def _channels(loaded: Loaded) -> int:
-    """The input channels of the first convolution."""
-    if isinstance(loaded.network, Frozen) and loaded.network.channels:
-        return loaded.network.channels
+    """The input channels of the first convolution, or of what the file says."""
     for module in loaded.network.modules():
         if isinstance(module, torch.nn.modules.conv._ConvNd):
             return module.in_channels
     for name, parameter in loaded.network.named_parameters():
         if parameter.ndim >= 3 and name.endswith("weight"):  # an exported graph has no modules, only their weights
             return parameter.shape[1]
+    if loaded.input_shape is not None:
+        return loaded.input_shape[0]
     raise ModelError(
         f"The size of an image must be known, and {loaded.name} has no convolution to tell its channels. "
         "Received: no --input-size. Add it, as 3x224x224."

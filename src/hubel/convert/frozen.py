@@ -16,18 +16,11 @@ from hubel.ops.session import Session
 
 
 class Frozen(nn.Module):
-    """A Session as a module without parameters. channels: of an image, None where the network takes something else."""
+    """A Session as a module without parameters."""
 
     def __init__(self, session: Session) -> None:
         super().__init__()
         self.session = session
-        shape = self.shapes[0]
-        self.channels = shape[1] if len(shape) > 2 else None
-
-    @property
-    def shapes(self) -> list[tuple[int | None, ...]]:
-        """Of each input, None for every size that is free."""
-        return [given.shape for given in self.session.graph.inputs.values()]
 
     def forward(self, *inputs: Any) -> Any:
         return self.session(*inputs)
@@ -35,7 +28,9 @@ class Frozen(nn.Module):
 
 def read_frozen(path: Path) -> Exported:
     """The network of the file. ModelError if there is none or it is damaged; nothing in it is executed."""
-    require_file(path, "a network of a Session")
-    network = Frozen(Session.load(path))
-    batch, *image = network.shapes[0]
-    return Exported(network, None if None in image else tuple(size or 0 for size in image), batch)
+    require_file(path, "MODEL")
+    session = Session.load(path)
+    first = next(iter(session.graph.inputs.values()), None)
+    if first is None or not first.shape:
+        return Exported(Frozen(session), None, None)
+    return Exported(Frozen(session), first.example[1:] or None, first.shape[0])

@@ -4,7 +4,7 @@ From a file only these are believed. Tiles, offsets, strides and the arena are w
 whatever machine; there is no pickle and no code in it. Reading checks every operator, attribute, name and size against
 `OPERATORS`, and foreign operators against a list of `ops`; what does not fit is one `ModelError`, before anything runs.
 
-    {"schema": "hubel-graph/1", "inputs": {name: {"shape": [null, 3, ...], "dtype": "float32"}},
+    {"schema": "hubel-graph/1", "inputs": {name: {"shape": [null, 3, ...], "dtype": "float32", "example": [2, 3, ...]}},
      "nodes": [{"name", "op", "inputs": [...], "attributes": {...}}], "outputs": [...], "structure": ...}
 
 A Ref is written as {"ref": name}; a structure is a number (of an output), a list, a dict, or {"tuple": [...]}.
@@ -49,7 +49,10 @@ def write(path: str | os.PathLike[str], graph: Graph, structure: Any, encode: En
     ]
     document = {
         "schema": SCHEMA,
-        "inputs": {name: {"shape": list(i.shape), "dtype": i.dtype} for name, i in graph.inputs.items()},
+        "inputs": {
+            name: {"shape": list(i.shape), "dtype": i.dtype, "example": list(i.example)}
+            for name, i in graph.inputs.items()
+        },
         "nodes": nodes,
         "outputs": list(graph.outputs),
         "structure": _written_structure(structure),
@@ -112,7 +115,10 @@ def _input(given: Any) -> Input:
     shape = tuple(None if size is None else _size(size) for size in given["shape"])
     if given["dtype"] not in DTYPES or len(shape) > MOST_DIMENSIONS:
         raise ModelError(f"inputs are one of {', '.join(DTYPES)}. Received: {given['dtype']!r}.")
-    return Input(shape, given["dtype"])
+    example = tuple(_size(size) for size in given.get("example", ()))
+    if len(example) not in (0, len(shape)):
+        raise ModelError(f"an example has as many sizes as its input. Received: {len(example)} for {len(shape)}.")
+    return Input(shape, given["dtype"], example)
 
 
 def _node(given: Any, decode: Decode) -> Node:

@@ -64,10 +64,11 @@ class Node:
 
 @dataclass(frozen=True)
 class Input:
-    """shape: None where any size may come. dtype: as numpy writes it."""
+    """shape: None where any size may come. dtype: as numpy writes it. example: sizes that it takes, () if unknown."""
 
     shape: tuple[int | None, ...]
     dtype: str = "float32"
+    example: tuple[int, ...] = field(default=(), compare=False)
 
     def __str__(self) -> str:
         return f"{self.dtype}[{', '.join('?' if size is None else str(size) for size in self.shape)}]"

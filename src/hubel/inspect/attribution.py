@@ -68,7 +68,7 @@ def attribution(
             cam = LayerAttribution.interpolate(cam, size, interpolate_mode="bilinear")
             record.arrays["grad_cam"] = Array(cam[:, 0].detach().float().cpu().numpy())
         else:
-            reason = "no convolution module has maps to weigh" if x.ndim == 4 else "its maps do not lie on the input"
+            reason = "no convolution module has maps to weigh" if chosen is None else "its maps do not lie on the input"
             record.uncovered.append(Uncovered(target="grad_cam", reason=reason))
         gradients = IntegratedGradients(scored)
         found = gradients.attribute(x, baselines=baseline, target=best, n_steps=steps, internal_batch_size=len(x))

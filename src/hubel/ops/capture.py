@@ -61,8 +61,9 @@ class Capture:
         """A tensor that every call passes."""
         value = node.meta["val"]
         shape = tuple(size if isinstance(size, int) else None for size in value.shape)
+        example = tuple(size if isinstance(size, int) else size.node.hint for size in value.shape)
         self.names[node] = self.unique(node.name)
-        self.inputs[self.names[node]] = Input(shape, dtype_of(value))
+        self.inputs[self.names[node]] = Input(shape, dtype_of(value), () if None in example else example)
 
     def constant(self, name: str, tensor: Tensor | np.ndarray) -> str:
         """A tensor that is a part of the network."""

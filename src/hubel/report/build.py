@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from inspect import signature
 from typing import Any, Literal
 
 import torch
@@ -26,11 +27,6 @@ from hubel.report.story import Subject, right_and_wrong, story
 from hubel.report.text import duration
 
 _SHOWN_IMAGES = 2
-# What `hubel train` decided for a run's report, and the values of `build`'s arguments that leave it so.
-_DECIDED_BY_RUN: Mapping[str, Any] = {
-    "only": None, "profile": "quick", "time_budget": None, "input_size": None, "classes": None, "preprocess": "unit",
-    "output": None, "snapshots": None, "before": None, "images": None, "pictures": True, "blur": False,
-}  # fmt: skip
 # Made by `story`, of the pictured images, instead of by `look`.
 _TOLD = frozenset({"feature_maps", "one_number", "ablation"})
 
@@ -87,8 +83,8 @@ def build(
     """Run the analyses that a network and its images allow.
 
     net: any module; a TrainingRun gives the whole story of its training, and takes `data`, if it cannot be loaded again
-        by its name, and `progress` only. data: see `hubel.data.load`; None: what the
-        weights alone tell.
+        by its name, and `progress` only.
+    data: see `hubel.data.load`; None: what the weights alone tell.
     name: for the title; weights: "random" if they are, and the title says so; only: keys of `hubel.inspect.ANALYSES`.
     profile: how much is looked at: "quick" or "full". time_budget: seconds after which nothing more is
         begun. preprocess: "unit" (pixels from 0 to 1), "imagenet" (its mean and deviation), or what makes the network's
@@ -107,7 +103,7 @@ def build(
         _refuse_for_run(
             only=only, profile=profile, time_budget=time_budget, input_size=input_size, classes=classes,
             preprocess=preprocess, output=output, snapshots=snapshots, before=before, images=images, pictures=pictures,
-            blur=blur,
+            blur=blur, seed=seed,
         )  # fmt: skip
         return document_of(net, progress=progress, data=data)
     if not isinstance(net, nn.Module):
@@ -169,7 +165,8 @@ def build(
 
 def _refuse_for_run(**given: Any) -> None:
     """ModelError if one of these arguments of `build` asks for another report than the run's own."""
-    asked = [name for name, value in given.items() if value != _DECIDED_BY_RUN[name]]
+    defaults = signature(build).parameters
+    asked = [name for name, value in given.items() if value != defaults[name].default]
     if asked:
         options = ["--no-images" if name == "pictures" else f"--{name.replace('_', '-')}" for name in asked]
         raise ModelError(
