@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from network_peers import ALONE
 from network_records import record
 from networks import TRAINING_BATCH, TRAINING_SIZE, text_of
 from torch import Tensor, nn
@@ -62,7 +63,7 @@ def twin(net: nn.Module, x: Tensor, backend: str | None, last: bool) -> tuple[An
             module.p = 0.0
     if last:
         made, x = made.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
-    return (torch.compile(made, backend=backend) if backend else made), made, x
+    return (torch.compile(made, backend=backend, **ALONE) if backend else made), made, x
 
 
 def _gradient(run: Any, net: nn.Module, x: Tensor, labels: Tensor) -> Tensor:

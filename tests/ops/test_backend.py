@@ -194,7 +194,22 @@ def test_channels_last_networks_keep_their_strides() -> None:
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 1)).eval()
     net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     fused = torch.compile(net, backend="hubel", fullgraph=True)
-    check(net, fused, X.to(memory_format=torch.channels_last))
+    with ran() as networks:
+        check(net, fused, X.to(memory_format=torch.channels_last))
+        check(net, fused, X.to(memory_format=torch.channels_last))
+    # Their weights are watched as any others are.
+    assert len(networks) == 2
+    assert networks[0].network is networks[1].network
+
+
+def test_an_input_in_another_layout_is_fused_too() -> None:
+    """torch then passes the strides that have differed as numbers, which nothing reads."""
+    net = ready("residual")
+    fused = torch.compile(net, backend="hubel", fullgraph=True)
+    with ran() as networks:
+        check(net, fused, X[:1])
+        check(net, fused, X[:1].to(memory_format=torch.channels_last))
+    assert len(networks) == 2
 
 
 def test_what_a_call_computes_as_weights_is_hubels_too() -> None:

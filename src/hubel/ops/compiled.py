@@ -23,7 +23,9 @@ from hubel.ops import accuracy, weights
 from hubel.ops.capture import Capture, array_of, convert, dtype_of, graph_of
 from hubel.ops.foreign import TorchHost
 from hubel.ops.log import count_native
+from hubel.ops.sampled import Samples
 from hubel.ops.session import Calls
+from hubel.ops.weights import is_dense
 
 # Whoever wants to know which compiled networks run, and on what (`hubel.plan`).
 listeners: list[Callable[[Compiled, list[Tensor]], None]] = []
@@ -43,7 +45,8 @@ class Compiled:
         for i, node in enumerate(placeholders):
             value = node.meta.get("val")
             if not isinstance(value, Tensor):
-                symbols.append((node, value))
+                # torch also passes numbers that nothing reads: an input's strides, once they have differed.
+                symbols += [(node, value)] if node.users else []
             elif i in static and all(isinstance(size, int) for size in value.shape):
                 name = capture.constant(node.name, _nothing(value))
                 capture.names[node] = name
@@ -93,7 +96,7 @@ class Compiled:
         """Whether the weights are those that were folded and packed, under the accuracy that holds now."""
         if state.generation != weights._generation or state.calls.network.policy != accuracy.policy(1):
             return False
-        return all(w.unchanged(given[i]) for w, i in zip(state.watched, self._static.values(), strict=True))
+        return state.watched.unchanged([given[i] for i in self._static.values()])
 
     def _renewed(self, given: Sequence[Any]) -> _State:
         with self._lock:
@@ -101,7 +104,7 @@ class Compiled:
                 return self._state  # another thread was here first
             # Read before folding: a write in the meantime then shows as a difference.
             generation = weights._generation
-            watched = [_Watched(given[i]) for i in self._static.values()]
+            watched = _Watched([given[i] for i in self._static.values()])
             constants = dict(self._graph.constants)
             constants |= {name: array_of(given[i]) for name, i in self._static.items()}
             graph = Graph(self._graph.inputs, constants, self._graph.nodes, self._graph.outputs)
@@ -117,27 +120,27 @@ class _State:
     """A network and what its weights were: exchanged as one, for several threads may be calling."""
 
     calls: Calls
-    watched: list[_Watched]
+    watched: _Watched
     generation: int
 
 
 class _Watched:
-    """What a weight was when it was last read."""
+    """What the weights were when they were last read."""
 
-    __slots__ = ("pointer", "sample", "values", "version")
+    def __init__(self, weights: Sequence[Tensor]) -> None:
+        self._pointers = [w.data_ptr() for w in weights]
+        # Inference tensors have no version, and of what does not lie dense in memory no sample is taken.
+        known = all(not w.is_inference() and is_dense(w) for w in weights)
+        self._versions = [w._version for w in weights] if known else []
+        self._samples = Samples(weights) if known else None
 
-    def __init__(self, w: Tensor) -> None:
-        self.pointer = w.data_ptr()
-        self.version = -1 if w.is_inference() else w._version
-        dense = w.is_contiguous() and w.numel() > 0 and w.dim() > 0
-        self.values = weights._sampled(w) if dense else None
-        self.sample = self.values.tobytes() if self.values is not None else b""
-
-    def unchanged(self, w: Tensor) -> bool:
-        if w.data_ptr() != self.pointer or w.is_inference() or w._version != self.version:
+    def unchanged(self, weights: Sequence[Tensor]) -> bool:
+        if self._samples is None or any(map(Tensor.is_inference, weights)):
             return False
-        # Last: the memory may be read only if it is still the weight's.
-        return self.values is not None and self.values.tobytes() == self.sample
+        if list(map(Tensor.data_ptr, weights)) != self._pointers or [w._version for w in weights] != self._versions:
+            return False
+        # Last: the memory may be read only if it is still the weights'.
+        return self._samples.unchanged()
 
 
 def _nothing(like: Tensor) -> np.ndarray:

@@ -197,7 +197,11 @@ def may_be_kept(w: Tensor) -> bool:
     """Whether `w` is a weight whose packed form may be kept from call to call."""
     if not (isinstance(w, nn.Parameter) or _is_persistent_buffer(w)) or w.is_inference():
         return False
-    # Sampling walks the memory from the first element to the last: it must be the weight's, all of it.
+    return is_dense(w)
+
+
+def is_dense(w: Tensor) -> bool:
+    """Whether all memory from the first element to the last is the weight's, in any order: sampling walks through it."""
     last = sum((size - 1) * stride for size, stride in zip(w.shape, w.stride(), strict=True))
     return last + 1 == w.numel() and 0 not in w.stride()
 
@@ -216,12 +220,16 @@ def _sampled(w: Tensor) -> memoryview | np.ndarray:
     """
     numbers, rows = w.numel(), w.shape[0]
     memory: Any = (ctypes.c_char * (w.element_size() * numbers)).from_address(w.data_ptr())
+    step = picked(numbers, rows)
+    return memoryview(memory) if step == 1 else np.frombuffer(memory, dtype=f"i{w.element_size()}")[::step]
+
+
+def picked(numbers: int, rows: int) -> int:
+    """Every how many-th of a weight's numbers is compared: each where they are few, some of every output channel else."""
     if numbers <= _COMPARED_WHOLE:
-        return memoryview(memory)
-    row = numbers // rows
+        return 1
     # One less than a row (or than the rows between two samples), so that it is not always the same tap of the kernel.
-    step = max(1, row * -(-rows // _MOST_ROWS) - 1)
-    return np.frombuffer(memory, dtype=f"i{w.element_size()}")[::step]
+    return max(1, numbers // rows * -(-rows // _MOST_ROWS) - 1)
 
 
 def _optimizer_stepped(*_: object) -> None:
