@@ -13,7 +13,7 @@ from math import prod
 from types import ModuleType
 
 from hubel.engine.algorithms import ALGORITHMS
-from hubel.engine.algorithms.geometry import one_image
+from hubel.engine.algorithms.geometry import of_usual_batch
 from hubel.engine.ir.storage import POINTERS
 from hubel.engine.machine import Machine
 from hubel.engine.plan import Plan, Refusal
@@ -81,23 +81,27 @@ def _alone(plan: Plan) -> list[Plan]:
 
 
 def _order(problem: Problem, machine: Machine, policy: Policy) -> str:
-    """The order of summation. A weight gradient is a sum over the images, too: there the batch belongs to it."""
+    """The order of summation, whatever batch the problem has: that which is the cheapest for the usual one on one
+    thread. A weight gradient is a sum over the images, too: there the batch belongs to it.
+    """
     if problem.direction is not Direction.WEIGHT_GRADIENT:
-        problem = one_image(problem)
+        problem = of_usual_batch(problem)
     answers = _answers(problem, machine, replace(policy, threads=1))
     return min((answer for answer in answers if isinstance(answer, Plan)), key=lambda plan: plan.cost).order
 
 
 @lru_cache(maxsize=1024)
 def _answers(problem: Problem, machine: Machine, policy: Policy) -> tuple[Plan | Refusal, ...]:
-    """What every algorithm says. Kept, for a problem of one image on one thread is asked for its order, too."""
+    """What every algorithm says. Kept, for a problem of the usual batch on one thread is asked for its order, too."""
     return tuple(_asked(algorithm, problem, machine, policy) for algorithm in ALGORITHMS.values())
 
 
 def _why_not(plan: Plan, best: Plan) -> str:
     if plan.order == best.order:
         return f"{plan.cost / best.cost:.2f} times the cost of {best.algorithm}"
-    return f"{best.algorithm} costs less for one image on one thread, and a batch has the same bits"
+    images = of_usual_batch(best.problem).spec.batch
+    usual = "one image" if images == 1 else f"{images} images"
+    return f"{best.algorithm} costs less for {usual} on one thread, and any batch has the same bits"
 
 
 def _asked(algorithm: ModuleType, problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusal:

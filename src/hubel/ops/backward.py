@@ -20,6 +20,8 @@ from hubel.ops.weights import one_of, packed
 
 FLOAT = torch.float32
 Gradients: TypeAlias = tuple[Tensor | None, Tensor | None, Tensor | None]
+# What is left of the last gradient that had to be rearranged: one for all layers, as large as the largest.
+_spares: list[Tensor] = []
 Backward: TypeAlias = Callable[[Tensor, Tensor, Tensor], Gradients]
 
 
@@ -110,7 +112,7 @@ def _weight_gradient(
     """
     spec, transposed = asked.spec, asked.transposed
     strict = accuracy.policy(threads).accuracy == "strict"
-    shape = tuple(w.shape)
+    shape, w_numbers = tuple(w.shape), w.numel()
     plain = strides_of(shape, torch.contiguous_format)
     dtype = dy.dtype
     problem = Problem(spec, Direction.WEIGHT_GRADIENT, wants_b and not transposed, STORED[dtype])
@@ -120,7 +122,8 @@ def _weight_gradient(
     rearranged = any(n > 1 and s != p for n, s, p in zip(shape, strides, plain, strict=True)) or dtype != FLOAT
 
     def run(dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        dw = empty(shape, plain if rearranged else strides, FLOAT)
+        spare = _spare(w_numbers) if rearranged else None
+        dw = spare[:w_numbers].view(shape) if spare is not None else empty(shape, strides, FLOAT)
         db = empty((spec.out_channels,), (1,), FLOAT) if problem.bias else None
         read, gradient = (dy, with_zeros(x, asked)) if transposed else (x, dy)
         invocation(read.data_ptr(), gradient.data_ptr(), 0 if db is None else db.data_ptr(), dw.data_ptr(), threads)
@@ -130,9 +133,20 @@ def _weight_gradient(
             dw = torch_convolution_backward(dy, x, like_w, None, *config, (False, True, False))[1]
         elif rearranged:
             dw = empty(shape, strides, dtype).copy_(dw)
+        if spare is not None:
+            _spares[:] = [spare]
         return dw, db if db is None else db.to(dtype)
 
     return run
+
+
+def _spare(numbers: int) -> Tensor:
+    """Room for so many float32 numbers that was in use before, if there is any: new pages would be faulted in."""
+    try:
+        found = _spares.pop()
+    except IndexError:
+        found = empty((0,), (1,), FLOAT)
+    return found if found.numel() >= numbers else empty((numbers,), (1,), FLOAT)
 
 
 def _bias_gradient(dy: Tensor, threads: int) -> Callable[[Tensor], Tensor]:

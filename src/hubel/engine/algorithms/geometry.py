@@ -19,6 +19,8 @@ from hubel.engine.spec import ConvSpec
 from hubel.engine.window import Axis
 
 Axes = tuple[Axis, Axis, Axis]
+# The batch that training is taken to have where a choice may not depend on it.
+TRAINING_BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,20 @@ class Sum:
 
 def one_image(problem: Problem) -> Problem:
     """The problem without its batch."""
-    return replace(problem, spec=replace(problem.spec, batch=1))
+    return _of_batch(problem, 1)
+
+
+def of_usual_batch(problem: Problem) -> Problem:
+    """The problem with the batch that an order of summation is chosen for, whatever batch it has: one image, as networks
+    are used; some images for input gradients, which are there for training. (With strides they may be transposed
+    convolutions, which run one image, too.)
+    """
+    trains = problem.direction is Direction.INPUT_GRADIENT and set(problem.spec.stride) == {1}
+    return _of_batch(problem, TRAINING_BATCH if trains else 1)
+
+
+def _of_batch(problem: Problem, images: int) -> Problem:
+    return replace(problem, spec=replace(problem.spec, batch=images))
 
 
 def three(sizes: tuple[int, ...], fill: int) -> tuple[int, int, int]:

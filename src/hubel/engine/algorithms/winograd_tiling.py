@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from hubel.engine.algorithms.geometry import Sum, one_image
+from hubel.engine.algorithms.geometry import Sum, of_usual_batch
 from hubel.engine.algorithms.tiling import rows_that_fit, step_cycles
 from hubel.engine.algorithms.winograd_forms import Form, allowed, whole
 from hubel.engine.algorithms.winograd_kernels import row_counts
@@ -77,10 +77,10 @@ class Cut:
 
 @lru_cache(maxsize=4096)
 def cut(problem: Problem, machine: Machine, policy: Policy) -> Cut:
-    """The cheapest cut of a problem that may have some form. The form is that which is best for one image on one
-    thread, in planes: it may not depend on the batch."""
-    alone = replace(one_image(problem), layout="planes")
-    form = min(allowed(problem, policy), key=lambda form: _Counting(form, alone, machine).best(1).cycles)
+    """The cheapest cut of a problem that may have some form. The form is that which is best for the usual batch
+    on one thread, in planes: it may not depend on the batch."""
+    usual = replace(of_usual_batch(problem), layout="planes")
+    form = min(allowed(problem, policy), key=lambda form: _Counting(form, usual, machine).best(1).cycles)
     return _Counting(form, problem, machine).best(policy.threads)
 
 
