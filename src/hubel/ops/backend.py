@@ -19,6 +19,7 @@ from torch.fx import GraphModule
 from hubel.errors import HubelError, unknown
 from hubel.ops import library
 from hubel.ops.compiled import Compiled
+from hubel.ops.in_place import write_in_place
 
 # What `options=` of torch.compile may hold, and its default: fuse=False runs inference graphs as those of training.
 OPTIONS: dict[str, object] = {"fuse": True}
@@ -56,7 +57,7 @@ def hubel(
     from torch._dynamo.backends.common import aot_autograd
 
     infer = _fused if chosen["fuse"] else _replace
-    return aot_autograd(fw_compiler=_replace, bw_compiler=_replace, inference_compiler=infer)(graph, inputs)
+    return aot_autograd(fw_compiler=_forward, bw_compiler=_replace, inference_compiler=infer)(graph, inputs)
 
 
 def _fused(graph: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
@@ -76,12 +77,22 @@ def _fused(graph: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
     return run
 
 
-def _replace(graph: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-    """The graph of basic operators with Hubel's in place of torch's convolutions."""
+def _forward(graph: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+    """The forward graph of a training step: what it returns beyond the network's own is kept for the backward graph."""
+    context = TracingContext.try_get()
+    metadata = context.fw_metadata if context is not None else None
+    return _replace(graph, inputs, metadata.num_forward_returns if metadata is not None else None)
+
+
+def _replace(graph: GraphModule, inputs: Sequence[Any], returned: int | None = None) -> Callable[..., Any]:
+    """The graph of basic operators with Hubel's in place of torch's convolutions, written in place where nobody can
+    tell. returned: how many outputs leave the graph; None: all.
+    """
     from functorch.compile import make_boxed_func  # pyright: ignore[reportPrivateImportUsage]
 
     for node in graph.graph.nodes:
         if node.op == "call_function" and node.target in REPLACED:
             node.target = REPLACED[node.target]
+    write_in_place(graph.graph, returned)
     graph.recompile()
     return make_boxed_func(graph.forward)
