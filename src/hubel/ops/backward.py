@@ -82,6 +82,8 @@ def _input_gradient(
         problem = Problem(asked.spec, Direction.INPUT_GRADIENT, dtype=stored)
         places = whole_strides, w.stride(), dy.stride()
     invocation = invocation_of(problem, places, threads)
+    if (invocation.plan.algorithm, invocation.plan.problem.layout) == ("direct", "channels_last"):
+        return _through_planes(dy, x, w, asked, strides, threads)
     key, packs = one_of(invocation.packing_key), invocation.packed_bytes > 0
 
     def run(dy: Tensor, w: Tensor) -> Tensor:
@@ -92,6 +94,22 @@ def _input_gradient(
             # The zeros behind the input have gradients too, which nobody asked for.
             dx = empty(shape, strides, dtype).copy_(dx[tuple(slice(n) for n in shape)])
         return dx
+
+    return run
+
+
+def _through_planes(
+    dy: Tensor, x: Tensor, w: Tensor, asked: Request, strides: Strides, threads: int
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """dx = f(dy, w) of channels-last tensors, in planes in between: `direct` would gather every number of dy once for
+    each tap and channel (ConvNeXt's stem: 41 ms, through planes 16; Zen 4).
+    """
+    shape, dtype = tuple(x.shape), dy.dtype
+    planes = strides_of(shape, torch.contiguous_format)
+    in_planes = _input_gradient(dy.contiguous(), x, w, asked, planes, threads)
+
+    def run(dy: Tensor, w: Tensor) -> Tensor:
+        return empty(shape, strides, dtype).copy_(in_planes(dy.contiguous(), w))
 
     return run
 
