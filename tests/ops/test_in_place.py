@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hubel.ops import backend, in_place
+from hubel.ops.max_pool import max_pool2d_with_indices
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 X = torch.randn(2, 3, 9, 9, generator=torch.Generator().manual_seed(3))
@@ -110,3 +111,16 @@ def test_a_users_own_tensors_are_never_written(written: list) -> None:
         torch.compile(Sum(), backend="hubel", options={"fuse": False})(x)
     assert torch.equal(x, X)
     assert written == [["aten.add_.Tensor"]], "relu(x) has memory of its own; the sum may take it"
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 9, 9), (2, 17, 9, 8), (17, 9, 8)], ids=str)
+@pytest.mark.parametrize("how", [((2, 2),), ((3, 3), (2, 2), (1, 1)), ((2, 2), (2, 2), (0, 0), (1, 1), True)], ids=str)
+def test_max_pooling_is_torchs(shape: tuple[int, ...], how: tuple) -> None:
+    torch.manual_seed(0)
+    # Equal numbers: the first of them counts.
+    x = torch.randint(-3, 3, shape).float()
+    for given in (x, x.flip(-1).transpose(-1, -2), x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x):
+        for ours, theirs in zip(
+            max_pool2d_with_indices(given, *how), torch.ops.aten.max_pool2d_with_indices(given, *how), strict=True
+        ):
+            assert torch.equal(ours, theirs) and ours.stride() == theirs.stride()

@@ -4,7 +4,7 @@ torch captures the network and traces it down to its basic operators. A graph fo
 (`compiled`): batch norms folded, activations, sums and concatenations fused, one arena, as few parallel regions as can
 be; what it does not know runs as torch's own operator in place. In a graph for training every convolution, and every
 convolution's gradient, becomes the operator `hubel::convolution` or `hubel::convolution_backward`, and all other nodes
-run as torch's own. Nothing process-wide is switched.
+run as torch's own, in place where nobody can tell (`in_place`). Nothing process-wide is switched.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ from hubel.errors import HubelError, unknown
 from hubel.ops import library
 from hubel.ops.compiled import Compiled
 from hubel.ops.in_place import write_in_place
+from hubel.ops.max_pool import max_pool2d_with_indices
 
 # What `options=` of torch.compile may hold, and its default: fuse=False runs inference graphs as those of training.
 OPTIONS: dict[str, object] = {"fuse": True}
-
+# What runs in place of torch's operators in graphs that are not fused.
 REPLACED = {
+    torch.ops.aten.max_pool2d_with_indices.default: max_pool2d_with_indices,
     torch.ops.aten.convolution.default: library.convolution,
     torch.ops.aten.convolution_backward.default: library.convolution_backward,
 }
@@ -85,7 +87,7 @@ def _forward(graph: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
 
 
 def _replace(graph: GraphModule, inputs: Sequence[Any], returned: int | None = None) -> Callable[..., Any]:
-    """The graph of basic operators with Hubel's in place of torch's convolutions, written in place where nobody can
+    """The graph of basic operators with `REPLACED` in place of torch's, written in place where nobody can
     tell. returned: how many outputs leave the graph; None: all.
     """
     from functorch.compile import make_boxed_func  # pyright: ignore[reportPrivateImportUsage]

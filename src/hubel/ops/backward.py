@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import TypeAlias
 
 import torch
@@ -20,6 +21,8 @@ from hubel.ops.weights import one_of, packed
 
 FLOAT = torch.float32
 Gradients: TypeAlias = tuple[Tensor | None, Tensor | None, Tensor | None]
+# From so many sums on torch's copies into planes and back take less than gathering (with 4 they take as much).
+_MANY_SUMS = 9
 # What is left of the last gradient that had to be rearranged: one for all layers, as large as the largest.
 _spares: list[Tensor] = []
 Backward: TypeAlias = Callable[[Tensor, Tensor, Tensor], Gradients]
@@ -82,7 +85,8 @@ def _input_gradient(
         problem = Problem(asked.spec, Direction.INPUT_GRADIENT, dtype=stored)
         places = whole_strides, w.stride(), dy.stride()
     invocation = invocation_of(problem, places, threads)
-    if (invocation.plan.algorithm, invocation.plan.problem.layout) == ("direct", "channels_last"):
+    gathers = (invocation.plan.algorithm, invocation.plan.problem.layout) == ("direct", "channels_last")
+    if gathers and prod(asked.spec.stride) >= _MANY_SUMS:
         return _through_planes(dy, x, w, asked, strides, threads)
     key, packs = one_of(invocation.packing_key), invocation.packed_bytes > 0
 
@@ -101,8 +105,8 @@ def _input_gradient(
 def _through_planes(
     dy: Tensor, x: Tensor, w: Tensor, asked: Request, strides: Strides, threads: int
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """dx = f(dy, w) of channels-last tensors, in planes in between: `direct` would gather every number of dy once for
-    each tap and channel (ConvNeXt's stem: 41 ms, through planes 16; Zen 4).
+    """dx = f(dy, w) of channels-last tensors, in planes in between: `direct` would gather the numbers of dy once for
+    each of the sums that the stride makes of it (16 for ConvNeXt's stem: 40 ms, through planes 19; Zen 4).
     """
     shape, dtype = tuple(x.shape), dy.dtype
     planes = strides_of(shape, torch.contiguous_format)

@@ -30,8 +30,7 @@ _TO = {
 # Whose results are memory of their own, nobody else's.
 _MAKERS = {
     *_OVER, *_TO, library.convolution, library.convolution_backward, _aten._native_batch_norm_legit_functional.default,
-    _aten.native_batch_norm_backward.default, _aten.max_pool2d_with_indices.default,
-    _aten.max_pool2d_with_indices_backward.default,
+    _aten.native_batch_norm_backward.default, _aten.max_pool2d_with_indices_backward.default,
 }  # fmt: skip
 
 
