@@ -253,8 +253,8 @@ def test_kernels_as_text() -> None:
 
 
 @given(problems(), st.sampled_from(["strict", "default"]), st.sampled_from(["haswell", "skylake-avx512"]))
-def test_the_order_of_summation_is_that_of_one_image_on_one_thread(problem: Problem, accuracy: str, name: str) -> None:
-    """So that an image has the same bits in every batch, on any number of threads."""
+def test_the_order_of_summation_depends_neither_on_the_batch_nor_on_threads(problem: Problem, accuracy: str, name: str) -> None:
+    """So that an image has the same bits in every batch, on any number of them."""
     if problem.direction is Direction.WEIGHT_GRADIENT:
         return
     machine = Machine.named(name)
