@@ -39,8 +39,8 @@ def written(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[str]]]:
     """The in-place operators of every graph that was compiled."""
     found: list[list[str]] = []
 
-    def spy(graph: Any, returned: int | None = None) -> None:
-        in_place.write_in_place(graph, returned)
+    def spy(graph: Any) -> None:
+        in_place.write_in_place(graph)
         found.append([str(n.target) for n in graph.nodes if "_." in str(n.target) or "grad_input" in str(n.target)])
 
     torch._dynamo.reset()

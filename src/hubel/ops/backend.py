@@ -3,8 +3,9 @@
 torch captures the network and traces it down to its basic operators. A graph for inference becomes a network of ours
 (`compiled`): batch norms folded, activations, sums and concatenations fused, one arena, as few parallel regions as can
 be; what it does not know runs as torch's own operator in place. In a graph for training every convolution, and every
-convolution's gradient, becomes the operator `hubel::convolution` or `hubel::convolution_backward`, and all other nodes
-run as torch's own, in place where nobody can tell (`in_place`). Nothing process-wide is switched.
+convolution's gradient, becomes the operator `hubel::convolution` or `hubel::convolution_backward`, batch norms of channels-last tensors take the
+activations behind them along (`batch_norm`), and all other nodes run as torch's own, in place where nobody can tell
+(`in_place`). Nothing process-wide is switched.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from torch.fx import GraphModule
 
 from hubel.errors import HubelError, unknown
 from hubel.ops import library
+from hubel.ops.batch_norm import fuse_batch_norms
 from hubel.ops.compiled import Compiled
-from hubel.ops.in_place import write_in_place
+from hubel.ops.in_place import keep_clipped, write_in_place
 from hubel.ops.max_pool import max_pool2d_with_indices
 
 # What `options=` of torch.compile may hold, and its default: fuse=False runs inference graphs as those of training.
@@ -95,6 +97,10 @@ def _replace(graph: GraphModule, inputs: Sequence[Any], returned: int | None = N
     for node in graph.graph.nodes:
         if node.op == "call_function" and node.target in REPLACED:
             node.target = REPLACED[node.target]
-    write_in_place(graph.graph, returned)
+    (output,) = (node for node in graph.graph.nodes if node.op == "output")
+    # What else the graph gives is kept for the backward graph.
+    keep_clipped(graph.graph, leaving=set(output.args[0][:returned]))
+    fuse_batch_norms(graph.graph)
+    write_in_place(graph.graph)
     graph.recompile()
     return make_boxed_func(graph.forward)

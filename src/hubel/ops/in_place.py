@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from hubel.ops import library
+from hubel.ops.batch_norm import batch_norm, batch_norm_backward
 
 _aten = torch.ops.aten
 # Operators with a form that writes over the first argument, and those that can be told where to write.
@@ -29,26 +30,42 @@ _TO = {
 }
 # Whose results are memory of their own, nobody else's.
 _MAKERS = {
-    *_OVER, *_TO, library.convolution, library.convolution_backward, _aten._native_batch_norm_legit_functional.default,
+    *_OVER, *_TO, batch_norm, batch_norm_backward, library.convolution, library.convolution_backward, _aten._native_batch_norm_legit_functional.default,
     _aten.native_batch_norm_backward.default, _aten.max_pool2d_with_indices_backward.default,
 }  # fmt: skip
 
 
-def write_in_place(graph: Graph, returned: int | None = None) -> None:
-    """Have operators write in place where nobody can tell. returned: how many of the graph's outputs leave it (None:
-    all); the others are kept for the backward graph.
+def keep_clipped(graph: Graph, leaving: set[Node]) -> None:
+    """Keep hardtanh's results for the backward graph where its arguments, or copies of them, are kept: its gradient asks
+    where they lay within the bounds, and results lie there just where arguments do. leaving: nodes that the graph
+    returns to its caller.
     """
     (output,) = (node for node in graph.nodes if node.op == "output")
-    results = output.args[0] if isinstance(output.args[0], tuple | list) else [output.args[0]]
-    leaving = {node for node in results[:returned] if isinstance(node, Node)}
+    for node in list(graph.nodes):
+        if node.target is not _aten.hardtanh.default:
+            continue
+        given = node.args[0]
+        copies = [user for user in given.users if user.target is _aten.clone.default and set(user.users) == {output}]
+        if set(given.users) - {node, output, *copies}:
+            continue
+        for kept in (given, *copies):
+            if output in kept.users and kept not in leaving:
+                output.replace_input_with(kept, node)
+        for copy in copies:
+            if not copy.users:
+                graph.erase_node(copy)
+
+
+def write_in_place(graph: Graph) -> None:
+    """Have operators write in place where nobody can tell."""
     for node in graph.nodes:
         if node.target not in _OVER and node.target not in _TO:
             continue
         first, *others = node.args
-        if node.target is _aten.add.Tensor and not node.kwargs and not _may_keep(first, node, output, leaving):
+        if node.target is _aten.add.Tensor and not node.kwargs and not _may_keep(first, node):
             # The sum is the same in the other order.
             first, others = others[0], [first]
-        if not _may_keep(first, node, output, leaving):
+        if not _may_keep(first, node):
             continue
         node.args = (first, *others)
         if node.target in _OVER:
@@ -57,9 +74,9 @@ def write_in_place(graph: Graph, returned: int | None = None) -> None:
             node.target, node.kwargs = _TO[node.target], {"grad_input": first}
 
 
-def _may_keep(given: Any, node: Node, output: Node, leaving: set[Node]) -> bool:
+def _may_keep(given: Any, node: Node) -> bool:
     """Whether `node` may write its result over `given`."""
-    return _made_here(given) and _alike(given, node) and _last_read(given, node, output, leaving)
+    return _made_here(given) and _alike(given, node) and _last_read(given, node)
 
 
 def _made_here(value: Any) -> bool:
@@ -80,12 +97,8 @@ def _alike(given: Node, result: Node) -> bool:
     )
 
 
-def _last_read(given: Node, node: Node, output: Node, leaving: set[Node]) -> bool:
-    """Whether nobody but `node` reads `given`, or nobody who could tell the difference."""
+def _last_read(given: Node, node: Node) -> bool:
+    """Whether nobody but `node` reads `given`, and reads it once."""
     if sum(argument is given for argument in node.args) != 1:
         return False
-    if set(given.users) == {node}:
-        return True
-    # It is kept for hardtanh's gradient, which asks where it was within the bounds: there the result is, too.
-    bounded = node.target is _aten.hardtanh.default and set(given.users) == {node, output}
-    return bounded and given not in leaving
+    return set(given.users) == {node}

@@ -1,0 +1,144 @@
+"""Batch norms of training graphs, with the activations that follow them, on kernels of our own.
+
+    y, mean, spread, running mean, running variance = batch_norm(x, weight, bias, …)
+    dx, dweight, dbias = batch_norm_backward(dy, x, weight, …)
+
+For channels-last tensors of float32 (`engine.between.batch_norm`). In the forward graph the activation disappears; in
+the backward graph its gradient does, which is made of y on the way. `fuse_batch_norms` finds both.
+"""
+
+from __future__ import annotations
+
+import operator
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.fx import Graph, Node
+
+from hubel.engine.between.batch_norm import batch_norm_gradients, batch_normed, fits
+from hubel.engine.between.work import CHUNK, Work
+from hubel.engine.threads import Block, launch
+from hubel.ops import accuracy
+
+_aten = torch.ops.aten
+_NORM = _aten._native_batch_norm_legit_functional.default
+_NORM_BACKWARD = _aten.native_batch_norm_backward.default
+# Activations: the operator with its further arguments, and that of its gradient with those behind y.
+_ACTIVATIONS: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
+    "relu": ((_aten.relu.default,), (_aten.threshold_backward.default, 0)),
+    "relu6": ((_aten.hardtanh.default, 0.0, 6.0), (_aten.hardtanh_backward.default, 0.0, 6.0)),
+}
+
+
+def batch_norm(
+    x: Tensor, w: Tensor, b: Tensor, mean: Tensor, variance: Tensor, momentum: float, eps: float, activation: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """`aten::_native_batch_norm_legit_functional` in training, then the activation: relu, relu6, or none ("")."""
+    if not _lies(x):
+        y, *rest = _NORM(x, w, b, mean, variance, True, momentum, eps)
+        return (_applied(activation, y), *rest)  # type: ignore[return-value]
+    channels = x.shape[1]
+    y, given, found = torch.empty_like(x), torch.stack((w, b, mean, variance)), x.new_empty(4, channels)
+    addresses = np.array([given.data_ptr(), found.data_ptr()])
+    _run(_forward(x.numel() // channels, channels, eps, momentum, activation), x, addresses, 0, y)
+    return (y, *found.unbind())  # type: ignore[return-value]
+
+
+def batch_norm_backward(
+    dy: Tensor, x: Tensor, w: Tensor, mean: Tensor, spread: Tensor, y: Tensor | None, activation: str, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`aten::native_batch_norm_backward` of the gradient that the activation lets through where y is its output."""
+    if not (_lies(x) and _lies(dy) and (y is None or _lies(y))):
+        if activation:
+            _, (gradient, *further) = _ACTIVATIONS[activation]
+            dy = gradient(dy, y, *further)
+        return _NORM_BACKWARD(dy, x, w, None, None, mean, spread, True, eps, [True, True, True])
+    channels = x.shape[1]
+    dx, given, found = torch.empty_like(x), torch.stack((w, mean, spread)), x.new_empty(2, channels)
+    addresses = np.array([0 if y is None else y.data_ptr(), given.data_ptr(), found.data_ptr()])
+    _run(_backward(x.numel() // channels, channels, activation), dy, addresses, x.data_ptr(), dx)
+    return (dx, *found.unbind())  # type: ignore[return-value]
+
+
+def _applied(activation: str, y: Tensor) -> Tensor:
+    if not activation:
+        return y
+    (function, *further), _ = _ACTIVATIONS[activation]
+    return function(y, *further)
+
+
+def _lies(x: Tensor) -> bool:
+    """Whether a tensor is what the kernels read."""
+    return x.dtype is torch.float32 and x.numel() > x.shape[1] and x.is_contiguous(memory_format=torch.channels_last)
+
+
+@lru_cache(maxsize=1024)
+def _forward(*sizes: Any) -> tuple[Work, Block]:
+    work = batch_normed(*sizes)
+    return work, Block(work.jobs, work.keep)
+
+
+@lru_cache(maxsize=1024)
+def _backward(*sizes: Any) -> tuple[Work, Block]:
+    work = batch_norm_gradients(*sizes)
+    return work, Block(work.jobs, work.keep)
+
+
+def _run(prepared: tuple[Work, Block], source: Tensor, addresses: np.ndarray, other: int, target: Tensor) -> None:
+    work, block = prepared
+    threads = torch.get_num_threads() if source.numel() > CHUNK else 1
+    flush = int(accuracy.policy(1).accuracy != "strict")
+    launch(
+        block.address, source.data_ptr(), addresses.ctypes.data, other, target.data_ptr(), threads, work.shared_bytes,
+        work.scratch_bytes, flush,
+    )  # fmt: skip
+
+
+def fuse_batch_norms(graph: Graph) -> None:
+    """Put these functions in the place of torch's operators."""
+    for node in list(graph.nodes):
+        if node.target is _NORM:
+            _fuse_forward(graph, node)
+        elif node.target is _NORM_BACKWARD:
+            _fuse_backward(graph, node)
+
+
+def _fuse_forward(graph: Graph, node: Node) -> None:
+    x, w, b, mean, variance, training, momentum, eps = node.args
+    if not training or None in (w, b, mean, variance) or not _may_lie(x) or not isinstance(momentum, float):
+        return
+    y = next(user for user in node.users if user.target is operator.getitem and user.args[1] == 0)
+    name, activation = "", None
+    for other, ((function, *further), _) in _ACTIVATIONS.items():
+        user = next(iter(y.users))
+        if len(y.users) == 1 and user.target is function and list(user.args[1:]) == further:
+            name, activation = other, user
+    node.target, node.args = batch_norm, (x, w, b, mean, variance, momentum, eps, name)
+    if activation is not None:
+        activation.replace_all_uses_with(y)
+        graph.erase_node(activation)
+
+
+def _fuse_backward(graph: Graph, node: Node) -> None:
+    dy, x, w, _, _, mean, spread, training, eps, mask = node.args
+    if not training or w is None or list(mask) != [True, True, True] or not (_may_lie(x) and _may_lie(dy)):
+        return
+    name, y = "", None
+    for other, (_, (gradient, *further)) in _ACTIVATIONS.items():
+        if dy.target is gradient and list(dy.args[2:]) == further and len(dy.users) == 1 and _may_lie(dy.args[0]):
+            name, y = other, dy.args[1]
+    node.target, node.args = batch_norm_backward, (dy if y is None else dy.args[0], x, w, mean, spread, y, name, eps)
+    if y is not None:
+        graph.erase_node(dy)
+
+
+def _may_lie(node: Any) -> bool:
+    """Whether a tensor was traced as what the kernels read; sizes may be unknown."""
+    value = node.meta.get("val") if isinstance(node, Node) else None
+    if not isinstance(value, Tensor) or value.dim() != 4 or value.dtype is not torch.float32:
+        return False
+    channels, apart = value.shape[1], value.stride(1)
+    return isinstance(channels, int) and isinstance(apart, int) and apart == 1 and fits(channels)
