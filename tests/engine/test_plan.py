@@ -253,7 +253,9 @@ def test_kernels_as_text() -> None:
 
 
 @given(problems(), st.sampled_from(["strict", "default"]), st.sampled_from(["haswell", "skylake-avx512"]))
-def test_the_order_of_summation_depends_neither_on_the_batch_nor_on_threads(problem: Problem, accuracy: str, name: str) -> None:
+def test_the_order_of_summation_depends_neither_on_the_batch_nor_on_threads(
+    problem: Problem, accuracy: str, name: str
+) -> None:
     """So that an image has the same bits in every batch, on any number of them."""
     if problem.direction is Direction.WEIGHT_GRADIENT:
         return

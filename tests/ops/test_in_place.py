@@ -53,9 +53,9 @@ def step(net: nn.Module, layout: torch.memory_format) -> list[Tensor]:
     """Outputs, gradients and statistics of one step."""
     net = copy.deepcopy(net).to(memory_format=layout)  # type: ignore[call-overload]
     x = X.clone().contiguous(memory_format=layout).requires_grad_()
-    results = torch.compile(net, backend="hubel", fullgraph=True)(x)
+    results: Any = torch.compile(net, backend="hubel", fullgraph=True)(x)
     results = results if isinstance(results, tuple) else (results,)
-    sum((y * y).sum() for y in results).backward()
+    torch.stack([(y * y).sum() for y in results]).sum().backward()
     return [*results, x.grad, *(p.grad for p in net.parameters()), *net.buffers()]  # type: ignore[list-item]
 
 
@@ -119,7 +119,11 @@ def test_max_pooling_is_torchs(shape: tuple[int, ...], how: tuple) -> None:
     torch.manual_seed(0)
     # Equal numbers: the first of them counts.
     x = torch.randint(-3, 3, shape).float()
-    for given in (x, x.flip(-1).transpose(-1, -2), x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x):
+    for given in (
+        x,
+        x.flip(-1).transpose(-1, -2),
+        x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x,
+    ):
         for ours, theirs in zip(
             max_pool2d_with_indices(given, *how), torch.ops.aten.max_pool2d_with_indices(given, *how), strict=True
         ):

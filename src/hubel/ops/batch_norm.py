@@ -107,7 +107,8 @@ def fuse_batch_norms(graph: Graph) -> None:
 
 
 def _fuse_forward(graph: Graph, node: Node) -> None:
-    x, w, b, mean, variance, training, momentum, eps = node.args
+    given: Any = node.args
+    x, w, b, mean, variance, training, momentum, eps = given
     if not training or None in (w, b, mean, variance) or not _may_lie(x) or not isinstance(momentum, float):
         return
     y = next(user for user in node.users if user.target is operator.getitem and user.args[1] == 0)
@@ -123,7 +124,8 @@ def _fuse_forward(graph: Graph, node: Node) -> None:
 
 
 def _fuse_backward(graph: Graph, node: Node) -> None:
-    dy, x, w, _, _, mean, spread, training, eps, mask = node.args
+    given: Any = node.args
+    dy, x, w, _, _, mean, spread, training, eps, mask = given
     if not training or w is None or list(mask) != [True, True, True] or not (_may_lie(x) and _may_lie(dy)):
         return
     name, y = "", None

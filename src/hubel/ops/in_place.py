@@ -30,21 +30,22 @@ _TO = {
 }
 # Whose results are memory of their own, nobody else's.
 _MAKERS = {
-    *_OVER, *_TO, batch_norm, batch_norm_backward, library.convolution, library.convolution_backward, _aten._native_batch_norm_legit_functional.default,
+    *_OVER, *_TO, batch_norm, batch_norm_backward, library.convolution, library.convolution_backward,
+    library.run_convolution, library.run_backward, _aten._native_batch_norm_legit_functional.default,
     _aten.native_batch_norm_backward.default, _aten.max_pool2d_with_indices_backward.default,
 }  # fmt: skip
 
 
 def keep_clipped(graph: Graph, leaving: set[Node]) -> None:
-    """Keep hardtanh's results for the backward graph where its arguments, or copies of them, are kept: its gradient asks
-    where they lay within the bounds, and results lie there just where arguments do. leaving: nodes that the graph
+    """Keep hardtanh's results for the backward graph where its arguments, or copies of them, are kept: its gradient
+    asks where they lay within the bounds, and results lie there just where arguments do. leaving: nodes that the graph
     returns to its caller.
     """
     (output,) = (node for node in graph.nodes if node.op == "output")
     for node in list(graph.nodes):
         if node.target is not _aten.hardtanh.default:
             continue
-        given = node.args[0]
+        given: Any = node.args[0]
         copies = [user for user in given.users if user.target is _aten.clone.default and set(user.users) == {output}]
         if set(given.users) - {node, output, *copies}:
             continue

@@ -33,14 +33,14 @@ for _schema in (CONVOLUTION, BACKWARD):
 # --- op ----------------------------------------------------------------------------------------------------------
 
 
-def _convolution(*arguments: Any) -> Tensor:
+def run_convolution(*arguments: Any) -> Tensor:
     """Dense CPU tensors: Hubel's kernels."""
     if switched_off_by_environment():
         return torch.ops.aten.convolution.default(*arguments)
     return calls.convolution(*arguments)
 
 
-def _backward(*arguments: Any) -> list[Tensor]:
+def run_backward(*arguments: Any) -> list[Tensor]:
     if switched_off_by_environment():
         return _backward_elsewhere(*arguments)
     return _all_tensors(calls.convolution_backward(*arguments), arguments[0])
@@ -59,8 +59,8 @@ def _all_tensors(gradients: Sequence[Tensor | None], like: Tensor) -> list[Tenso
     return [like.new_empty(0) if gradient is None else gradient for gradient in gradients]
 
 
-_library.impl("convolution", _convolution, "CPU")
-_library.impl("convolution_backward", _backward, "CPU")
+_library.impl("convolution", run_convolution, "CPU")
+_library.impl("convolution_backward", run_backward, "CPU")
 _library.impl("convolution", _convolution_elsewhere, "CompositeExplicitAutograd")
 _library.impl("convolution_backward", _backward_elsewhere, "CompositeExplicitAutograd")
 

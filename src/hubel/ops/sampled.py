@@ -10,6 +10,7 @@ import ctypes
 import functools
 import hashlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -36,7 +37,8 @@ class Samples:
         for entry, place, (address, apart, count, size) in zip(self._entries, places, pieces, strict=False):
             entry[:] = address, apart, count, size, self._copies.ctypes.data + place
             span = (count - 1) * apart + size
-            memory = np.frombuffer((ctypes.c_char * span).from_address(address), np.uint8)
+            memory: Any = (ctypes.c_char * span).from_address(address)
+            memory = np.frombuffer(memory, np.uint8)
             windows = np.lib.stride_tricks.as_strided(memory, (count, size), (apart, 1))
             self._copies[place : place + count * size] = windows.ravel()
         self._differ, self._library = _function()

@@ -201,7 +201,7 @@ def may_be_kept(w: Tensor) -> bool:
 
 
 def is_dense(w: Tensor) -> bool:
-    """Whether all memory from the first element to the last is the weight's, in any order: sampling walks through it."""
+    """Whether all memory from the first element to the last is the weight's, in any order: what sampling needs."""
     last = sum((size - 1) * stride for size, stride in zip(w.shape, w.stride(), strict=True))
     return last + 1 == w.numel() and 0 not in w.stride()
 
@@ -225,7 +225,7 @@ def _sampled(w: Tensor) -> memoryview | np.ndarray:
 
 
 def picked(numbers: int, rows: int) -> int:
-    """Every how many-th of a weight's numbers is compared: each where they are few, some of every output channel else."""
+    """Every how many-th number of a weight is compared: each where they are few, some of every output channel else."""
     if numbers <= _COMPARED_WHOLE:
         return 1
     # One less than a row (or than the rows between two samples), so that it is not always the same tap of the kernel.

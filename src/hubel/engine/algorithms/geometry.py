@@ -51,9 +51,9 @@ def one_image(problem: Problem) -> Problem:
 
 
 def of_usual_batch(problem: Problem) -> Problem:
-    """The problem with the batch that an order of summation is chosen for, whatever batch it has: one image, as networks
-    are used; some images for input gradients, which are there for training. (With strides they may be transposed
-    convolutions, which run one image, too.)
+    """The problem with the batch that an order of summation is chosen for, whatever batch it has: one image, as
+    networks are used; some images for input gradients, which are there for training. (With strides they may be
+    transposed convolutions, which run one image, too.)
     """
     trains = problem.direction is Direction.INPUT_GRADIENT and set(problem.spec.stride) == {1}
     return _of_batch(problem, TRAINING_BATCH if trains else 1)

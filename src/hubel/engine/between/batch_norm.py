@@ -38,7 +38,11 @@ VECTORS = 4
 # What p1 points to: addresses, in this order. `given` and `found` are rows of numbers, one a channel.
 FORWARD_GIVEN, FORWARD_FOUND = ("weight", "bias", "mean", "variance"), ("mean", "spread", "mean", "variance")
 # Where an activation stops the gradient, by its output.
-STOPS: dict[str, tuple[tuple[str, float], ...]] = {"": (), "relu": (("ole", 0.0),), "relu6": (("ole", 0.0), ("oge", 6.0))}
+STOPS: dict[str, tuple[tuple[str, float], ...]] = {
+    "": (),
+    "relu": (("ole", 0.0),),
+    "relu6": (("ole", 0.0), ("oge", 6.0)),
+}
 _WORDS = ("rows", "channels", "per_block", "blocks", "shares")
 
 
@@ -48,14 +52,16 @@ def batch_normed(rows: int, channels: int, eps: float, momentum: float, activati
     four rows of `channels` numbers; y in p3.
     """
     name = f"batch_norm_{float(eps)!r}_{float(momentum)!r}_{activation}"
-    return _work(name, rows, channels, lambda lanes: forward_functions(eps, momentum, activation, lanes), 2, 2)
+    return _work(name, rows, channels, lambda lanes: forward_functions(eps, momentum, activation, lanes))
 
 
 def batch_norm_gradients(rows: int, channels: int, activation: str) -> Work:
     """Base pointers: g in p0, x in p2, dx in p3; p1 three addresses: y, of (weight, mean, 1 ∕ √(variance + ε)), and of
     (dweight, dbias), matrices of rows of `channels` numbers.
     """
-    return _work(f"batch_norm_gradients_{activation}", rows, channels, lambda lanes: backward_functions(activation, lanes), 2, 3)
+    return _work(
+        f"batch_norm_gradients_{activation}", rows, channels, lambda lanes: backward_functions(activation, lanes)
+    )
 
 
 def fits(channels: int) -> bool:
@@ -66,9 +72,7 @@ def fits(channels: int) -> bool:
 Kernels = dict[str, Callable[[int], Function]]
 
 
-def _work(
-    name: str, rows: int, channels: int, write: Callable[[int], Kernels], sums: int, coefficients: int
-) -> Work:
+def _work(name: str, rows: int, channels: int, write: Callable[[int], Kernels]) -> Work:
     machine = Machine.detect()
     lanes = machine.lanes
     together = next(v for v in (VECTORS, 2, 1) if v * lanes <= channels)
@@ -83,7 +87,8 @@ def _work(
         library = compiled(key, lambda part=part: module_text(kernels[part](together), lanes), machine)
         jobs.append(Job(library.address("kernel"), items, 1, words))
         kept.append(library)
-    shared = 4 * channels * (sums * blocks + coefficients)
+    # Of each block two sums a channel, and three coefficients.
+    shared = 4 * channels * (2 * blocks + 3)
     return Work(tuple(jobs), (shares, *kept), 0, shared)
 
 
@@ -209,22 +214,26 @@ def forward_functions(eps: float, momentum: float, activation: str, lanes: int) 
             count = f._emit(F32, f"sitofp i64 {(k.rows - 1).text} to float", "count")
             sample = f.binary("div", squares, f.splat(count, lanes))
             results = [mean, spread]
-            results += [f.fma(new - old, f.constant(momentum, mean.type), old) for new, old in ((mean, rows[2]), (sample, rows[3]))]
+            results += [
+                f.fma(new - old, f.constant(momentum, mean.type), old)
+                for new, old in ((mean, rows[2]), (sample, rows[3]))
+            ]
             for i, result in enumerate(results):
                 f.store(result, found + (k.channels * i + c))
-            scale = spread * rows[0]
-            f.store(scale, k.coefficients + c)
-            f.store(rows[1] - mean * scale, k.coefficients + (k.channels + c))
+            for i, value in enumerate((mean, spread * rows[0], rows[1])):
+                f.store(value, k.coefficients + (k.channels * i + c))
         return f
 
     def outputs(together: int) -> Function:
         k = _Kernel(lanes, together)
         f, x, y = k.f, k.p[0], k.p[3]
         with k.blocks_and_channels() as (_, first, last, c):
-            scales, shifts = k.each(k.coefficients + c), k.each(k.coefficients + (k.channels + c))
+            means, scales, biases = (k.each(k.coefficients + (k.channels * i + c)) for i in range(3))
             with f.loop("row", first, last, at_least_once=True) as row:
                 at = row.index * k.channels + c
-                values = [f.fma(n, s, t) for n, s, t in zip(k.each(x + at), scales, shifts, strict=True)]
+                each = zip(k.each(x + at), means, scales, biases, strict=True)
+                # The difference first: a mean far from zero costs no digits.
+                values = [f.fma(n - m, s, b) for n, m, s, b in each]
                 k.put([activated(f, activation, 0.0, v) if activation else v for v in values], y + at)
         return f
 
@@ -237,7 +246,9 @@ def backward_functions(activation: str, lanes: int) -> Kernels:
     def let_through(k: _Kernel, at: Value) -> list[Value]:
         passed = k.each(k.p[0] + at)
         if STOPS[activation]:
-            passed = [_passed(k.f, activation, g, y) for g, y in zip(passed, k.each(k.address(0, "y") + at), strict=True)]
+            passed = [
+                _passed(k.f, activation, g, y) for g, y in zip(passed, k.each(k.address(0, "y") + at), strict=True)
+            ]
         return passed
 
     def sums(together: int) -> Function:
