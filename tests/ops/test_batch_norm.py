@@ -180,6 +180,26 @@ def test_without_weights_it_is_torchs(graphs: list) -> None:
     assert [len(found) for found in graphs] == [1, 1]
 
 
+def test_a_norm_whose_output_nobody_reads_still_counts(graphs: list) -> None:
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 40, 3), nn.BatchNorm2d(40)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            self.norm(y)
+            return y
+
+    net: Any = Counts().to(memory_format=LAST)  # type: ignore[call-overload]
+    twin = copy.deepcopy(net)
+    x = torch.randn(4, 3, 12, 12).contiguous(memory_format=LAST)
+    torch.compile(net, backend="hubel", fullgraph=True)(x).sum().backward()
+    twin(x).sum().backward()
+    torch.testing.assert_close(net.norm.running_mean, twin.norm.running_mean)
+    torch.testing.assert_close(net.norm.running_var, twin.norm.running_var)
+
+
 def _step(run: Any, net: nn.Module, x: Tensor) -> list[Tensor]:
     """Outputs, gradients and running statistics."""
     results = run(x)

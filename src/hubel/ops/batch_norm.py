@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from hubel.engine.between.batch_norm import batch_norm_gradients, batch_normed, fits
-from hubel.engine.between.work import CHUNK, Work
+from hubel.engine.between import Work, batch_norm_gradients, batch_normed
+from hubel.engine.between.batch_norm import fits
+from hubel.engine.between.work import CHUNK
 from hubel.engine.threads import Block, launch
 from hubel.ops import accuracy
 
@@ -111,10 +112,12 @@ def _fuse_forward(graph: Graph, node: Node) -> None:
     x, w, b, mean, variance, training, momentum, eps = given
     if not training or None in (w, b, mean, variance) or not _may_lie(x) or not isinstance(momentum, float):
         return
-    y = next(user for user in node.users if user.target is operator.getitem and user.args[1] == 0)
+    y = next((user for user in node.users if user.target is operator.getitem and user.args[1] == 0), None)
+    if y is None or not y.users:
+        return  # only the statistics are used
     name, activation = "", None
+    user = next(iter(y.users))
     for other, ((function, *further), _) in _ACTIVATIONS.items():
-        user = next(iter(y.users))
         if len(y.users) == 1 and user.target is function and list(user.args[1:]) == further:
             name, activation = other, user
     node.target, node.args = batch_norm, (x, w, b, mean, variance, momentum, eps, name)
