@@ -202,6 +202,19 @@ def test_channels_last_networks_keep_their_strides() -> None:
     assert networks[0].network is networks[1].network
 
 
+@pytest.mark.parametrize("train", [False, True])
+def test_switched_off_everything_is_torchs(train: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HUBEL_DISABLE", "1")
+    net = ready("residual").train(train)
+    x = X.clone().requires_grad_(train)
+    with logged() as log, ran() as networks, torch.set_grad_enabled(train):
+        y = torch.compile(net, backend="hubel", fullgraph=True)(x)
+        if train:
+            y.square().mean().backward()
+    assert (log.native, networks) == (0, [])
+    assert torch.isfinite(y).all()
+
+
 def test_an_input_in_another_layout_is_fused_too() -> None:
     """torch then passes the strides that have differed as numbers, which nothing reads."""
     net = ready("residual")

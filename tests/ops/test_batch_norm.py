@@ -158,9 +158,7 @@ def test_training_graphs(activation: Callable[[], nn.Module], name: str, shows: 
     net = net.to(memory_format=LAST)
     twin = copy.deepcopy(net)
     x = torch.randn(4, 3, 12, 12).contiguous(memory_format=LAST)
-    fused: Any = torch.compile(net, backend="hubel", fullgraph=True)
-    for one, exact in zip(_step(fused, net, x), _step(twin, twin, x), strict=True):
-        torch.testing.assert_close(one, exact, rtol=1e-3, atol=1e-4)
+    _same_step(net, twin, x)
     forward, backward = graphs
     # Where the network also returns what comes before the activation, that cannot be left out.
     alone = "" if shows and not getattr(net.activation, "inplace", False) else name
@@ -174,9 +172,7 @@ def test_without_weights_it_is_torchs(graphs: list) -> None:
     net = net.to(memory_format=LAST)
     twin = copy.deepcopy(net)
     x = torch.randn(4, 3, 12, 12).contiguous(memory_format=LAST)
-    fused: Any = torch.compile(net, backend="hubel", fullgraph=True)
-    for one, exact in zip(_step(fused, net, x), _step(twin, twin, x), strict=True):
-        torch.testing.assert_close(one, exact, rtol=1e-3, atol=1e-4)
+    _same_step(net, twin, x)
     assert [len(found) for found in graphs] == [1, 1]
 
 
@@ -198,6 +194,13 @@ def test_a_norm_whose_output_nobody_reads_still_counts(graphs: list) -> None:
     twin(x).sum().backward()
     torch.testing.assert_close(net.norm.running_mean, twin.norm.running_mean)
     torch.testing.assert_close(net.norm.running_var, twin.norm.running_var)
+
+
+def _same_step(net: nn.Module, twin: nn.Module, x: Tensor) -> None:
+    """That a step of the one, compiled, gives what a step of the other gives."""
+    fused: Any = torch.compile(net, backend="hubel", fullgraph=True)
+    for one, exact in zip(_step(fused, net, x), _step(twin, twin, x), strict=True):
+        torch.testing.assert_close(one, exact, rtol=1e-3, atol=1e-4)
 
 
 def _step(run: Any, net: nn.Module, x: Tensor) -> list[Tensor]:

@@ -24,6 +24,7 @@ from hubel.ops.batch_norm import fuse_batch_norms
 from hubel.ops.compiled import Compiled
 from hubel.ops.in_place import keep_clipped, write_in_place
 from hubel.ops.max_pool import max_pool2d_with_indices
+from hubel.ops.override import switched_off_by_environment
 
 # What `options=` of torch.compile may hold, and its default: fuse=False runs inference graphs as those of training.
 OPTIONS: dict[str, object] = {"fuse": True}
@@ -44,7 +45,7 @@ def hubel(
     options: Mapping[str, object] | None = None,
     mode: str | None = None,
 ) -> Callable[..., Any]:
-    """The backend, as torch.compile calls it: a callable that does what `graph` does.
+    """The backend, as torch.compile calls it: a callable that does what `graph` does. With HUBEL_DISABLE=1, the graph.
 
     options: {"fuse": False} keeps torch's own operators between the convolutions of inference graphs, too.
 
@@ -60,6 +61,8 @@ def hubel(
         chosen[name] = value
     if mode is not None:
         raise unknown('mode of the backend "hubel"', mode, ())
+    if switched_off_by_environment():
+        return graph.forward
     # Importing dynamo takes seconds; whoever gets here has done so already.
     from torch._dynamo.backends.common import aot_autograd
 
@@ -69,8 +72,7 @@ def hubel(
 
 def _fused(graph: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
     """The graph as a network of ours; where it cannot be one, with Hubel's convolutions alone."""
-    context = TracingContext.try_get()
-    metadata = context.fw_metadata if context is not None else None
+    metadata = _metadata()
     static = metadata.static_input_indices if metadata is not None else []
     try:
         compiled: Any = Compiled(graph, list(static))
@@ -86,14 +88,14 @@ def _fused(graph: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
 
 def _forward(graph: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
     """The forward graph of a training step: what it returns beyond the network's own is kept for the backward graph."""
-    context = TracingContext.try_get()
-    metadata = context.fw_metadata if context is not None else None
+    metadata = _metadata()
     return _replace(graph, inputs, metadata.num_forward_returns if metadata is not None else None)
 
 
 def _replace(graph: GraphModule, inputs: Sequence[Any], returned: int | None = None) -> Callable[..., Any]:
-    """The graph of basic operators with `REPLACED` in place of torch's, written in place where nobody can
-    tell. returned: how many outputs leave the graph; None: all.
+    """The graph of basic operators with `REPLACED` in place of torch's, writing in place where nobody can tell.
+
+    returned: how many outputs leave the graph, those behind them being kept for the backward graph; None: all.
     """
     from functorch.compile import make_boxed_func  # pyright: ignore[reportPrivateImportUsage]
 
@@ -104,12 +106,17 @@ def _replace(graph: GraphModule, inputs: Sequence[Any], returned: int | None = N
             if all(_on_cpu(argument) for argument in node.all_input_nodes):
                 node.target = DIRECT.get(node.target, node.target)
     (output,) = (node for node in graph.graph.nodes if node.op == "output")
-    # What else the graph gives is kept for the backward graph.
     keep_clipped(graph.graph, leaving=set(output.args[0][:returned]))
     fuse_batch_norms(graph.graph)
     write_in_place(graph.graph)
     graph.recompile()
     return make_boxed_func(graph.forward)
+
+
+def _metadata() -> Any:
+    """What torch knows of the graph being compiled, or None."""
+    context = TracingContext.try_get()
+    return context.fw_metadata if context is not None else None
 
 
 def _on_cpu(node: Node) -> bool:

@@ -100,6 +100,4 @@ def _alike(given: Node, result: Node) -> bool:
 
 def _last_read(given: Node, node: Node) -> bool:
     """Whether nobody but `node` reads `given`, and reads it once."""
-    if sum(argument is given for argument in node.args) != 1:
-        return False
-    return set(given.users) == {node}
+    return set(given.users) == {node} and sum(argument is given for argument in node.args) == 1

@@ -4,8 +4,8 @@ forward:    y = a((x − mean) ∕ √(variance + ε) · weight + bias), with th
 backward:   g' = g where a let x through, 0 elsewhere;  dbias = Σ g';  dweight = Σ g'·(x − mean) · s,  s = 1 ∕ √(… + ε)
             dx = (g' − dbias ∕ n − (x − mean) · s · dweight ∕ n) · weight · s
 
-The activation a is ReLU, ReLU6, or none. A tensor is a matrix of `rows` pixels by channels, cut
-into blocks of rows, and each of the two ways is three jobs:
+The activation a is ReLU, ReLU6, or none. A tensor is a matrix of `rows` pixels by channels, cut into blocks of rows,
+and each of the two ways is three jobs:
 
     for every block, a few vectors of channels at a time:   sums of the block              by all threads
     for every vector of channels:                           blocks' sums added up, one after the other
@@ -35,8 +35,6 @@ from hubel.engine.threads import RESERVED_WORDS, Job
 BLOCK_BYTES = 2**17
 # Vectors of channels at a time: sums enough to hide the latency of adding.
 VECTORS = 4
-# What p1 points to: addresses, in this order. `given` and `found` are rows of numbers, one a channel.
-FORWARD_GIVEN, FORWARD_FOUND = ("weight", "bias", "mean", "variance"), ("mean", "spread", "mean", "variance")
 # Where an activation stops the gradient, by its output.
 STOPS: dict[str, tuple[tuple[str, float], ...]] = {
     "": (),
@@ -47,9 +45,9 @@ _WORDS = ("rows", "channels", "per_block", "blocks", "shares")
 
 
 def batch_normed(rows: int, channels: int, eps: float, momentum: float, activation: str) -> Work:
-    """Base pointers: x in p0; p1 two addresses, of `FORWARD_GIVEN` (the means and variances that run along) and of
-    `FORWARD_FOUND` (the batch's mean and 1 ∕ √(variance + ε), and those that run along after this step), matrices of
-    four rows of `channels` numbers; y in p3.
+    """Base pointers: x in p0; y in p3; p1 two addresses of matrices of four rows of `channels` numbers. Given: weight,
+    bias, and the mean and variance that run along; found: the batch's mean and 1 ∕ √(variance + ε), and those that run
+    along after this step.
     """
     name = f"batch_norm_{float(eps)!r}_{float(momentum)!r}_{activation}"
     return _work(name, rows, channels, lambda lanes: forward_functions(eps, momentum, activation, lanes))
