@@ -49,8 +49,6 @@ from hubel.engine.window import Axis, Window
 NAME = "channels"
 ANY_EDGES = True
 CHANNELS_LAST = True
-# Channels-last outputs with an epilogue are finished number by number.
-FINISHES_ALONE = True
 # Most pixels of a tile: more need more pointers than there are, and ARM's have to be added up one by one.
 MOST_PIXELS, MOST_PIXELS_ARM = 14, 8
 # Fewest output channels a group.

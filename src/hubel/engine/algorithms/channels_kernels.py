@@ -46,7 +46,7 @@ def convolution_function(tile: Tile, ending: Ending = PLAIN) -> Function:
     stride_c = WindowWords(f, window_block)["stride_c"]
     planes = fill_window_function(tile.lanes, ending.stored)
     pixels = _fill_pixels_function(tile.lanes, ending.stored)
-    collect, compute, store = _bias_function(), _compute_function(tile), _store_function(tile, ending)
+    collect, compute, store = _bias_function(), _compute_function(tile, ending), _store_function(tile, ending)
     nothing, sums_at = scratch + a["bias_from"], scratch + a["sums_from"]
     biases = nothing + width
     f.call(collect, nothing, Value(f, PTR, "null"), 0, 0, width)
@@ -66,7 +66,7 @@ def convolution_function(tile: Tile, ending: Ending = PLAIN) -> Function:
         out = target + image * a["out_n"] + row * a["out_c"]
         for axis in AXES:
             out = out + origin[axis] * a[f"step_{axis}"] * a[f"out_{axis}"]
-        bias = operands.arguments[0] if ending.plain else Value(f, PTR, "null")
+        bias = operands.bias_at()[0] if ending.short else Value(f, PTR, "null")
         f.call(collect, biases, bias, row, rows, tiles * width)
         panels = weights + group * a["tiles"] * a["channels"] * a["taps"] * width
         with f.loop("c", 0, a["channels"], a["block"]) as c:
@@ -77,20 +77,25 @@ def convolution_function(tile: Tile, ending: Ending = PLAIN) -> Function:
             with f.when(f.negate(by_planes), "pixels"):
                 f.call(pixels, scratch, from_c, window_block, block, origin["z"], origin["y"], x, a["cell"])
             last = c.index + a["block"] >= a["channels"]
-            f.call(
-                compute, args, panels + c.index * a["taps"] * a["tiles"] * width, scratch, sums_at,
-                out if ending.plain else sums_at,
-                f.select(last, biases, nothing, "addend"), f.select(c.index > 0, sums_at, nothing, "before"),
-                first, tiles, f.select(last, rows, 0) if ending.plain else 0, block, f.select(last, width, 0),
-                origin["z"], origin["y"], origin["x"],
-            )  # fmt: skip
-        # Whole tiles have gone straight to an output with channels last.
-        done = f.select(a["out_c"].equals(1), rows // width, 0, "done") if ending.plain else f.constant(0)
-        with f.loop("t", done, tiles) as t:
-            there = f.minimum(rows - t.index * width, width)
-            out_t, of_tile = out + t.index * width * a["out_c"], operands.further(row + t.index * width).arguments
-            sums_t, at = sums_at + t.index * a["sums_t"], (origin["z"], origin["y"], origin["x"])
-            f.call(store, args, sums_t, out_t, *of_tile, there, *at)
+            # Tiles of the last block are carried out one by one, while their sums are in L1; whole ones go straight to
+            # an output with channels last, if their ending is short.
+            straight = f.select(a["out_c"].equals(1), rows // width, 0, "straight") if ending.short else f.constant(0)
+            sums_step = f.select(a["block"] < a["channels"], a["sums_t"], 0, "sums_step")
+            with f.loop("t", 0, tiles, f.select(last, 1, tiles)) as t:
+                row_t, sums_t = t.index * width, sums_at + t.index * sums_step
+                out_t, operands_t = out + row_t * a["out_c"], operands.further(row + row_t).arguments
+                there, at = f.minimum(rows - row_t, width), (origin["z"], origin["y"], origin["x"])
+                done = last & (t.index < straight)
+                added = last if ending.plain else done
+                f.call(
+                    compute, args, panels + c.index * a["taps"] * a["tiles"] * width, scratch, sums_t,
+                    out_t if ending.short else sums_t,
+                    f.select(added, biases + row_t, nothing, "addend"),
+                    f.select(c.index > 0, sums_t, nothing, "before"), *operands_t,
+                    first + t.index, f.select(last, 1, tiles), block, f.select(done, 1, 0), *at,
+                )  # fmt: skip
+                with f.when(last & f.negate(done), "parked"):
+                    f.call(store, args, sums_t, out_t, *operands_t, there, *at)
     f.ret()
     return f
 
@@ -109,22 +114,22 @@ def _bias_function() -> Function:
     return f
 
 
-def _compute_function(tile: Tile) -> Function:
-    """compute(args, panels, window, sums, out, bias, before, first, tiles, rows, block, bias_step, z, y, x): a block
+def _compute_function(tile: Tile, ending: Ending) -> Function:
+    """compute(args, panels, window, sums, out, addends, before, operands, first, tiles, block, done, z, y, x): a block
     of channels for all pixels of the box whose first place is (z, y, x), and `tiles` tiles of output channels from the
     first on.
 
-    before: the sums of the blocks before, or minus zeros. Tiles whose output channels are among the first `rows` go to
-    an output with channels last, all others to the sums.
+    before: the sums of the blocks before, or minus zeros; addends: biases of a tile, or minus zeros. done: 1 to
+    finish the sums of a single tile, and store them in an output with channels last; else they stay where they are.
     """
-    pointers = [(n, PTR) for n in ("args", "panels", "window", "sums", "out", "bias", "before")]
-    numbers = [(n, I64) for n in ("first", "tiles", "rows", "block", "bias_step", "z", "y", "x")]
-    f = Function("compute", [*pointers, *numbers], private=True)
+    pointers = [(n, PTR) for n in ("args", "panels", "window", "sums", "out", "addends", "before")]
+    numbers = [(n, I64) for n in ("first", "tiles", "block", "done", "z", "y", "x")]
+    f = Function("compute", [*pointers, *ending.parameters, *numbers], private=True)
     a = job_words(f, WORDS, *(n for n in WORDS if n not in ("window", "phase_table")))
     table, width = f.word(f.arg("args"), RESERVED_WORDS, "phase_table", PTR), tile.vectors * tile.lanes
-    functions = [broadcast_tile(n, tile.vectors, tile.lanes) for n in range(1, tile.rows + 1)]
+    functions = [broadcast_tile(n, tile.vectors, tile.lanes, ending) for n in range(1, tile.rows + 1)]
     last = f.constant(tile.rows - 1)
-    straight_tiles = f.select(a["out_c"].equals(1), f.arg("rows") // width, 0, "straight_tiles")
+    straight = f.arg("done").equals(1)
     pitch = {"z": a["sums_z"], "y": a["sums_y"], "x": f.constant(width)}
     out_pitch = {axis: a[f"out_{axis}"] for axis in AXES}
     step = {axis: a[f"step_{axis}"] * pitch[axis] for axis in AXES}
@@ -163,16 +168,14 @@ def _compute_function(tile: Tile) -> Function:
             # Rows with no place in this phase are not visited.
             f.loop("row_y", 0, rows_y, f.select(pair, 2, 1)) as y,
         ):
-            w, straight = panel + t.index * panel_tile, t.index < straight_tiles
-            row = z.index * count["y"] + y.index
+            w, row = panel + t.index * panel_tile, z.index * count["y"] + y.index
             following = w + panel_tile + f.minimum(row * runs * lines, all_lines) * 16
             x = f.arg("window") + z.index * a["row_z"] + y.index * a["row_y"]
             at = z.index * step["z"] + y.index * step["y"]
             parked = sums + t.index * a["sums_t"] + at
             from_ = f.select(added, parked, f.arg("before"), "from")
-            to = f.select(straight, out + t.index * width + z.index * out_step["z"] + y.index * out_step["y"], parked)
+            to = f.select(straight, out + z.index * out_step["z"] + y.index * out_step["y"], parked)
             to_x = f.select(straight, out_step["x"], step["x"], "to_x")
-            bias = f.arg("bias") + t.index * f.arg("bias_step")
 
             def run(function: Value, done: Value | int, size: Value, count: Value, second: tuple[Value, ...]) -> None:
                 """`count` runs of `size` pixels, behind `done` runs one longer. second: how far the other half of each
@@ -182,9 +185,9 @@ def _compute_function(tile: Tile) -> Function:
                 x_run, from_run, to_run = x + apart * begin, from_ + before_x * begin, to + to_x * begin
                 f.call(
                     functions[0], w, x_run, x_run + second[0], table_of_terms,
-                    from_run, from_run + second[1], to_run, to_run + second[2], bias, following + lines * 16 * done,
-                    terms, apart * 4, before_x, to_x, count, apart * size * 4, before_x * size, to_x * size, lines,
-                    at=function,
+                    from_run, from_run + second[1], to_run, to_run + second[2], f.arg("addends"),
+                    following + lines * 16 * done, *ending.given(f).arguments, terms, apart * 4, before_x, to_x, count,
+                    apart * size * 4, before_x * size, to_x * size, lines, f.arg("done"), at=function,
                 )  # fmt: skip
 
             both = pair & (y.index + 1 < count["y"])
@@ -273,9 +276,18 @@ def _put_function(tile: Tile, ending: Ending) -> Function:
             turn(q.index, row.index)
         with f.when(whole < pixels, "rest"), f.loop("rest4", 0, rows, 4) as row:
             turn(whole if masks else pixels - lanes, row.index, mask)
-    with f.when(f.negate(turned), "single"), f.loop("pixel", 0, pixels) as p, f.loop("row", 0, rows) as r:
-        total, place = f.load(sums + p.index * width + r.index, F32), out + p.index * out_x + r.index * out_c
-        f.store(finished(total, place, r.index), place)
+    with f.when(f.negate(turned), "single"):
+        # Whole vectors of channels that are side by side.
+        vectors = f.select(out_c.equals(1), rows // lanes * lanes, 0, "vectors")
+        with f.loop("channels", 0, vectors, lanes) as r:
+            finish = operands.further(r.index).load_lanes(lanes, bias=not ending.plain)
+            with f.loop("place", 0, pixels) as p:
+                totals = f.load(sums + p.index * width + r.index, vector_of(lanes))
+                place = out + p.index * out_x + r.index
+                f.store(finish(totals, place), place)
+        with f.when(vectors < rows, "others"), f.loop("pixel", 0, pixels) as p, f.loop("row", vectors, rows) as r:
+            total, place = f.load(sums + p.index * width + r.index, F32), out + p.index * out_x + r.index * out_c
+            f.store(finished(total, place, r.index), place)
     f.ret()
     return f
 

@@ -131,7 +131,7 @@ def _cuts(problem: Problem, tile: Tile, part: Sum, block: int, machine: Machine,
     spec, width = problem.spec, tile.vectors * tile.lanes
     pixels, channels, tiles = prod(part.outputs), part.channels, -(-part.rows // width)
     copies, blocks = max(1, spec.batch * spec.groups), -(-part.channels // block)
-    straight = problem.layout == "channels_last" and ending_of(problem).plain
+    straight = problem.layout == "channels_last" and ending_of(problem).short
     weights = 4 * channels * width / (NEAR if 4 * channels * part.rows < machine.l2 // 2 else FAR)
     found = []
     for piece in sorted({min(pixels, max(1, -(-pixels // n))) for n in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)}):

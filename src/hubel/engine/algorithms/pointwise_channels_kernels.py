@@ -5,9 +5,8 @@ from __future__ import annotations
 from hubel.engine.algorithms.channel_lanes import fill_function, turn_back_function
 from hubel.engine.algorithms.words import job_words
 from hubel.engine.ir import F32, I64, PTR, Function, Pointer, Value, vector_of
-from hubel.engine.ir.epilogue import PLAIN, Ending, Finish
+from hubel.engine.ir.epilogue import PLAIN, Ending
 from hubel.engine.ir.rows import copy_row, store_rows_function
-from hubel.engine.ir.tile import ADD, BIAS
 from hubel.engine.plan import Tile
 
 # The words of a job after the base pointers, in this order.
@@ -16,6 +15,8 @@ WORDS = (
     "pixels", "piece", "pieces", "in_n", "in_g", "in_c", "in_x", "whole", "held_c", "held_run",
     "out_n", "out_c", "out_x", "bias_from", "sums_from",
 )  # fmt: skip
+# What a register tile does with its sums: add them to those of the blocks before; make outputs of them.
+ADD, LAST = 1, 2
 PACK_WORDS = ("groups", "rows", "channels", "tiles", "from_g", "from_m", "from_c")
 
 
@@ -30,7 +31,8 @@ def product_function(tile: Tile, ending: Ending = PLAIN) -> Function:
     source, weights = f.word(args, 0, "input", ending.stored), f.word(args, 1, "weights", PTR)
     operands, target = ending.of_call(f, args), f.word(args, 3, "output", ending.stored)
     a = job_words(f, WORDS)
-    multiply, put, hold = _multiply_function(tile), _put_function(tile, ending), _hold_function(tile, ending.stored)
+    multiply, put = _multiply_function(tile, ending), _put_function(tile, ending)
+    hold = _hold_function(tile, ending.stored)
     addends, parked = scratch + a["bias_from"], scratch + a["sums_from"]
     last, holds = a["out_c"].equals(1), a["held_c"] > 0
     with f.loop("item", f.arg("begin"), f.arg("end")) as item:
@@ -51,15 +53,16 @@ def product_function(tile: Tile, ending: Ending = PLAIN) -> Function:
             row = t.index * width
             there = f.minimum(a["rows"] - row, width)
             row = group * a["rows"] + row
-            # Channels side by side are finished a vector at a time, bias and all; others channel by channel.
-            wanted = f.constant(1) if ending.plain else f.select(last, 1, 0)
-            _collect(f, ending, operands.arguments, addends, row, f.select(wanted.equals(1), there, 0), width, lanes)
-            straight = last & there.equals(width) if ending.plain else Value(f, "i1", "false")
+            # Whole vectors of channels side by side are finished as they leave the registers, where that is short.
+            straight = last & there.equals(width) if ending.short else Value(f, "i1", "false")
+            added = Value(f, "i1", "true") if ending.plain else straight
+            _collect(f, ending, operands.arguments, addends, row, f.select(added, there, 0), width, lanes)
             to = out + row * a["out_c"]
             panels = weights + (group * a["tiles"] + t.index) * a["channels"] * width
             f.call(
-                multiply, args, panels, x, places, f.select(straight, to.seen_as(PTR), parked, "to"), addends, pixels,
-                x_c, f.select(straight, a["out_x"], lanes), f.select(straight, lanes, a["piece"] * lanes),
+                multiply, args, panels, x, places, f.select(straight, to.seen_as(PTR), parked, "to"), addends,
+                *operands.further(row).arguments, pixels, x_c, f.select(straight, a["out_x"], lanes),
+                f.select(straight, lanes, a["piece"] * lanes), f.select(added, LAST, 0),
             )  # fmt: skip
             with f.when(f.negate(straight), "put"):
                 f.call(put, args, to, parked, *operands.further(row).arguments, pixels, there)
@@ -86,25 +89,28 @@ def _collect(
         f.store(f.load(bias + first + c.index, F32), to + c.index)
 
 
-def _multiply_function(tile: Tile) -> Function:
-    """multiply(args, panels, x, places, to, bias, pixels, x_c, to_pitch, to_vector): one tile of output channels of all
-    pixels of an item; that of pixel p and vector v goes to to[p·to_pitch + v·to_vector].
+def _multiply_function(tile: Tile, ending: Ending) -> Function:
+    """multiply(args, panels, x, places, to, addends, operands, pixels, x_c, to_pitch, to_vector, last): one tile of
+    output channels of all pixels of an item; that of pixel p and vector v goes to to[p·to_pitch + v·to_vector].
+
+    last: LAST to make outputs of the sums.
 
     The pixels fall into runs of about equal length, as long as the register tile or a little less. All runs together
     ask for the weights of the next block.
     """
     width = tile.vectors * tile.lanes
-    pointers = [(n, PTR) for n in ("args", "panels", "x", "places", "to", "bias")]
-    f = Function("multiply", [*pointers, *((n, I64) for n in ("pixels", "x_c", "to_pitch", "to_vector"))], private=True)
+    pointers = [(n, PTR) for n in ("args", "panels", "x", "places", "to", "addends")]
+    numbers = [(n, I64) for n in ("pixels", "x_c", "to_pitch", "to_vector", "last")]
+    f = Function("multiply", [*pointers, *ending.parameters, *numbers], private=True)
     a, pixels, x_c = job_words(f, WORDS, "channels", "block", "held_run"), f.arg("pixels"), f.arg("x_c")
-    functions = [_tile_function(n, tile.vectors, tile.lanes) for n in range(1, tile.rows + 1)]
+    functions = [_tile_function(n, tile.vectors, tile.lanes, ending) for n in range(1, tile.rows + 1)]
     runs, short, longer = _runs(pixels, tile.rows)
     in_runs = a["held_run"] > 0
     by_size = [f.one_of(functions, f.minimum(short - 1 + more, tile.rows - 1)) for more in (0, 1)]
     asked = (runs + (4 * width - 1)) // runs
     with f.loop("c", 0, a["channels"], a["block"]) as c:
         terms = f.minimum(a["block"], a["channels"] - c.index)
-        mode = f.select(c.index > 0, ADD, 0) + f.select(c.index + terms >= a["channels"], BIAS, 0)
+        mode = f.select(c.index > 0, ADD, 0) + f.select(c.index + terms >= a["channels"], f.arg("last"), 0)
         w, x = f.arg("panels") + c.index * width, f.arg("x") + c.index * x_c
         following = w + terms * width
         with f.loop("run", 0, runs) as run:
@@ -112,7 +118,7 @@ def _multiply_function(tile: Tile) -> Function:
             places = f.offset(f.arg("places"), f.select(in_runs, 0, begin), I64)
             f.call(
                 functions[0], w, x + run.index * a["held_run"], places, f.arg("to") + begin * f.arg("to_pitch"),
-                f.arg("bias"), f.offset(following, run.index * terms * asked, "i8"),
+                f.arg("addends"), f.offset(following, run.index * terms * asked, "i8"), *ending.given(f).arguments,
                 terms, x_c, f.arg("to_pitch"), f.arg("to_vector"), asked, mode,
                 at=f.select(run.index < longer, by_size[1], by_size[0], "function"),
             )  # fmt: skip
@@ -120,18 +126,19 @@ def _multiply_function(tile: Tile) -> Function:
     return f
 
 
-def _tile_function(pixels: int, vectors: int, lanes: int) -> Function:
-    """tile_<pixels>(w, x, places, to, bias, ahead, terms, x_c, to_pitch, to_vector, asked, mode): the sums of so many
-    pixels and vectors of output channels.
+def _tile_function(pixels: int, vectors: int, lanes: int, ending: Ending) -> Function:
+    """tile_<pixels>(w, x, places, to, addends, ahead, operands, terms, x_c, to_pitch, to_vector, asked, mode): the sums
+    of so many pixels and vectors of output channels.
 
         to[p·to_pitch + v·to_vector + lane] =
-            (ADD: that +) Σ_k x[places[p] + k·x_c] · w[k][v][lane] (BIAS: + bias[v][lane])
+            (ADD: that +) Σ_k x[places[p] + k·x_c] · w[k][v][lane] (LAST: + addends[v][lane], and finished)
 
-    With each term the line `asked` bytes behind the one before is asked for, from `ahead` on.
+    With each term the line `asked` bytes behind the one before is asked for, from `ahead` on. LAST is there where the
+    ending is short.
     """
-    pointers = [(n, PTR) for n in ("w", "x", "places", "to", "bias", "ahead")]
+    pointers = [(n, PTR) for n in ("w", "x", "places", "to", "addends", "ahead")]
     numbers = [(n, I64) for n in ("terms", "x_c", "to_pitch", "to_vector", "asked", "mode")]
-    f = Function(f"tile_{pixels}", [*pointers, *numbers], private=True)
+    f = Function(f"tile_{pixels}", [*pointers, *ending.parameters, *numbers], private=True)
     vector, width = vector_of(lanes), vectors * lanes
     starts = [f.arg("x") + f.load(f.offset(f.arg("places"), p, I64), I64, "place") for p in range(pixels)]
     zero = f.constant(0.0, vector)
@@ -147,15 +154,17 @@ def _tile_function(pixels: int, vectors: int, lanes: int) -> Function:
                 after.append(f.fma(every, weight, acc[len(after)], f"acc_{len(after)}"))
         k.carry(w + width, at + f.arg("x_c"), f.offset(ahead, f.arg("asked"), "i8"), *after)
     sums = k.results[3:]
-    biases = [f.load(f.arg("bias") + v * lanes, vector, f"bias_{v}") for v in range(vectors)]
-    for mode in (0, ADD, BIAS, ADD | BIAS):
+    for mode in (0, ADD, LAST, ADD | LAST) if ending.short else (0, ADD):
         with f.when(f.arg("mode").equals(mode), f"mode{mode}"):
-            for p in range(pixels):
-                for v in range(vectors):
+            for v in range(vectors):
+                if mode & LAST:
+                    addend = f.load(f.arg("addends") + v * lanes, vector, "addend")
+                    finish = ending.given(f).further(v * lanes).load_lanes(lanes)
+                for p in range(pixels):
                     place, total = f.arg("to") + f.arg("to_pitch") * p + f.arg("to_vector") * v, sums[p * vectors + v]
                     if mode & ADD:
                         total = f.load(place, vector) + total
-                    f.store(total + biases[v] if mode & BIAS else total, place)
+                    f.store(finish(total + addend, place) if mode & LAST else total, place)
     f.ret()
     return f
 
@@ -229,22 +238,22 @@ def _put_function(tile: Tile, ending: Ending) -> Function:
     f = Function("put", [*pointers, *((n, I64) for n in ("pixels", "rows"))], private=True)
     a, pixels, operands = job_words(f, WORDS, "piece", "out_c", "out_x"), f.arg("pixels"), ending.given(f)
     turn_back = turn_back_function(lanes, fill_function(lanes))
-    finish = store_rows_function(lanes, ending)
+    finish_rows = store_rows_function(lanes, ending)
     last = a["out_c"].equals(1)
     beside = f.arg("sums") + a["piece"] * (tile.vectors * lanes)
     with f.loop("row", 0, f.arg("rows"), lanes) as row:
         count = f.minimum(f.arg("rows") - row.index, lanes)
         sums, out = f.arg("sums") + row.index * a["piece"], f.arg("out") + row.index * a["out_c"]
         with f.when(last & count.equals(lanes), "whole"):
-            done = _finish(f, ending, row.index, lanes)
+            finish = operands.further(row.index).load_lanes(lanes, bias=not ending.plain)
             with f.loop("p", 0, pixels) as p:
                 value, place = f.load(sums + p.index * lanes, vector_of(lanes)), out + p.index * a["out_x"]
-                f.store(done(value, place) if done else value, place)
+                f.store(finish(value, place), place)
         with f.when(last & (count < lanes), "some"), f.loop("c", 0, count) as c:
-            done = _finish(f, ending, row.index + c.index, 1)
+            finish = operands.further(row.index + c.index).load_lanes(1, bias=not ending.plain)
             with f.loop("q", 0, pixels) as p:
                 value, place = f.load(sums + p.index * lanes + c.index, F32), out + p.index * a["out_x"] + c.index
-                f.store(done(value, place) if done else value, place)
+                f.store(finish(value, place), place)
         with f.when(f.negate(last), "turned"):
             if ending.plain:
                 f.call(turn_back, out, sums, pixels, count, a["out_c"], a["out_x"])
@@ -252,23 +261,9 @@ def _put_function(tile: Tile, ending: Ending) -> Function:
                 f.call(turn_back, beside, sums, pixels, count, pixels, 1)
                 with f.loop("channel", 0, count) as c:
                     to, of_channel = out + c.index * a["out_c"], operands.further(row.index + c.index).arguments
-                    f.call(finish, to, beside + c.index * pixels, *of_channel, 1, 0, 0, pixels, a["out_x"])
+                    f.call(finish_rows, to, beside + c.index * pixels, *of_channel, 1, 0, 0, pixels, a["out_x"])
     f.ret()
     return f
-
-
-def _finish(f: Function, ending: Ending, row: Value, width: int) -> Finish | None:
-    """What is done to sums of the channels from `row` on, one in each lane, to which the bias was added before."""
-    epilogue = ending.epilogue
-    if epilogue is None:
-        return None
-    block, channel = f.arg("operands"), f.arg("channel") + row
-    type_ = vector_of(width) if width > 1 else F32
-    scales = {}
-    if epilogue.scale:
-        scales = {n: f.load(f.word(block, i, n, PTR) + channel, type_, n) for i, n in ((1, "scale"), (2, "shift"))}
-    residual = f.word(block, 3, "residual") if epilogue.residual else None
-    return Finish(f, epilogue, {width: scales}, residual)
 
 
 def pack_function(tile: Tile, stored: Pointer = PTR) -> Function:

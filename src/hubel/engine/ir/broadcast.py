@@ -13,26 +13,27 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import product
 
+from hubel.engine.ir.epilogue import PLAIN, Ending
 from hubel.engine.ir.function import F32, I64, PTR, Function, Value, vector_of
 
 # Accumulators of a tile that does two terms at a time; pixels of a tile that has a pointer for each.
 SMALL, MOST_POINTERS = 14, 7
 
 
-def broadcast_tile(pixels: int, vectors: int, lanes: int) -> Function:
-    """pixels_<n>(w, x, x2, offsets, sums, sums2, to, to2, bias, next, terms, apart, pitch, to_pitch, runs, run_x,
-    run_sums, run_to, lines): the sums of `runs` times `pixels` pixels.
+def broadcast_tile(pixels: int, vectors: int, lanes: int, ending: Ending = PLAIN) -> Function:
+    """pixels_<n>(w, x, x2, offsets, sums, sums2, to, to2, addends, next, operands, terms, apart, pitch, to_pitch, runs,
+    run_x, run_sums, run_to, lines, done): the sums of `runs` times `pixels` pixels.
 
     In each run the first half (rounded up) lies at x, the others at x2, neighbours `apart` bytes from each other, and
     the next run's `run_x` bytes further. w: vectors·lanes weights a term, next to each other; offsets: for each term,
-    in numbers, the pixels' place. to[p · to_pitch + lane] = (sums[p · pitch + lane] + total) + bias[lane], where minus
-    zeros change nothing; of the next run these lie run_sums and run_to further. Each run asks for the lines
-    that it stores to, for `lines` lines more of the weights at `next`, and with each term for the last pixel that the
-    next run meets there.
+    in numbers, the pixels' place. to[p · to_pitch + lane] = (sums[p · pitch + lane] + total) + addends[lane], where
+    minus zeros change nothing; of the next run these lie run_sums and run_to further. done: 1 to finish the sums as
+    they are stored, if their ending is short. Each run asks for the lines that it stores to, for `lines` lines more of
+    the weights at `next`, and with each term for the last pixel that the next run meets there.
     """
-    pointers = [(n, PTR) for n in ("w", "x", "x2", "offsets", "sums", "sums2", "to", "to2", "bias", "next")]
-    numbers = ("terms", "apart", "pitch", "to_pitch", "runs", "run_x", "run_sums", "run_to", "lines")
-    f = Function(f"pixels_{pixels}", [*pointers, *((n, I64) for n in numbers)], private=True)
+    pointers = [(n, PTR) for n in ("w", "x", "x2", "offsets", "sums", "sums2", "to", "to2", "addends", "next")]
+    numbers = ("terms", "apart", "pitch", "to_pitch", "runs", "run_x", "run_sums", "run_to", "lines", "done")
+    f = Function(f"pixels_{pixels}", [*pointers, *ending.parameters, *((n, I64) for n in numbers)], private=True)
     halves = [n for n in ((pixels + 1) // 2, pixels // 2) if n]
     carried = [f.arg(n) for n in ("x", "x2", "sums", "sums2", "to", "to2", "next")]
     with f.loop("run", 0, f.arg("runs"), carry=carried) as run:
@@ -45,14 +46,17 @@ def broadcast_tile(pixels: int, vectors: int, lanes: int) -> Function:
                 f.prefetch(place + f.arg("to_pitch") * i + at, write=True)
         ahead = f.offset(x, f.arg("run_x") + f.arg("apart") * (pixels - 1), "i8", "ahead")
         totals = _totals(f, _places(f, [x, x2][: len(halves)], halves), ahead, pixels, vectors, lanes)
-        biases = [f.load(f.arg("bias") + v * lanes, vector_of(lanes), f"bias_{v}") for v in range(vectors)]
-        each = iter(totals)
-        for before, target, count in zip((sums, sums2), (to, to2), halves, strict=False):
-            for i in range(count):
-                before_i, target_i = before + f.arg("pitch") * i, target + f.arg("to_pitch") * i
-                for v, bias in enumerate(biases):
-                    total = f.load(before_i + v * lanes, vector_of(lanes)) + next(each)
-                    f.store(total + bias, target_i + v * lanes)
+        for done in (0, 1) if ending.short else (0,):
+            with f.when(f.arg("done").equals(done), "finished" if done else "sums"):
+                for v in range(vectors):
+                    addend = f.load(f.arg("addends") + v * lanes, vector_of(lanes), "addend")
+                    finish = ending.given(f).further(v * lanes).load_lanes(lanes)
+                    each = iter(totals[v::vectors])
+                    for before, target, count in zip((sums, sums2), (to, to2), halves, strict=False):
+                        for i in range(count):
+                            before_i, target_i = before + f.arg("pitch") * i, target + f.arg("to_pitch") * i + v * lanes
+                            total = f.load(before_i + v * lanes, vector_of(lanes)) + next(each) + addend
+                            f.store(finish(total, target_i) if done else total, target_i)
         x, x2 = (f.offset(place, f.arg("run_x"), "i8") for place in (x, x2))
         sums, sums2 = (place + f.arg("run_sums") for place in (sums, sums2))
         to, to2 = (place + f.arg("run_to") for place in (to, to2))

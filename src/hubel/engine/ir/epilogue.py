@@ -22,6 +22,9 @@ from hubel.engine.ir.activation import activated
 from hubel.engine.ir.function import F32, I64, Function, Value, vector_of
 from hubel.engine.ir.storage import PTR, Pointer, stored_as
 
+# Activations of a few instructions.
+SHORT = ("", "relu", "relu6", "leaky_relu", "hardswish")
+
 
 @dataclass(frozen=True)
 class Ending:
@@ -34,6 +37,11 @@ class Ending:
     def plain(self) -> bool:
         """Whether sums are stored as they are, a bias added: partial sums may then lie in the output."""
         return self.stored is PTR and self.epilogue is None
+
+    @property
+    def short(self) -> bool:
+        """Whether a register tile may do it to its sums, which are stored as float32: a few instructions a vector."""
+        return self.stored is PTR and (self.epilogue is None or self.epilogue.activation in SHORT)
 
     @property
     def local(self) -> bool:
@@ -101,13 +109,21 @@ class Channels:
         bias = f.word(bias, 0, "bias", self.ending.stored)
         return bias + channel[0], _given(f, bias)
 
-    def load_lanes(self, lanes: int) -> Finish:
-        """What is done to vectors whose lanes are these channels, from the first on; the bias is in them already."""
+    def load_lanes(self, lanes: int, bias: bool = False) -> Finish:
+        """What is done to vectors whose lanes are these channels, from the first on.
+
+        lanes: 1 is a number. bias: whether it is still to be added.
+        """
         f, epilogue, (block, *channel) = self.f, self.ending.epilogue, self.arguments
+        type_ = vector_of(lanes) if lanes > 1 else F32
         vectors = {}
+        if bias:
+            there, given = self.bias_at()
+            f.store(f.constant(-0.0, type_), nothing := f.room(self.ending.stored, "nothing", lanes))
+            vectors["bias"] = f.load(f.select(given, there, nothing, "addends"), type_, "bias")
         if epilogue and epilogue.scale:
             for i, name in ((1, "scale"), (2, "shift")):
-                vectors[name] = f.load(f.word(block, i, name, PTR) + channel[0], vector_of(lanes), name)
+                vectors[name] = f.load(f.word(block, i, name, PTR) + channel[0], type_, name)
         residual = f.word(block, 3, "residual") if epilogue and epilogue.residual else None
         return Finish(f, epilogue, {lanes: vectors}, residual)
 

@@ -297,10 +297,10 @@ class Function:
         args = f"{value.type} {value.text}, ptr align {kind.bytes} {pointer.text}, {mask.type} {mask.text}"
         self.lines.append(f"  call void {callee}({args})")
 
-    def room(self, pointer: Pointer, name: str) -> Value:
-        """Memory on the stack for one number, taken once however often this is reached, and a pointer to it."""
+    def room(self, pointer: Pointer, name: str, count: int = 1) -> Value:
+        """Memory on the stack for so many numbers, taken once however often this is reached, and a pointer to it."""
         unique = self._unique(name)
-        self._rooms.append(f"  %{unique} = alloca {pointer.number}, align 8")
+        self._rooms.append(f"  %{unique} = alloca [{count} x {pointer.number}], align 8")
         return Value(self, pointer, f"%{unique}")
 
     def store(self, value: Value, pointer: Value) -> None:
