@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hubel.graph import PASSES, Graph, Network, Node, optimised
-from hubel.graph.passes import drop_identities, fold_batch_norm, fuse_activation, fuse_residual
+from hubel.graph.passes import drop_identities, fold_batch_norm, fold_factor, fuse_activation, fuse_residual
 from tests.graph.hand_made import CONV, POOL, RELU, close, defined, graph, norm, numbers
 
 ADD = {"kind": "add", "same": True}
@@ -88,6 +88,73 @@ def test_other_batch_norms_scale_and_shift(why: str) -> None:
     before = graph(nodes, outputs, constants)
     after = fold_batch_norm(before)
     assert "affine" in ops(after) and "batch_norm" not in ops(after)
+    same(before, after)
+
+
+MUL = {"kind": "mul"}
+ROWS, IMAGES = {"dims": (0, 2, 3, 1)}, {"dims": (0, 3, 1, 2)}
+
+
+@pytest.mark.parametrize("shape", [(5, 1, 1), (1, 5, 1, 1), (1,), ()])
+def test_factors_go_into_the_weights(shape: tuple[int, ...]) -> None:
+    constants = {"w": numbers(5, 3, 3, 3), "b": numbers(5), "f": numbers(*shape)}
+    nodes = [Node("c", "conv", ("x", "w", "b"), CONV), Node("m", "binary", ("f", "c"), MUL)]
+    before = graph(nodes, ("m",), constants)
+    after = fold_factor(before)
+    # A number without axes is left where it is: nothing says that it is a constant of one channel.
+    assert ops(after) == (["conv"] if shape in ((5, 1, 1), (1, 5, 1, 1)) else ["conv", "binary"])
+    same(before, after)
+
+
+def test_factors_go_into_transposed_weights() -> None:
+    transposed = Node("c", "conv", ("x", "w"), CONV | {"transposed": True, "groups": 3})
+    before = graph(
+        [transposed, Node("m", "binary", ("c", "f"), MUL)],
+        ("m",),
+        {"w": numbers(3, 2, 3, 3), "f": numbers(6, 1, 1)},
+    )
+    after = fold_factor(before)
+    assert ops(after) == ["conv"]
+    same(before, after)
+
+
+@pytest.mark.parametrize(
+    ("factor", "stays"), [((4, 1, 1), False), ((1, 1, 8), True), ((9, 1), True), ((1, 4, 1, 1), False)]
+)
+def test_factors_of_rows_seen_as_images_go_into_them(factor: tuple[int, ...], stays: bool) -> None:
+    nodes = [
+        Node("r", "permute", ("x",), ROWS),
+        Node("l", "linear", ("r", "w")),
+        Node("i", "permute", ("l",), IMAGES),
+        Node("m", "binary", ("i", "f"), MUL),
+    ]
+    before = graph(nodes, ("m",), {"w": numbers(4, 3), "f": numbers(*factor)})
+    after = fold_factor(before)
+    assert ("binary" in ops(after)) == stays
+    same(before, after)
+
+
+@pytest.mark.parametrize("why", ["read twice", "an activation", "an output", "no constant"])
+def test_factors_that_cannot_go_into_weights_stay(why: str) -> None:
+    layer = Node("c", "conv", ("x", "w"), CONV | (RELU if why == "an activation" else {}))
+    nodes = [layer, Node("m", "binary", ("c", "c" if why == "no constant" else "f"), MUL)]
+    if why == "read twice":
+        nodes.append(Node("s", "binary", ("c", "m"), ADD))
+    outputs = (nodes[-1].name, "c") if why == "an output" else (nodes[-1].name,)
+    before = graph(nodes, outputs, {"w": numbers(5, 3, 3, 3), "f": numbers(5, 1, 1)})
+    assert ops(fold_factor(before)) == ops(before)
+
+
+def test_sums_of_rows_seen_as_images_become_the_end_of_the_rows() -> None:
+    nodes = [
+        Node("r", "permute", ("x",), ROWS),
+        Node("l", "linear", ("r", "w")),
+        Node("i", "permute", ("l",), IMAGES),
+        Node("s", "binary", ("x", "i"), ADD | RELU),
+    ]
+    before = graph(nodes, ("s",), {"w": numbers(3, 3)})
+    after = fuse_residual(before)
+    assert ops(after) == ["permute", "permute", "linear", "permute"] and after.node("l")["activation"] == "relu"  # type: ignore[index]
     same(before, after)
 
 
@@ -184,6 +251,7 @@ def test_all_passes_together_and_what_runs() -> None:
     assert ops(after) == ["conv", "conv"] and list(PASSES) == [
         "drop_identities",
         "fold_batch_norm",
+        "fold_factor",
         "fuse_activation",
         "fuse_residual",
     ]

@@ -1,6 +1,7 @@
 """A graph and the sizes of its inputs become a list of jobs that lacks only addresses.
 
     shapes     of every value, and the whole numbers computed from them
+    layouts    whether channels lie side by side, for every size of map (`layouts`)
     places     every value gets a place in a buffer: of its own, or in another's: reshapes and slices are views, and
                what will be concatenated is written where it will lie
     entries    every node becomes jobs on four pointers each (`lower`), or a call of the host
@@ -12,14 +13,16 @@ Pointers are `Address`es: a base and a distance. Bases are the arena, the tensor
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
+from hubel.engine.algorithms.geometry import packed_strides as laid_out_strides
 from hubel.engine.problem import Policy
 from hubel.engine.threads import Job
 from hubel.errors import ModelError
 from hubel.graph.host import Host, Made
+from hubel.graph.layouts import layouts_of
 from hubel.graph.memory import ALIGNMENT, Life, arena
 from hubel.graph.network import Graph, Node, resolved
 from hubel.graph.operators import bounds, shape_of, whole_number
@@ -61,10 +64,20 @@ class Place:
 
     @property
     def contiguous(self) -> bool:
-        return self.strides == packed_strides(self.shape) or all(
-            size == 1 or own == dense
-            for size, own, dense in zip(self.shape, self.strides, packed_strides(self.shape), strict=True)
-        )
+        return self.lies(packed_strides(self.shape))
+
+    def lies(self, strides: Sequence[int]) -> bool:
+        """Whether its numbers are where these strides say."""
+        return all(size == 1 or own == n for size, own, n in zip(self.shape, self.strides, strides, strict=True))
+
+    @property
+    def channels_last(self) -> bool:
+        """Whether the channels of a pixel are side by side, and pixels are not."""
+        return len(self.shape) > 2 and self.strides[1] == 1 and self.shape[1] > 1 and prod(self.shape[2:]) > 1
+
+    def laid_out(self, last: bool) -> Place:
+        """A place with channels side by side, or in planes, and no gaps."""
+        return replace(self, strides=laid_out_strides(self.shape, "channels_last" if last else "planes"))
 
 
 @dataclass
@@ -110,8 +123,10 @@ class Binder:
         self.entries: list[Entry] = []
         self.users = graph.users()
         self.position = {node.name: i for i, node in enumerate(graph.nodes)}
+        self._turned: dict[str, Place] = {}
         self._infer(inputs)
         self._plan_concatenations()
+        self.layouts = layouts_of(self)
 
     # --- shapes ---
 
@@ -199,8 +214,13 @@ class Binder:
             axis = self.attributes(self.made_by(whole_name))["dim"]
             place = Place(whole.buffer, whole.offset + at * whole.strides[axis], shape, whole.strides)
         else:
-            place = Place(Buffer(ARENA, 4 * prod(shape)), 0, shape, packed_strides(shape))
+            place = Place(Buffer(ARENA, 4 * prod(shape)), 0, shape, self.strides(name))
         return self.put(name, place)
+
+    def strides(self, name: str) -> tuple[int, ...]:
+        """How a value lies that has memory of its own."""
+        last = name in self.layouts.last
+        return laid_out_strides(self.shapes[name], "channels_last") if last else packed_strides(self.shapes[name])
 
     def put(self, name: str, place: Place) -> Place:
         """Say where a value lies."""
@@ -230,12 +250,20 @@ class Binder:
     def contiguous(self, name: str, node: Node) -> Place:
         """The value in a contiguous place, copied if it must be."""
         place = self.places[name]
-        if place.contiguous:
-            return Place(place.buffer, place.offset, place.shape, packed_strides(place.shape))
+        packed = replace(place, strides=packed_strides(place.shape))
+        return packed if place.contiguous else self._copied(place, packed, node)
+
+    def turned(self, name: str, node: Node) -> Place:
+        """The value with its channels side by side if they are not, else in planes. Copied once for all who ask."""
+        place = self.places[name]
+        if name not in self._turned:
+            self._turned[name] = self._copied(place, place.laid_out(not place.channels_last), node)
+        return self._turned[name]
+
+    def _copied(self, place: Place, like: Place, node: Node) -> Place:
         from hubel.graph.lower import copy
 
-        target = Place(Buffer(ARENA, 4 * prod(place.shape)), 0, place.shape, packed_strides(place.shape))
-        copy(self, node, place, target)
+        copy(self, node, place, target := self.room(like))
         return target
 
     # --- entries ---

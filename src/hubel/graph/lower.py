@@ -8,19 +8,19 @@ from math import prod
 from typing import Any
 
 from hubel.engine.between import Work, layer_normed, mapped, pooled, softmaxed
-from hubel.engine.epilogue import Epilogue
 from hubel.engine.invoke import Invocation, prepare
-from hubel.engine.problem import Direction, Problem
 from hubel.engine.spec import ConvSpec
 from hubel.graph.binder import ABSOLUTE, NULL, Address, Binder, Operands, Place, packed_strides, reshaped, strided_view
 from hubel.graph.network import Node
-from hubel.graph.operators import convolution, windows
+from hubel.graph.operators import convolution, problem_of, windows
 
 
 def conv(b: Binder, node: Node) -> None:
     shapes = [b.shapes[name] if name else () for name in node.inputs]
     spec, transposed = convolution(b.attributes(node), shapes)
     x, y = b.place(node.inputs[0]), b.new(node.name)
+    if node.name in b.layouts.turned and x.channels_last != y.channels_last:
+        x = b.turned(node.inputs[0], node)
     _convolve(b, node, spec, transposed, x, y, _residual(b, node, y))
 
 
@@ -52,18 +52,10 @@ def _residual(b: Binder, node: Node, y: Place) -> Place | None:
 def _convolve(
     b: Binder, node: Node, spec: ConvSpec, transposed: bool, x: Place, y: Place, residual: Place | None
 ) -> None:
-    bias = node.operand(2)
-    activation = node.get("activation", "")
+    bias, problem = node.operand(2), problem_of(node, spec, transposed)
+    epilogue = problem.epilogue
     shape = b.shapes[node.operand(1)]
     w = packed_strides(shape) if len(shape) > 2 else (*packed_strides(shape), 1)
-    epilogue = None
-    if activation or residual:
-        epilogue = Epilogue(False, residual is not None, activation, node.get("slope", 0.01))
-    elif transposed and bias:
-        # An input gradient has no bias of its own; a scale of one has a shift.
-        epilogue = Epilogue(True)
-    direction = Direction.INPUT_GRADIENT if transposed else Direction.FORWARD
-    problem = Problem(spec, direction, bool(bias) and not transposed, epilogue=epilogue)
     strides = (y.strides, w, x.strides) if transposed else (x.strides, w, y.strides)
     invocation: Invocation = prepare(problem, *strides, b.policy)
     packed = Address(ABSOLUTE, b.weights.packed(node.operand(1), invocation, b.policy.threads))
@@ -107,12 +99,17 @@ def binary(b: Binder, node: Node) -> None:
 
 def pool(b: Binder, node: Node) -> None:
     node = b.attributes(node)
-    x, y = b.place(node.inputs[0]), b.new(node.name)
+    x, wanted = b.place(node.inputs[0]), b.new(node.name)
+    # Kernels read and write alike: what lies otherwise is turned afterwards, when there is less of it.
+    turns = wanted.shape[1] > 1 < prod(wanted.shape[2:]) and x.channels_last != wanted.channels_last
+    y = b.room(wanted.laid_out(x.channels_last)) if turns else wanted
     down, across = windows(node, x.shape)
     source, target = (p.strides if len(p.shape) == 4 else (*p.strides[:2], 0, p.strides[2]) for p in (x, y))
     kind = node.get("kind", "mean")
     work = pooled(kind, x.shape[0], x.shape[1], down, across, source, target, node.get("divisor", 0))
     b.add(node, work, x, NULL, NULL, y, how=f"{kind} pool")
+    if y is not wanted:
+        copy(b, node, y, wanted)
 
 
 def layer_norm(b: Binder, node: Node) -> None:
@@ -166,7 +163,7 @@ def _in_place_or_new(b: Binder, node: Node, *operands: str) -> Place:
     if node.name not in b.homes and node.name not in b.places:
         for name in operands:
             place = b.places.get(name)
-            if place is not None and place.contiguous and b.dies(name, node):
+            if place is not None and place.lies(b.strides(node.name)) and b.dies(name, node):
                 return b.put(node.name, place)
     return b.new(node.name)
 

@@ -170,12 +170,21 @@ class Editor:
 
     def constant(self, name: str, value: np.ndarray) -> str:
         """Add a constant under this name, or one like it; returns its name."""
-        taken = self.constants.keys() | self.nodes.keys() | self.graph.inputs.keys()
+        self.constants[name := self._unused(name)] = value
+        return name
+
+    def add(self, node: Node) -> str:
+        """Add a node under its name, or one like it; returns its name."""
+        name = self._unused(node.name)
+        self.nodes[name] = replace(node, name=name)
+        return name
+
+    def _unused(self, name: str) -> str:
+        taken = self.constants.keys() | self.nodes.keys() | self._renamed.keys() | self.graph.inputs.keys()
         unique, count = name, 0
         while unique in taken:
             count += 1
             unique = f"{name}.{count}"
-        self.constants[unique] = value
         return unique
 
     def done(self) -> Graph:

@@ -14,7 +14,8 @@ from math import prod
 from typing import Any
 
 from hubel.engine.between import BINARY, Windows
-from hubel.engine.epilogue import ACTIVATIONS
+from hubel.engine.epilogue import ACTIVATIONS, Epilogue
+from hubel.engine.problem import Direction, Problem
 from hubel.engine.spec import ConvSpec
 from hubel.errors import ModelError, SpecError, UnsupportedError
 from hubel.graph.network import Node, resolved
@@ -22,6 +23,8 @@ from hubel.graph.network import Node, resolved
 Shape = tuple[int, ...]
 # Of a tensor: beyond, its bytes are no 64-bit number.
 MOST_NUMBERS = 2**40
+# Pixels from one end of a pooling window to the other: kernels count them, and some make room for them.
+MOST_REACH = 2**31
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,19 @@ def convolution(node: Node, shapes: Sequence[Shape]) -> tuple[ConvSpec, bool]:
     _require(w[1] * groups == x[1], node, shapes, "needs as many channels as its weight has")
     spec = ConvSpec(x[0], x[1], w[0], size, kernel, node["stride"], node["padding"], node["dilation"], groups)
     return spec, False
+
+
+def problem_of(node: Node, spec: ConvSpec, transposed: bool) -> Problem:
+    """What a `conv` or `linear` asks of the engine, for tensors in planes."""
+    bias, residual, activation = bool(node.operand(2)), bool(node.operand(3)), node.get("activation", "")
+    epilogue = None
+    if activation or residual:
+        epilogue = Epilogue(False, residual, activation, node.get("slope", 0.01))
+    elif transposed and bias:
+        # An input gradient has no bias of its own; a scale of one has a shift.
+        epilogue = Epilogue(True)
+    direction = Direction.INPUT_GRADIENT if transposed else Direction.FORWARD
+    return Problem(spec, direction, bias and not transposed, epilogue=epilogue)
 
 
 def _conv(node: Node, shapes: Sequence[Shape]) -> Shape:
@@ -118,6 +134,7 @@ def windows(node: Node, x: Shape) -> tuple[Windows, Windows]:
             settings = [(1, *s) if i != 2 else (0, *s) for i, s in enumerate(settings)]
         for size, k, s, p, d in zip(sizes, *settings, strict=True):
             _require(k >= 1 and s >= 1 and d >= 1 and 0 <= 2 * p <= k, node, [x], "pads by half a window")
+            _require(k * d < MOST_REACH, node, [x], f"has windows of less than {MOST_REACH:.0e} pixels")
             axes.append(Windows.sliding(size, k, s, p, d, node["ceil"], node["count_padding"]))
     for axis in axes:
         _require(axis.outputs >= 1, node, [x], "needs windows that fit")

@@ -2,8 +2,9 @@
 
 drop_identities       dropout in evaluation, pooling by one pixel, reshapes to the same
 fold_batch_norm       into the convolution or linear layer before it; else it becomes an `affine`
+fold_factor           a constant for each channel, into the layer before it
 fuse_activation       into the node before it
-fuse_residual         a sum becomes the end of the convolution that made one of its terms
+fuse_residual         a sum becomes the end of the convolution or linear layer that made one of its terms
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import numpy as np
 
 from hubel.graph.network import Editor, Graph, Node, pruned
 
+# Nodes with weights.
+_LAYERS = ("conv", "linear")
 # Nodes that can end in an activation.
 _ENDING = ("conv", "linear", "affine", "binary")
 # A batch norm that multiplies by more, or by what is no number, stays a step of its own: a variance that is almost
@@ -64,7 +67,7 @@ def fold_batch_norm(graph: Graph) -> Graph:
         scale, shift = scale_and_shift(node, edit.constants)
         source = edit.now(node.inputs[0])
         before = edit.maker(source)
-        if before and before.op in ("conv", "linear") and edit.read_once(source) and _foldable(before, edit, scale):
+        if before and before.op in _LAYERS and edit.read_once(source) and _foldable(before, edit, scale):
             edit.put(_scaled(before, edit, scale, shift))
             edit.drop(node.name, before.name)
             continue
@@ -110,6 +113,49 @@ def _scaled(before: Node, edit: Editor, scale: np.ndarray, shift: np.ndarray) ->
     return Node(before.name, before.op, (before.operand(0), weight_name, bias_name), before.attributes)
 
 
+def fold_factor(graph: Graph) -> Graph:
+    """A constant factor for each channel goes into the weights of the layer before it, be its rows seen as images in
+    between or not.
+    """
+    edit = Editor(graph)
+    for node in graph.nodes:
+        if node.op != "binary" or node["kind"] != "mul" or node.get("activation"):
+            continue
+        for factor, value in (node.inputs, node.inputs[::-1]):
+            layer, seen = _layer_before(edit, value)
+            if layer is None or not {factor, layer.operand(1)} <= edit.constants.keys():
+                continue
+            scale = _of_channels(edit.constants[factor], layer, seen, edit.constants[layer.operand(1)])
+            if scale is not None and _foldable(layer, edit, scale):
+                edit.put(_scaled(layer, edit, scale, np.zeros_like(scale)))
+                edit.drop(node.name, edit.now(value))
+                break
+    return edit.done()
+
+
+def _layer_before(edit: Editor, value: str) -> tuple[Node | None, Node | None]:
+    """The layer that made a value which nobody else reads, and the permutation behind it, if there is one."""
+    before, seen = edit.maker(value), None
+    if before and before.op == "permute" and edit.read_once(before.name):
+        before, seen = edit.maker(before.inputs[0]), before
+    return (before, seen) if before and before.op in _LAYERS and edit.read_once(before.name) else (None, None)
+
+
+def _of_channels(factor: np.ndarray, layer: Node, seen: Node | None, weight: np.ndarray) -> np.ndarray | None:
+    """The factor as a number for each output channel, in float64; None where it is anything else."""
+    # Axes from the channels' on, and all: of a linear layer's rows only the last one is known.
+    behind = most = 1
+    if layer.op == "conv":
+        behind, most = weight.ndim - 1, weight.ndim
+    if seen is not None:
+        most = len(seen["dims"])
+        behind = most - seen["dims"].index(most - 1 if layer.op == "linear" else 1)
+    if not behind <= factor.ndim <= most or factor.shape[-behind] != factor.size:
+        return None
+    channels = weight.shape[1] * layer["groups"] if layer.get("transposed") else weight.shape[0]
+    return np.broadcast_to(factor.astype(np.float64).reshape(-1), (channels,))
+
+
 def fuse_activation(graph: Graph) -> Graph:
     """An activation becomes the end of what it alone reads."""
     edit = Editor(graph)
@@ -140,17 +186,17 @@ def fuse_residual(graph: Graph) -> Graph:
         if terms[0] == terms[1] or any(name in edit.constants for name in terms):
             continue
         for i in sorted((0, 1), key=lambda i: -position.get(terms[i], -1)):
-            before, other = edit.maker(terms[i]), terms[1 - i]
-            if before is None or before.op not in ("conv", "linear") or not edit.read_once(before.name):
+            (before, seen), other = _layer_before(edit, terms[i]), terms[1 - i]
+            if before is None or before.get("activation") or before.operand(3) or _depends(edit, other, before.name):
                 continue
-            if before.get("activation") or before.operand(3):
-                continue
-            if _depends(edit, other, before.name):
-                continue
+            if seen is not None:
+                # The other term is seen as the layer's rows.
+                back = tuple(sorted(range(len(seen["dims"])), key=seen["dims"].__getitem__))
+                other = edit.add(Node(f"{node.name}.rows", "permute", (other,), {"dims": back}))
             operands = (*before.inputs, *("",) * (3 - len(before.inputs)), other)
             ended = Node(before.name, before.op, operands, before.attributes)
             edit.put(ended.with_(**{k: node.attributes[k] for k in ("activation", "slope") if k in node.attributes}))
-            edit.drop(node.name, before.name)
+            edit.drop(node.name, terms[i])
             break
     return edit.done()
 
@@ -172,6 +218,7 @@ def _depends(edit: Editor, value: str, on: str) -> bool:
 PASSES: dict[str, Callable[[Graph], Graph]] = {
     "drop_identities": drop_identities,
     "fold_batch_norm": fold_batch_norm,
+    "fold_factor": fold_factor,
     "fuse_activation": fuse_activation,
     "fuse_residual": fuse_residual,
 }

@@ -158,18 +158,20 @@ def _compute_function(tile: Tile, ending: Ending) -> Function:
         terms = f.arg("block") * taps
         panel_tile = terms * width
         panel = f.arg("panels") + before * f.arg("block") * a["tiles"] * width + f.arg("first") * panel_tile
-        # While a tile's weights are in use, the next tile's are asked for, a few lines a run.
-        all_lines, all_runs = panel_tile // 16, f.maximum(count["z"] * count["y"] * runs, 1)
-        lines = (all_lines + (all_runs - 1)) // all_runs
+        # While a tile's weights are in use, the next tile's are asked for, so many bytes a term.
+        at_once = f.select(pair, 2, 1, "rows_at_once")
+        rows = (count["y"] + (at_once - 1)) // at_once
+        all_runs = f.maximum(count["z"] * rows * runs, 1)
+        asked = (all_runs + (4 * width - 1)) // all_runs
         rows_y = f.select(runs > 0, count["y"], 0)
         with (
             f.loop("t", 0, f.arg("tiles")) as t,
             f.loop("row_z", 0, count["z"]) as z,
             # Rows with no place in this phase are not visited.
-            f.loop("row_y", 0, rows_y, f.select(pair, 2, 1)) as y,
+            f.loop("row_y", 0, rows_y, at_once) as y,
         ):
-            w, row = panel + t.index * panel_tile, z.index * count["y"] + y.index
-            following = w + panel_tile + f.minimum(row * runs * lines, all_lines) * 16
+            w, done_before = panel + t.index * panel_tile, (z.index * rows + y.index // at_once) * runs
+            following = f.offset(w + panel_tile, done_before * terms * asked, "i8", "following")
             x = f.arg("window") + z.index * a["row_z"] + y.index * a["row_y"]
             at = z.index * step["z"] + y.index * step["y"]
             parked = sums + t.index * a["sums_t"] + at
@@ -186,8 +188,9 @@ def _compute_function(tile: Tile, ending: Ending) -> Function:
                 f.call(
                     functions[0], w, x_run, x_run + second[0], table_of_terms,
                     from_run, from_run + second[1], to_run, to_run + second[2], f.arg("addends"),
-                    following + lines * 16 * done, *ending.given(f).arguments, terms, apart * 4, before_x, to_x, count,
-                    apart * size * 4, before_x * size, to_x * size, lines, f.arg("done"), at=function,
+                    f.offset(following, terms * asked * done, "i8"), *ending.given(f).arguments,
+                    terms, apart * 4, before_x, to_x, count,
+                    apart * size * 4, before_x * size, to_x * size, asked, f.arg("done"), at=function,
                 )  # fmt: skip
 
             both = pair & (y.index + 1 < count["y"])
