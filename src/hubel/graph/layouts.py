@@ -28,8 +28,10 @@ from hubel.graph.operators import convolution, problem_of
 if TYPE_CHECKING:
     from hubel.graph.binder import Binder
 
-# Cycles to turn a number: 96 channels at 56×56, 2.5 (Intel Xeon with AVX-512, 2026-11).
-TURNED = 2.5
+# Cycles to turn a number: 96 channels at 56×56, 2.5 (Intel Xeon with AVX-512, 2026-11). And of a job more.
+TURNED, JOB = 2.5, 5000.0
+# Cycles for each number that a kernel with output channels in its lanes reads from an input that lies the other way.
+CROSSED = 1.0
 # What planes cost more in a network than alone: kernels with channels side by side share maps out by pixels, and so
 # find in their own L2 cache what they wrote (ResNet-50, of the same cycles: 30.6 and 29.5 ms; Inception v3 32.2, 30.6).
 APART = 1.03
@@ -90,7 +92,10 @@ class Costs:
     def cycles(self, sizes: frozenset[int]) -> float:
         """Of all convolutions for one image on one thread, and of turning what lies otherwise."""
         total = sum(self._convolution(node, sizes)[0] for node in self.convolutions)
-        return total + TURNED * sum(prod(self.b.shapes[name]) for name in self._turned(sizes))
+        return total + sum(self._turning(name) for name in self._turned(sizes))
+
+    def _turning(self, name: str) -> float:
+        return JOB + TURNED * prod(self.b.shapes[name])
 
     def _turned(self, sizes: frozenset[int]) -> Iterator[str]:
         """Values that are copied because of how they lie, convolutions' inputs aside."""
@@ -119,13 +124,12 @@ class Costs:
         node = self.b.made_by(name)
         shapes = [self.b.shapes[operand] if operand else () for operand in node.inputs]
         problem = of_usual_batch(problem_of(node, *convolution(self.b.attributes(node), shapes)))
-        alike, _ = self._planned(problem, of_y)
+        alike, either = self._planned(problem, of_y)
         if of_x == of_y:
             return alike, False
-        # Kernels with output channels in their lanes read and write either way.
-        mixed, either = self._planned(problem, False)
-        turned = alike + TURNED * prod(shapes[0])
-        return (mixed, False) if either and mixed < turned else (turned, True)
+        if either:
+            return alike + CROSSED * prod(shapes[0]), False
+        return alike + self._turning(node.inputs[0]), True
 
     def _planned(self, problem: Problem, last: bool) -> tuple[float, bool]:
         """Cycles, and whether the kernel knows channels that are side by side."""
@@ -133,9 +137,8 @@ class Costs:
             plan = choose(replace(problem, layout="channels_last" if last else "planes"), self.machine, self.policy)
         except UnsupportedError:
             return 0.0, False
-        return plan.estimate.cycles * (1.0 if last else APART), getattr(
-            ALGORITHMS[plan.algorithm], "CHANNELS_LAST", False
-        )
+        either = getattr(ALGORITHMS[plan.algorithm], "CHANNELS_LAST", False)
+        return plan.estimate.cycles * (1.0 if last else APART), either
 
 
 def _pixels(b: Binder) -> dict[str, int]:

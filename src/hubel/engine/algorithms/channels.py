@@ -55,9 +55,11 @@ MOST_PIXELS, MOST_PIXELS_ARM = 14, 8
 FEWEST = 4
 PIECES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256)
 SHARES = (1, 2, 3, 4, 6, 8, 12, 16)
-# Cycles: starting a run of pixels; reading and writing a vector of sums; carrying a vector out; a row of a window, a
-# vector of it.
-TILE, SUM, OUT, ROW, VECTOR = 20.0, 1.0, 5.0, 25.0, 3.0
+# Cycles: starting a run of pixels; reading and writing a vector of sums; a row of a window, a vector of it.
+TILE, SUM, ROW, VECTOR = 20.0, 1.0, 25.0, 3.0
+# Cycles to carry sums out: a vector straight from the registers; a vector by way of scratch; a number of a vector that
+# is turned into planes, or of less than a vector (3→32 at 32×32, 3×3: 22k cycles more in planes, 33k with ReLU; Xeon).
+STRAIGHT, PARKED, TURNED, SINGLE = 1.0, 5.0, 0.8, 3.0
 # Bytes a cycle from and to the L3 cache.
 SPILLED = 8
 
@@ -194,11 +196,11 @@ def _cut(problem: Problem, machine: Machine, policy: Policy) -> Cut:
     spec, shape = problem.spec, Shape(tuple(sums(problem)))
     tile = _tile(machine, shape.rows)
     tiles = -(-shape.rows // (tile.vectors * tile.lanes))
-    block = channel_block(_largest(shape), machine)
+    block, out = channel_block(_largest(shape), machine), _carrying(problem, tile, shape.rows)
     best: Cut | None = None
     for box in _boxes(shape.outputs):
         boxes = prod(-(-o // b) for o, b in zip(shape.outputs, box, strict=True))
-        for_tile, once = _item(shape, tile, block, box, machine)
+        for_tile, once = _item(shape, tile, block, box, out, machine)
         for share in SHARES:
             if share > tiles:
                 break
@@ -231,8 +233,18 @@ def _boxes(outputs: tuple[int, int, int]) -> Iterator[tuple[int, int, int]]:
             yield box
 
 
-def _item(shape: Shape, tile: Tile, block: int, box: tuple[int, int, int], machine: Machine) -> tuple[float, float]:
-    """Cycles of a work item: for each tile of output channels, and for the rest."""
+def _carrying(problem: Problem, tile: Tile, rows: int) -> float:
+    """Cycles to carry the sums of a tile of output channels out, for each pixel."""
+    if problem.layout != "channels_last":
+        return tile.vectors * (TURNED * tile.lanes + (0 if ending_of(problem).plain else STRAIGHT))
+    single = SINGLE * (rows % tile.lanes) / -(-rows // (tile.vectors * tile.lanes))
+    return tile.vectors * (STRAIGHT if ending_of(problem).short else PARKED) + single
+
+
+def _item(
+    shape: Shape, tile: Tile, block: int, box: tuple[int, int, int], out: float, machine: Machine
+) -> tuple[float, float]:
+    """Cycles of a work item: for each tile of output channels, and for the rest. out: to carry a pixel's sums out."""
     window = shape.window(box, tile.lanes)
     blocks = -(-shape.channels // block)
     for_tile = 0.0
@@ -248,7 +260,7 @@ def _item(shape: Shape, tile: Tile, block: int, box: tuple[int, int, int], machi
         for_tile += bz * by * (row + blocks * SUM * bx * tile.vectors)
     region = prod(b * s for b, s in zip(box, shape.step, strict=True))
     width = tile.vectors * tile.lanes
-    for_tile += region * tile.vectors * OUT
+    for_tile += region * out
     # Weights come from memory, or from L2 where all of them stay there from item to item.
     panels = 4 * shape.channels * shape.taps * shape.rows
     for_tile += 4 * shape.channels * shape.taps * width / (64 if panels < machine.l2 // 2 else 12)

@@ -212,6 +212,8 @@ def _multiply_function(form: Form, tile: Tile, tail: bool) -> Function:
     short, long = (kind * step + sizes[0] for kind in kinds)
     found = {vectors: [f.one_of(some, kind) for kind in kinds] for vectors, some in functions.items()}
     term = a["tiles"] * width
+    # All runs together ask for the next panel, the only one for a half: faster than that it does not come.
+    asked = f.minimum((runs + (4 * width - 1)) // runs, 64)
     loops = f.loop("xi", 0, form.points), f.loop("tap", 0, a["taps"]), f.loop("c", 0, a["channels"], a["block"])
     with loops[0] as xi, loops[1] as tap, loops[2] as c:
         channels = f.minimum(a["block"], a["channels"] - c.index)
@@ -240,10 +242,10 @@ def _multiply_function(form: Form, tile: Tile, tail: bool) -> Function:
                 if tail:
                     narrow = f.select(more, found[1][1], found[1][0], "narrow")
                     address = f.select(one, narrow, address, "function")
-                half = ahead + run.index % 2 * (panel // 2)
                 f.call(
-                    functions[tile.vectors][0], w, x + at * a["pitch"], to + at * a["sums_pitch"], half, channels,
-                    a["pitch"], a["sums_pitch"], add, at=address,
+                    functions[tile.vectors][0], w, x + at * a["pitch"], to + at * a["sums_pitch"],
+                    f.offset(ahead, run.index * channels * asked, "i8"), channels,
+                    a["pitch"], a["sums_pitch"], add, asked, at=address,
                 )  # fmt: skip
     f.ret()
     return f

@@ -68,37 +68,36 @@ def unrolled(rows: int, vectors: int, lanes: int) -> int:
 
 
 def product_function(rows: int, vectors: int, width: int, lanes: int) -> Function:
-    """product(w, x, c, ahead, terms, x_pitch, c_pitch, add): the sums of `rows` tiles, and of `vectors` vectors of
-    output channels.
+    """product(w, x, c, ahead, terms, x_pitch, c_pitch, add, asked): the sums of `rows` tiles, and of `vectors` vectors
+    of output channels.
 
     c[r·c_pitch + lane] (+)= Σ_k x[r·x_pitch + k] · w[k·width + lane]
 
-    Of what lies `ahead`, half as many weights as there are at w are asked for meanwhile. add: 0 to overwrite c.
+    With each term the line `asked` bytes behind the one before is asked for, from `ahead` on. add: 0 to overwrite c.
     """
     pointers = [(n, PTR) for n in ("w", "x", "c", "ahead")]
-    numbers = [(n, I64) for n in ("terms", "x_pitch", "c_pitch", "add")]
+    numbers = [(n, I64) for n in ("terms", "x_pitch", "c_pitch", "add", "asked")]
     f = Function(f"product_{rows}x{vectors}", [*pointers, *numbers], private=True)
     vector = vector_of(lanes)
     zero, pitch = f.constant(0.0, vector), f.arg("x_pitch")
     firsts = [f.arg("x") + pitch * r for r in range(0, rows, OF_POINTER)]
     most = unrolled(rows, vectors, lanes)
-    lines = max(1, most * width // 32)
 
     def turns(name: str, start: list[Value], count: Value, at_once: int) -> list[Value]:
         """So many turns of `at_once` terms each."""
         with f.loop(name, 0, count, carry=start) as k:
             w, ahead, *rest = k.carried
             x, acc = rest[: len(firsts)], rest[len(firsts) :]
-            for line in range(lines if at_once == most else 0):
-                f.prefetch(ahead + line * 16)
             for term in range(at_once):
+                f.prefetch(ahead)
+                ahead = f.offset(ahead, f.arg("asked"), "i8")
                 weights = [f.load(w + (term * width + v * lanes), vector, f"weights_{v}") for v in range(vectors)]
                 for r in range(rows):
                     place = x[r // OF_POINTER] + pitch * (r % OF_POINTER) + term
                     every = f.splat(f.load(place, F32, f"x_{r}"), lanes, f"all_{r}")
                     for v in range(vectors):
                         acc[r * vectors + v] = f.fma(every, weights[v], acc[r * vectors + v], f"acc_{r}_{v}")
-            k.carry(w + width * at_once, ahead + lines * 16, *(first + at_once for first in x), *acc)
+            k.carry(w + width * at_once, ahead, *(first + at_once for first in x), *acc)
         return k.results
 
     whole = f.arg("terms") // most

@@ -14,7 +14,7 @@ An average divides by the number of pixels the window counts, of rows times of c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -176,18 +176,24 @@ def _reduce_rows(
     """One row of scratch: of every column the maximum or the sum over the window's rows."""
     begin, end = _entry(f, a["y_from"], y, "begin"), _entry(f, a["y_to"], y, "end")
     vector = vector_of(lanes)
-    whole = a["in_x"] // lanes * lanes if side_by_side else f.constant(0)
+
+    def reduced(at: Value, type_: str, load: Callable[[Value], Value]) -> Value:
+        with f.loop("in_y", begin, end, a["hole_y"], carry=[_nothing(f, kind, type_)]) as r:
+            r.carry(_joined(f, kind, r.carried[0], load(at + r.index * a["in_row"])))
+        return r.results[0]
+
     if side_by_side:
+        whole = a["in_x"] // lanes * lanes
         with f.loop("col", 0, whole, lanes) as col:
-            with f.loop("in_y", begin, end, a["hole_y"], carry=[_nothing(f, kind, vector)]) as r:
-                value = f.load(at + r.index * a["in_row"] + col.index, vector)
-                r.carry(_joined(f, kind, r.carried[0], value))
-            f.store(r.results[0], inside + col.index)
-    with f.loop("col1", whole, a["in_x"]) as col:
-        with f.loop("in_y1", begin, end, a["hole_y"], carry=[_nothing(f, kind, F32)]) as r:
-            value = f.load(at + r.index * a["in_row"] + col.index * a["in_col"], F32)
-            r.carry(_joined(f, kind, r.carried[0], value))
-        f.store(r.results[0], inside + col.index)
+            f.store(reduced(at + col.index, vector, lambda place: f.load(place, vector)), inside + col.index)
+        with f.when(whole < a["in_x"], "rest_of_row"):
+            mask = f.lanes_below(a["in_x"] - whole, lanes)
+            f.store_masked(
+                reduced(at + whole, vector, lambda place: f.load_masked(place, mask, lanes)), inside + whole, mask
+            )
+        return
+    with f.loop("col", 0, a["in_x"]) as col:
+        f.store(reduced(at + col.index * a["in_col"], F32, lambda place: f.load(place, F32)), inside + col.index)
 
 
 def _reduce_columns(
