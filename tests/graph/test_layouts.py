@@ -61,12 +61,13 @@ def blocks() -> Graph:
 
 
 def test_depthwise_blocks_have_their_channels_side_by_side() -> None:
-    x = numbers(1, 3, 14, 14)
     network = Network(blocks())
-    program = network.program([x.shape], 1)
-    assert all(program.places[name].channels_last for name in ("e1", "d1", "p1"))
-    assert "copy" not in [entry.how for entry in program.entries]
-    close(network.run_numpy(x)[0], defined(blocks(), x)[0])
+    for images in (1, 16):
+        x = numbers(images, 3, 14, 14)
+        program = network.program([x.shape], 1)
+        assert all(program.places[name].channels_last for name in ("e1", "d1", "p1"))
+        assert "copy" not in [entry.how for entry in program.entries]
+        close(network.run_numpy(x)[0], defined(blocks(), x)[0])
 
 
 def test_layouts_and_bits_depend_on_neither_batch_nor_threads() -> None:

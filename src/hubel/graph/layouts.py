@@ -95,7 +95,9 @@ class Costs:
         return total + sum(self._turning(name) for name in self._turned(sizes))
 
     def _turning(self, name: str) -> float:
-        return JOB + TURNED * prod(self.b.shapes[name])
+        """Cycles to turn an image; of one that is a single pixel there is nothing to turn."""
+        shape = self.b.shapes[name]
+        return JOB + TURNED * prod(shape[1:]) if prod(shape[2:]) > 1 else 0.0
 
     def _turned(self, sizes: frozenset[int]) -> Iterator[str]:
         """Values that are copied because of how they lie, convolutions' inputs aside."""
@@ -128,7 +130,7 @@ class Costs:
         if of_x == of_y:
             return alike, False
         if either:
-            return alike + CROSSED * prod(shapes[0]), False
+            return alike + CROSSED * prod(shapes[0][1:]), False
         return alike + self._turning(node.inputs[0]), True
 
     def _planned(self, problem: Problem, last: bool) -> tuple[float, bool]:
