@@ -59,7 +59,7 @@ SHARES = (1, 2, 3, 4, 6, 8, 12, 16)
 TILE, SUM, ROW, VECTOR = 20.0, 1.0, 25.0, 3.0
 # Cycles to carry sums out: a vector straight from the registers; a vector by way of scratch; a number of a vector that
 # is turned into planes, or of less than a vector (3→32 at 32×32, 3×3: 22k cycles more in planes, 33k with ReLU; Xeon).
-STRAIGHT, PARKED, TURNED, SINGLE = 1.0, 5.0, 0.8, 3.0
+STRAIGHT, PARKED, TURNED, SINGLE = 1.0, 5.0, 1.2, 3.0
 # Bytes a cycle from and to the L3 cache.
 SPILLED = 8
 

@@ -31,13 +31,12 @@ Strides = tuple[int, ...]
 
 def _larger(f: Function, a: Value, b: Value) -> Value:
     """The larger number; NaN if either is."""
-    flags = f._emit(
-        f"<{a.type[1:].split()[0]} x i1>" if a.type.startswith("<") else "i1",
-        f"fcmp ugt {a.type} {a.text}, {b.text}", "larger",
-    )  # fmt: skip
-    picked = f._emit(a.type, f"select {flags.type} {flags.text}, {a.type} {a.text}, {b.type} {b.text}", "picked")
-    nan = f._emit(flags.type, f"fcmp uno {b.type} {b.text}, {b.text}", "nan")
-    return f._emit(a.type, f"select {nan.type} {nan.text}, {b.type} {b.text}, {a.type} {picked.text}", "larger")
+    flags = f"<{a.type[1:].split()[0]} x i1>" if a.type.startswith("<") else "i1"
+    # As x86's own maximum: the second one where they cannot be compared.
+    above = f._emit(flags, f"fcmp ogt {a.type} {a.text}, {b.text}", "above")
+    picked = f._emit(a.type, f"select {flags} {above.text}, {a.type} {a.text}, {b.type} {b.text}", "picked")
+    nan = f._emit(flags, f"fcmp uno {a.type} {a.text}, {a.text}", "nan")
+    return f._emit(a.type, f"select {flags} {nan.text}, {a.type} {a.text}, {b.type} {picked.text}", "larger")
 
 
 BINARY: dict[str, Callable[[Function, Value, Value], Value]] = {

@@ -6,6 +6,8 @@ table's affair, not the kernel's:
     planes:    for every image and channel, for output rows:      a share of the rows is one work item
                    row = max or sum over the window's rows         into scratch, as vectors
                    for outputs: max or sum over the window's columns of that row
+    pairs:     as planes, but where windows are two columns wide, two apart and without padding, the columns of a vector
+               of outputs are two vectors of every row, and nothing goes through scratch
     channels:  for every image and output row:                     one work item
                    for outputs, vectors of channels: max or sum over the window
 
@@ -14,7 +16,8 @@ An average divides by the number of pixels the window counts, of rows times of c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -121,9 +124,18 @@ def pooled(
         return work(
             f"pool_{kind}_channels", lambda: channels_function(kind, lanes), images * shares, words, each, arrays
         )
-    side_by_side = source[3] == 1
-    name = f"pool_{kind}_planes_{step}{'' if side_by_side else '_strided'}"
     numbers = rows_each * x.size * max(1, y.taps)
+    side_by_side = source[3] == 1
+    if step == 2 and (x.taps, x.hole, x.before) == (2, 1, 0) and x.stop[-1] == 2 * x.outputs:
+        return work(
+            f"pool_{kind}_pairs",
+            lambda: pairs_function(kind, lanes),
+            images * channels * shares,
+            words,
+            numbers,
+            arrays,
+        )
+    name = f"pool_{kind}_planes_{step}{'' if side_by_side else '_strided'}"
     return work(
         name, lambda: planes_function(kind, step, side_by_side, lanes), images * channels * shares, words, numbers,
         arrays, pitch,
@@ -148,15 +160,44 @@ def _entry(f: Function, table: Value, index: Value, name: str) -> Value:
     return f.load(f.offset(table, index, I64), I64, name)
 
 
-def planes_function(kind: str, step: int, side_by_side: bool, lanes: int) -> Function:
-    """The kernel for planes. step: of the windows along x, if it is 1 or 2 and outputs lie side by side; else 0."""
+def pairs_function(kind: str, lanes: int) -> Function:
+    """The kernel for planes whose windows are pairs of columns."""
     f = kernel_function()
-    args, row = f.arg("args"), f.arg("scratch")
-    a = _words(f)
+    a, vector = _words(f), vector_of(lanes)
+    counted_x, evens, odds = a["x_counted"], list(range(0, 2 * lanes, 2)), list(range(1, 2 * lanes, 2))
+    whole = a["out_x"] // lanes * lanes
+    left = (a["out_x"] - whole) * 2
+    masks = f.lanes_below(f.minimum(left, lanes), lanes), f.lanes_below(f.maximum(left - lanes, 0), lanes)
+    with _each_row(f, a) as (at, to, y):
+        begin, end = _entry(f, a["y_from"], y, "begin"), _entry(f, a["y_to"], y, "end")
+        counted = f.splat(f.load(a["y_counted"] + y, F32, "rows_counted"), lanes)
+
+        def outputs(x: Value, ragged: bool) -> Value:
+            start = [_nothing(f, kind, vector)] * 2
+            with f.loop("in_y", begin, end, a["hole_y"], carry=start) as r:
+                place = at + r.index * a["in_row"] + x * 2
+                pair = [
+                    f.load_masked(place + lanes * i, masks[i], lanes) if ragged else f.load(place + lanes * i, vector)
+                    for i in (0, 1)
+                ]
+                r.carry(*(_joined(f, kind, total, value) for total, value in zip(r.carried, pair, strict=True)))
+            even, odd = (f.shuffle(r.results[0], r.results[1], columns) for columns in (evens, odds))
+            value = _joined(f, kind, even, odd)
+            return f.binary("div", value, counted * f.load(counted_x + x, vector)) if kind == "mean" else value
+
+        with f.loop("v", 0, whole, lanes) as v:
+            f.store(outputs(v.index, False), to + v.index)
+        with f.when(whole < a["out_x"], "rest"):
+            f.store_masked(outputs(whole, True), to + whole, f.lanes_below(a["out_x"] - whole, lanes))
+    f.ret()
+    return f
+
+
+@contextmanager
+def _each_row(f: Function, a: dict[str, Value]) -> Iterator[tuple[Value, Value, Value]]:
+    """Every row of outputs of the items: (the plane it reads, where it goes, its number)."""
+    args = f.arg("args")
     source, target = f.word(args, 0, "input", PTR), f.word(args, 3, "output", PTR)
-    with f.loop("edge", 0, a["row_pitch"]) as edge:
-        f.store(_nothing(f, kind, F32), row + edge.index)
-    inside = row + a["left"]
     with f.loop("item", f.arg("begin"), f.arg("end")) as item:
         plane, share = item.index // a["shares"], item.index % a["shares"]
         image, channel = plane // a["channels"], plane % a["channels"]
@@ -164,8 +205,19 @@ def planes_function(kind: str, step: int, side_by_side: bool, lanes: int) -> Fun
         to = target + image * a["out_n"] + channel * a["out_c"]
         first = share * a["rows_each"]
         with f.loop("y", first, f.minimum(first + a["rows_each"], a["out_y"])) as y:
-            _reduce_rows(f, kind, side_by_side, lanes, a, inside, at, y.index)
-            _reduce_columns(f, kind, step, lanes, a, row if step else inside, to + y.index * a["out_row"], y.index)
+            yield at, to + y.index * a["out_row"], y.index
+
+
+def planes_function(kind: str, step: int, side_by_side: bool, lanes: int) -> Function:
+    """The kernel for planes. step: of the windows along x, if it is 1 or 2 and outputs lie side by side; else 0."""
+    f = kernel_function()
+    a, row = _words(f), f.arg("scratch")
+    with f.loop("edge", 0, a["row_pitch"]) as edge:
+        f.store(_nothing(f, kind, F32), row + edge.index)
+    inside = row + a["left"]
+    with _each_row(f, a) as (at, to, y):
+        _reduce_rows(f, kind, side_by_side, lanes, a, inside, at, y)
+        _reduce_columns(f, kind, step, lanes, a, row if step else inside, to, y)
     f.ret()
     return f
 
