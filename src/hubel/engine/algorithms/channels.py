@@ -57,9 +57,10 @@ PIECES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256)
 SHARES = (1, 2, 3, 4, 6, 8, 12, 16)
 # Cycles: starting a run of pixels; reading and writing a vector of sums; a row of a window, a vector of it.
 TILE, SUM, ROW, VECTOR = 20.0, 1.0, 25.0, 3.0
-# Cycles to carry sums out: a vector straight from the registers; a vector by way of scratch; a number of a vector that
-# is turned into planes, or of less than a vector (3→32 at 32×32, 3×3: 22k cycles more in planes, 33k with ReLU; Xeon).
-STRAIGHT, PARKED, TURNED, SINGLE = 1.0, 5.0, 1.2, 3.0
+# Cycles to carry sums out: a vector straight from the registers; a vector by way of scratch; a vector turned into
+# planes, by the square of its lanes (3→32 at 32×32, 3×3, with 16: 22k cycles more than side by side; with 8 lanes 5 a
+# vector); a number of less than a vector.
+STRAIGHT, PARKED, TURNED, SINGLE = 1.0, 5.0, 0.075, 3.0
 # Bytes a cycle from and to the L3 cache.
 SPILLED = 8
 
@@ -236,7 +237,7 @@ def _boxes(outputs: tuple[int, int, int]) -> Iterator[tuple[int, int, int]]:
 def _carrying(problem: Problem, tile: Tile, rows: int) -> float:
     """Cycles to carry the sums of a tile of output channels out, for each pixel."""
     if problem.layout != "channels_last":
-        return tile.vectors * (TURNED * tile.lanes + (0 if ending_of(problem).plain else STRAIGHT))
+        return tile.vectors * (TURNED * tile.lanes**2 + (0 if ending_of(problem).plain else STRAIGHT))
     single = SINGLE * (rows % tile.lanes) / -(-rows // (tile.vectors * tile.lanes))
     return tile.vectors * (STRAIGHT if ending_of(problem).short else PARKED) + single
 
