@@ -101,7 +101,8 @@ def pool(b: Binder, node: Node) -> None:
     node = b.attributes(node)
     x, wanted = b.place(node.inputs[0]), b.new(node.name)
     # Kernels read and write alike: what lies otherwise is turned afterwards, when there is less of it.
-    turns = wanted.shape[1] > 1 < prod(wanted.shape[2:]) and x.channels_last != wanted.channels_last
+    one_way = min(wanted.shape[1], prod(wanted.shape[2:])) > 1
+    turns = one_way and x.channels_last != wanted.channels_last
     y = b.room(wanted.laid_out(x.channels_last)) if turns else wanted
     down, across = windows(node, x.shape)
     source, target = (p.strides if len(p.shape) == 4 else (*p.strides[:2], 0, p.strides[2]) for p in (x, y))
