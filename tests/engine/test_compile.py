@@ -244,6 +244,32 @@ def test_threads_that_ask_at_once_compile_once(folder: Path) -> None:
     assert compile_module._in_flight == {}
 
 
+def test_threads_that_ask_for_an_address_at_once_look_it_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second lookup would own the code, too, and whichever goes first would take it away."""
+    library, jit = Library.load(emit_object(add_ir(), HERE)), compile_module._jit()
+    looked_up: list[str] = []
+    barrier = threading.Barrier(4)
+
+    class Slow:
+        def lookup(self, name: str, symbol: str) -> object:
+            looked_up.append(symbol)
+            time.sleep(0.1)
+            return jit.lookup(name, symbol)
+
+    def ask() -> None:
+        barrier.wait()
+        library.address("add")
+
+    monkeypatch.setattr(compile_module, "_jit", Slow)
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    gc.collect()
+    assert looked_up == ["add"] and call(library) == [1.0] * 5
+
+
 ASK = """
 import os, time
 from pathlib import Path

@@ -65,10 +65,12 @@ class Library:
         """Where ``symbol`` starts. Raises HubelError when the object does not define it."""
         if symbol not in self._symbols:
             with _llvm_lock:
-                try:
-                    self._symbols[symbol] = _jit().lookup(self._name, symbol)
-                except RuntimeError as error:
-                    raise HubelError(f"no symbol {symbol!r} in this object: {error}") from error
+                # Once only: what a lookup returns owns the code, and takes it away when it goes.
+                if symbol not in self._symbols:
+                    try:
+                        self._symbols[symbol] = _jit().lookup(self._name, symbol)
+                    except RuntimeError as error:
+                        raise HubelError(f"no symbol {symbol!r} in this object: {error}") from error
         return self._symbols[symbol][symbol]
 
 
