@@ -88,9 +88,10 @@ def product_function(rows: int, vectors: int, width: int, lanes: int) -> Functio
         with f.loop(name, 0, count, carry=start) as k:
             w, ahead, *rest = k.carried
             x, acc = rest[: len(firsts)], rest[len(firsts) :]
-            for term in range(at_once):
+            for _ in range(at_once):
                 f.prefetch(ahead)
                 ahead = f.offset(ahead, f.arg("asked"), "i8")
+            for term in range(at_once):
                 weights = [f.load(w + (term * width + v * lanes), vector, f"weights_{v}") for v in range(vectors)]
                 for r in range(rows):
                     place = x[r // OF_POINTER] + pitch * (r % OF_POINTER) + term
