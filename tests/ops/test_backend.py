@@ -157,6 +157,33 @@ def test_inference_graphs_are_fused(name: str) -> None:
     assert ("torch" in ops) == (name in ("tokens", "folded"))
 
 
+class Rows(nn.Module):
+    """A block as in ConvNeXt: layer norm and linear layers over the channels of every pixel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(16, 16, 7, padding=3, groups=16), nn.LayerNorm(16)
+        self.wide, self.narrow = nn.Linear(16, 64), nn.Linear(64, 16)
+        self.scale = nn.Parameter(torch.randn(16, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = self.norm(self.conv(x).permute(0, 2, 3, 1))
+        rows = self.narrow(torch.nn.functional.gelu(self.wide(rows)))
+        return x + self.scale * rows.permute(0, 3, 1, 2)
+
+
+def test_linear_layers_over_pixels_take_their_ends_and_nothing_runs_on_torch() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 16, 2, stride=2), Rows(), Rows()).eval()
+    call = torch.compile(net, backend="hubel", fullgraph=True)
+    with torch.no_grad():
+        for x in (torch.randn(1, 3, 18, 14), torch.randn(3, 3, 10, 12)):
+            with ran() as networks:
+                check(net, call, x)
+            ops = [node.op for node in networks[-1].network.graph.nodes]
+            assert "torch" not in ops and "activation" not in ops and "binary" not in ops
+
+
 def test_weights_that_change_are_folded_anew() -> None:
     net = ready("residual")
     fused = torch.compile(net, backend="hubel", fullgraph=True)

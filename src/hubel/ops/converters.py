@@ -219,7 +219,29 @@ def _flatten(c: Capture, node: FxNode, a: Arguments) -> str:
     return c.add("flatten", (c.tensor(a["self"]),), node.name, start=a["start_dim"] % rank, end=a["end_dim"] % rank)
 
 
+def _linear_in_place(c: Capture, node: FxNode, rows: Any) -> str:
+    """A linear layer whose rows torch makes of a larger tensor and lays out again as they were: of that tensor itself.
+    Nothing where `node` is another reshape.
+    """
+    if not isinstance(rows, FxNode) or rows.target not in (aten.addmm.default, aten.mm.default):
+        return ""
+    layer = next((made for made in c.nodes if made.name == c.names.get(rows)), None)
+    flat = rows.args[1 if rows.target is aten.addmm.default else 0]
+    if layer is None or layer.op != "linear" or not isinstance(flat, FxNode):
+        return ""
+    whole = flat.args[0]
+    if flat.target not in (aten.view.default, aten.reshape.default) or not isinstance(whole, FxNode):
+        return ""
+    before, after = ([str(size) for size in shape_of(value)] for value in (whole, node))
+    if before[:-1] != after[:-1] or before[-1] != str(shape_of(flat)[-1]):
+        return ""
+    return c.add("linear", (c.tensor(whole), *layer.inputs[1:]), node.name)
+
+
 def _reshape(c: Capture, node: FxNode, a: Arguments) -> str:
+    rows = _linear_in_place(c, node, a["self"])
+    if rows:
+        return rows
     sizes = tuple(c.whole(n) for n in (a["size"] if "size" in a else a["shape"]))
     return c.add("reshape", (c.tensor(a["self"]),), node.name, shape=sizes)
 
@@ -321,6 +343,13 @@ def _layer_norm(c: Capture, node: FxNode, a: Arguments) -> str:
     return c.add("layer_norm", (c.tensor(a["input"]), *names), node.name, eps=float(a["eps"]))
 
 
+def _layer_norm_parts(c: Capture, node: FxNode, a: Arguments) -> tuple[Any, ...]:
+    """(the result, and two parts that nobody reads in evaluation)"""
+    if any(user.args[1] != 0 for user in node.users):
+        raise Declined
+    return (_layer_norm(c, node, a), None, None)
+
+
 def _softmax(c: Capture, node: FxNode, a: Arguments) -> str:
     rank = len(shape_of(a["self"]))
     if a.get("dtype") is not None or not rank or a.get("half_to_float") or a["dim"] % rank != rank - 1:
@@ -382,6 +411,7 @@ _COMPUTING: dict[Any, Converter] = {
     **_both("mean.dim", _mean),
     **_both("cat.default", _concat),
     **_both("layer_norm.default", _layer_norm),
+    **_both("native_layer_norm.default", _layer_norm_parts),
     **_both("softmax.int _softmax.default", _softmax),
 }  # fmt: skip
 FRESH = frozenset(_COMPUTING)
