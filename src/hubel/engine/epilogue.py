@@ -63,6 +63,7 @@ class Epilogue:
 
 def operand_words(bias: int, scale: int, shift: int, residual: int, output: int) -> ctypes.Array[ctypes.c_int64]:
     """What a kernel with an epilogue is given: addresses of bias (0 for none), scale and shift, and how many bytes the
-    residual lies behind the output. The caller keeps it until the kernel is done.
+    residual lies behind the output, in memory of its own: partial sums may lie in the output's. The caller keeps it
+    until the kernel is done.
     """
     return (ctypes.c_int64 * 4)(bias, scale, shift, residual - output)

@@ -78,11 +78,15 @@ def _batch_norm(c: Capture, node: FxNode, a: Arguments) -> str:
     return c.add("batch_norm", (*names, *statistics), node.name, eps=float(a["eps"]))
 
 
-def _batch_norm_parts(c: Capture, node: FxNode, a: Arguments) -> tuple[Any, ...]:
-    """(the result, and two parts that nobody reads in evaluation)"""
-    if any(user.args[1] != 0 for user in node.users):
-        raise Declined
-    return (_batch_norm(c, node, a), None, None)
+def _alone(make: Converter) -> Converter:
+    """For operators with two more results, which nobody reads in evaluation: (the result, None, None)."""
+
+    def parts(c: Capture, node: FxNode, a: Arguments) -> tuple[Any, ...]:
+        if any(user.args[1] != 0 for user in node.users):
+            raise Declined
+        return (make(c, node, a), None, None)
+
+    return parts
 
 
 def _linear(c: Capture, node: FxNode, a: Arguments) -> str:
@@ -343,13 +347,6 @@ def _layer_norm(c: Capture, node: FxNode, a: Arguments) -> str:
     return c.add("layer_norm", (c.tensor(a["input"]), *names), node.name, eps=float(a["eps"]))
 
 
-def _layer_norm_parts(c: Capture, node: FxNode, a: Arguments) -> tuple[Any, ...]:
-    """(the result, and two parts that nobody reads in evaluation)"""
-    if any(user.args[1] != 0 for user in node.users):
-        raise Declined
-    return (_layer_norm(c, node, a), None, None)
-
-
 def _softmax(c: Capture, node: FxNode, a: Arguments) -> str:
     rank = len(shape_of(a["self"]))
     if a.get("dtype") is not None or not rank or a.get("half_to_float") or a["dim"] % rank != rank - 1:
@@ -383,7 +380,7 @@ _COMPUTING: dict[Any, Converter] = {
     # What layers of `hubel.nn` and `hubel.conv*` call; its arguments are aten's.
     library.convolution: _conv,
     **_both("batch_norm.default", _batch_norm),
-    **_both("_native_batch_norm_legit_no_training.default", _batch_norm_parts),
+    **_both("_native_batch_norm_legit_no_training.default", _alone(_batch_norm)),
     **_both("linear.default", _linear),
     **_both("addmm.default", _addmm),
     **_both("mm.default", _mm),
@@ -411,7 +408,7 @@ _COMPUTING: dict[Any, Converter] = {
     **_both("mean.dim", _mean),
     **_both("cat.default", _concat),
     **_both("layer_norm.default", _layer_norm),
-    **_both("native_layer_norm.default", _layer_norm_parts),
+    **_both("native_layer_norm.default", _alone(_layer_norm)),
     **_both("softmax.int _softmax.default", _softmax),
 }  # fmt: skip
 FRESH = frozenset(_COMPUTING)
