@@ -31,7 +31,7 @@ def go(page: Any, address: str) -> None:
 
 
 def arrived(page: Any, address: str) -> None:
-    # A function, here and below: a bare expression is handed to `eval` at each look, and the page's own rules forbid it.
+    # A function, here and below: a bare expression is handed to `eval` at each look, which the page's policy forbids.
     page.wait_for_function("address => document.title.includes(address)", arg=address)
 
 
