@@ -4,8 +4,8 @@ torch captures the network and traces it down to its basic operators. A graph fo
 (`compiled`): batch norms folded, activations, sums and concatenations fused, one arena, as few parallel regions as can
 be; what it does not know runs as torch's own operator in place. In a graph for training every convolution, and every
 convolution's gradient, becomes Hubel's; batch norms of channels-last tensors take the activations behind them along
-(`batch_norm`); all other nodes run as torch's own, in place where nobody can tell (`in_place`). Nothing process-wide is
-switched.
+(`batch_norm`); so do fully connected layers of a few images (`linear`); all other nodes run as torch's own, in place
+where nobody can tell (`in_place`). Nothing process-wide is switched.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from hubel.ops import library
 from hubel.ops.batch_norm import fuse_batch_norms
 from hubel.ops.compiled import Compiled
 from hubel.ops.in_place import keep_clipped, write_in_place
+from hubel.ops.linear import replace_products
 from hubel.ops.max_pool import max_pool2d_with_indices
 from hubel.ops.override import switched_off_by_environment
 
@@ -108,6 +109,7 @@ def _replace(graph: GraphModule, inputs: Sequence[Any], returned: int | None = N
     (output,) = (node for node in graph.graph.nodes if node.op == "output")
     keep_clipped(graph.graph, leaving=set(output.args[0][:returned]))
     fuse_batch_norms(graph.graph)
+    replace_products(graph.graph)
     write_in_place(graph.graph)
     graph.recompile()
     return make_boxed_func(graph.forward)

@@ -8,9 +8,11 @@ training graphs.
     pooling     maxima and averages over windows
     rows        softmax and layer norm over rows
     batch_norm  batch norm in training, with the activation behind it, forward and backward
+    dense       fully connected layers in training, forward and backward
 """
 
 from hubel.engine.between.batch_norm import batch_norm_gradients, batch_normed
+from hubel.engine.between.dense import dense, dense_input_gradient, dense_weight_gradient
 from hubel.engine.between.maps import BINARY, mapped
 from hubel.engine.between.pooling import Windows, pooled
 from hubel.engine.between.rows import layer_normed, softmaxed
@@ -22,6 +24,9 @@ __all__ = [
     "Work",
     "batch_norm_gradients",
     "batch_normed",
+    "dense",
+    "dense_input_gradient",
+    "dense_weight_gradient",
     "layer_normed",
     "mapped",
     "pooled",

@@ -312,6 +312,13 @@ class Function:
         align = 8 if value.type in (I64, PTR) else 4
         self.lines.append(f"  store {value.type} {value.text}, ptr {pointer.text}, align {align}")
 
+    def store_past(self, value: Value, pointer: Value) -> None:
+        """Write a vector to memory, past the caches. The pointer is aligned to the vector's size."""
+        size = 4 * int(value.type[1:].split()[0])
+        self.lines.append(
+            f"  store {value.type} {value.text}, ptr {pointer.text}, align {size}, !nontemporal !{{i32 1}}"
+        )
+
     def copy(self, source: Value, target: Value) -> None:
         """Copy one number, just as it is where both places store alike."""
         kind = stored_as(source)

@@ -1,0 +1,97 @@
+"""Fully connected layers of training graphs on kernels of our own, where a batch has few rows.
+
+torch makes a layer `addmm(bias, x, wᵗ)`, and of its gradients `mm(dy, w)` and `mm(dyᵗ, x)`: `product` knows each by how
+its operands lie (`engine.between.dense`). What is none of the three is torch's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, Node
+
+from hubel.engine.between import Work, dense, dense_input_gradient, dense_weight_gradient
+from hubel.engine.between.dense import fits
+from hubel.engine.between.work import CHUNK
+from hubel.engine.threads import Block, launch
+from hubel.ops import accuracy
+from hubel.ops.kept_memory import KeptMemory
+
+_aten = torch.ops.aten
+# With more rows weights are used often enough for a library's packing to pay.
+MOST_ROWS = 64
+# Results from so many bytes on lie in memory that is kept.
+_LARGE = 2**20
+
+
+def product(a: Tensor, b: Tensor, bias: Tensor | None = None, memory: KeptMemory | None = None) -> Tensor:
+    """`aten::mm`, or `aten::addmm` with the bias first. memory: where the result of a weights' gradient goes."""
+    found = _layer(a, b) if _lies(a) and _lies(b) and (bias is None or _is_bias(bias, b)) else None
+    if found is None or (bias is not None and found[0] is not dense):
+        return torch.mm(a, b) if bias is None else torch.addmm(bias, a, b)
+    make, *sizes = found
+    shape = a.shape[0], b.shape[1]
+    result = memory.empty(*shape) if memory is not None else a.new_empty(shape)
+    work, block = _prepared(make, *sizes, *((bias is not None,) if make is dense else ()))
+    threads = torch.get_num_threads() if a.numel() * shape[1] > CHUNK else 1
+    launch(
+        block.address, a.data_ptr(), b.data_ptr(), 0 if bias is None else bias.data_ptr(), result.data_ptr(), threads,
+        work.shared_bytes, work.scratch_bytes, int(accuracy.policy(1).accuracy != "strict"),
+    )  # fmt: skip
+    return result
+
+
+def _layer(a: Tensor, b: Tensor) -> tuple[Callable[..., Work], int, int, int] | None:
+    """(what the product is, rows, inputs and outputs of the layer)."""
+    (m, k), n = a.shape, b.shape[1]
+    if a.is_contiguous():
+        found = (dense, m, k, n) if b.stride() == (1, k) else (dense_input_gradient, m, n, k)
+        lies = b.stride() == (1, k) or b.is_contiguous()
+    else:
+        found, lies = (dense_weight_gradient, k, n, m), a.stride() == (1, m) and b.is_contiguous()
+    return found if lies and found[1] <= MOST_ROWS and fits(*found[1:]) else None
+
+
+def _lies(x: Tensor) -> bool:
+    return x.dtype is torch.float32 and x.device.type == "cpu" and not x.is_neg()
+
+
+def _is_bias(bias: Tensor, b: Tensor) -> bool:
+    return _lies(bias) and bias.shape == b.shape[1:] and bias.is_contiguous()
+
+
+@lru_cache(maxsize=1024)
+def _prepared(make: Callable[..., Work], *sizes: int) -> tuple[Work, Block]:
+    work = make(*sizes)
+    return work, Block(work.jobs, work.keep)
+
+
+def replace_products(graph: Graph) -> None:
+    """Put `product` in the place of torch's operators."""
+    kept = _keeping(KeptMemory())
+    for node in list(graph.nodes):
+        if node.target is _aten.addmm.default and not node.kwargs:
+            bias, a, b = node.args
+        elif node.target is _aten.mm.default and not node.kwargs:
+            (a, b), bias = node.args, None
+        else:
+            continue
+        node.target, node.args = kept if _is_large(node) else product, (a, b, bias)
+
+
+def _keeping(memory: KeptMemory) -> Callable[..., Tensor]:
+    """`product` into memory that lives as long as the graph."""
+
+    def product_kept(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+        return product(a, b, bias, memory)
+
+    return product_kept
+
+
+def _is_large(node: Node) -> bool:
+    """Whether the result was traced as one of `_LARGE` bytes at least: a weights' gradient."""
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and all(isinstance(n, int) for n in value.shape) and value.nbytes >= _LARGE
