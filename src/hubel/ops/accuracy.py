@@ -5,6 +5,7 @@ plans are estimated or measured.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Literal, get_args
 
 from hubel.engine.problem import Accuracy, Policy
@@ -53,7 +54,11 @@ def set_planning(way: Literal["estimate", "measure"]) -> None:
 
 def policy(threads: int) -> Policy:
     """What the engine is asked for now."""
-    return Policy(_accuracy, _deterministic, threads, _measured)
+    return _made(_accuracy, _deterministic, threads, _measured)
+
+
+# Compiled networks ask with every call.
+_made = lru_cache(maxsize=64)(Policy)
 
 
 def on_change(forget: Callable[[], object]) -> None:

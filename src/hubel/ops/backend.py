@@ -67,23 +67,60 @@ def hubel(
     # Importing dynamo takes seconds; whoever gets here has done so already.
     from torch._dynamo.backends.common import aot_autograd
 
-    infer = _fused if chosen["fuse"] else _replace
-    return aot_autograd(fw_compiler=_forward, bw_compiler=_replace, inference_compiler=infer)(graph, inputs)
+    direct: list[Compiled] = []
+
+    def fused(module: GraphModule, given: Sequence[Any]) -> Callable[..., Any]:
+        metadata = _metadata()
+        compiled = _fused(module, metadata)
+        if compiled is None:
+            return _replace(module, given)
+        if len(given) == len(inputs) and _is_plain(metadata):
+            direct.append(compiled)
+
+        def run(args: list[Any]) -> list[Any]:
+            return compiled(args)
+
+        run._boxed_call = True  # type: ignore[attr-defined]
+        return run
+
+    infer = fused if chosen["fuse"] else _replace
+    wrapped = aot_autograd(fw_compiler=_forward, bw_compiler=_replace, inference_compiler=infer)(graph, inputs)
+    return _directly(direct[0], wrapped) if direct else wrapped
 
 
-def _fused(graph: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-    """The graph as a network of ours; where it cannot be one, with Hubel's convolutions alone."""
-    metadata = _metadata()
+def _fused(graph: GraphModule, metadata: Any) -> Compiled | None:
+    """The graph as a network of ours, where it can be one."""
     static = metadata.static_input_indices if metadata is not None else []
     try:
-        compiled: Any = Compiled(graph, list(static))
+        return Compiled(graph, list(static))
     except HubelError:
-        return _replace(graph, inputs)
+        return None
 
-    def run(args: list[Any]) -> list[Any]:
-        return compiled(args)
 
-    run._boxed_call = True  # type: ignore[attr-defined]
+def _is_plain(metadata: Any) -> bool:
+    """Whether the graph takes and gives what the network does: nothing is written to, no result is a view of another
+    tensor, and no tensor is a subclass's.
+    """
+    from torch._functorch._aot_autograd.schemas import PlainTensorMeta
+
+    return metadata is not None and not (
+        metadata.num_mutated_inp_runtime_indices
+        or metadata.num_outputs_aliased
+        or metadata.num_intermediate_bases
+        or metadata.tokens
+        or any(type(meta) is not PlainTensorMeta for meta in metadata.subclass_inp_meta)
+    )
+
+
+def _directly(compiled: Compiled, wrapped: Callable[..., Any]) -> Callable[..., Any]:
+    """The network without torch's wrapper, which takes 20 µs a call to find that it has nothing to do."""
+
+    def run(*args: Any) -> Any:
+        # Operators of torch in the network have been cast already.
+        if torch.is_autocast_enabled("cpu"):
+            return wrapped(*args)
+        return compiled(list(args))
+
     return run
 
 

@@ -7,6 +7,7 @@ steps, and a sample of the values.
 
 from __future__ import annotations
 
+import operator
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from hubel.graph import Graph, Network, Ref
 from hubel.ops import accuracy, weights
 from hubel.ops.capture import Capture, array_of, convert, dtype_of, graph_of
 from hubel.ops.foreign import TorchHost
-from hubel.ops.log import count_native
+from hubel.ops.log import count_natives
 from hubel.ops.sampled import Samples
 from hubel.ops.session import Calls
 from hubel.ops.weights import is_dense
@@ -66,6 +67,7 @@ class Compiled:
         self._last = _channels_last_outputs(module)
         used = {name for node in self._graph.nodes for name in node.inputs}
         self._static = {name: i for name, i in self._static.items() if name in used}
+        self._places = list(self._static.values())
         self._lock = threading.Lock()
         self._state: _State | None = None
 
@@ -80,8 +82,7 @@ class Compiled:
         for listener in listeners:
             listener(self, tensors)
         results = state.calls(tensors)
-        for _ in range(self._convolutions):
-            count_native()
+        count_natives(self._convolutions)
         for i in self._last:
             results[i] = results[i].contiguous(memory_format=torch.channels_last)
         return results
@@ -96,7 +97,7 @@ class Compiled:
         """Whether the weights are those that were folded and packed, under the accuracy that holds now."""
         if state.generation != weights._generation or state.calls.network.policy != accuracy.policy(1):
             return False
-        return state.watched.unchanged([given[i] for i in self._static.values()])
+        return state.watched.unchanged([given[i] for i in self._places])
 
     def _renewed(self, given: Sequence[Any]) -> _State:
         with self._lock:
@@ -104,7 +105,7 @@ class Compiled:
                 return self._state  # another thread was here first
             # Read before folding: a write in the meantime then shows as a difference.
             generation = weights._generation
-            watched = _Watched([given[i] for i in self._static.values()])
+            watched = _Watched([given[i] for i in self._places])
             constants = dict(self._graph.constants)
             constants |= {name: array_of(given[i]) for name, i in self._static.items()}
             graph = Graph(self._graph.inputs, constants, self._graph.nodes, self._graph.outputs)
@@ -113,6 +114,9 @@ class Compiled:
             calls = Calls(network, list(range(len(graph.outputs))))
             self._state = _State(calls, watched, generation)
             return self._state
+
+
+_version = operator.attrgetter("_version")
 
 
 @dataclass(frozen=True)
@@ -135,10 +139,13 @@ class _Watched:
         self._samples = Samples(weights) if known else None
 
     def unchanged(self, weights: Sequence[Tensor]) -> bool:
-        if self._samples is None or any(map(Tensor.is_inference, weights)):
+        if self._samples is None or list(map(Tensor.data_ptr, weights)) != self._pointers:
             return False
-        if list(map(Tensor.data_ptr, weights)) != self._pointers or [w._version for w in weights] != self._versions:
-            return False
+        try:
+            if list(map(_version, weights)) != self._versions:
+                return False
+        except RuntimeError:
+            return False  # an inference tensor has none
         # Last: the memory may be read only if it is still the weights'.
         return self._samples.unchanged()
 

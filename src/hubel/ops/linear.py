@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from hubel.engine.between import Work, dense, dense_input_gradient, dense_weight_gradient
+from hubel.engine.between import Work, dense_input_gradient, dense_outputs, dense_weight_gradient
 from hubel.engine.between.dense import fits
 from hubel.engine.between.work import CHUNK
 from hubel.engine.threads import Block, launch
@@ -30,12 +30,12 @@ _LARGE = 2**20
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None, memory: KeptMemory | None = None) -> Tensor:
     """`aten::mm`, or `aten::addmm` with the bias first. memory: where the result of a weights' gradient goes."""
     found = _layer(a, b) if _lies(a) and _lies(b) and (bias is None or _is_bias(bias, b)) else None
-    if found is None or (bias is not None and found[0] is not dense):
+    if found is None or (bias is not None and found[0] is not dense_outputs):
         return torch.mm(a, b) if bias is None else torch.addmm(bias, a, b)
     make, *sizes = found
     shape = a.shape[0], b.shape[1]
     result = memory.empty(*shape) if memory is not None else a.new_empty(shape)
-    work, block = _prepared(make, *sizes, *((bias is not None,) if make is dense else ()))
+    work, block = _prepared(make, *sizes, *((bias is not None,) if make is dense_outputs else ()))
     threads = torch.get_num_threads() if a.numel() * shape[1] > CHUNK else 1
     launch(
         block.address, a.data_ptr(), b.data_ptr(), 0 if bias is None else bias.data_ptr(), result.data_ptr(), threads,
@@ -48,7 +48,7 @@ def _layer(a: Tensor, b: Tensor) -> tuple[Callable[..., Work], int, int, int] | 
     """(what the product is, rows, inputs and outputs of the layer)."""
     (m, k), n = a.shape, b.shape[1]
     if a.is_contiguous():
-        found = (dense, m, k, n) if b.stride() == (1, k) else (dense_input_gradient, m, n, k)
+        found = (dense_outputs, m, k, n) if b.stride() == (1, k) else (dense_input_gradient, m, n, k)
         lies = b.stride() == (1, k) or b.is_contiguous()
     else:
         found, lies = (dense_weight_gradient, k, n, m), a.stride() == (1, m) and b.is_contiguous()

@@ -42,10 +42,11 @@ class Samples:
             windows = np.lib.stride_tricks.as_strided(memory, (count, size), (apart, 1))
             self._copies[place : place + count * size] = windows.ravel()
         self._differ, self._library = _function()
+        self._arguments = self._entries.ctypes.data, len(self._entries)
 
     def unchanged(self) -> bool:
         """Whether all values are as they were."""
-        return not self._differ(self._entries.ctypes.data, len(self._entries))
+        return not self._differ(*self._arguments)
 
 
 def _pieces(w: Tensor) -> list[tuple[int, int, int, int]]:

@@ -24,7 +24,7 @@ from hubel.errors import ModelError, unknown
 from hubel.graph import Graph, Network
 from hubel.graph.file import read, write
 from hubel.graph.network import Input
-from hubel.graph.program import Program
+from hubel.graph.program import HostCall, Program
 from hubel.ops import accuracy
 from hubel.ops.foreign import TorchHost, decoded, encoded
 from hubel.ops.forward import empty
@@ -148,12 +148,12 @@ class _Call:
         self.program = program
         self._run = program.run
         self._outputs = [None if place is None else (place.shape, place.strides) for place in program.outputs]
-        self._rebuild: Callable[[list[Any]], Any] = _rebuilder(structure)
+        self._rebuild: Callable[[list[Any]], Any] = _rebuilder(structure, len(self._outputs))
         self._single = structure == 0 and self._outputs[0] is not None
+        self._hosted = any(isinstance(step, HostCall) for step in program.steps)
 
     def one(self, x: Tensor) -> Any:
-        if not x.is_contiguous() or x.device.type != "cpu" or x.is_neg():
-            x = _ready(x)
+        x = _ready(x)
         if self._single:
             y = empty(*self._outputs[0], torch.float32)  # type: ignore[misc]
             self._run((x.data_ptr(), y.data_ptr()), (x,))
@@ -164,6 +164,9 @@ class _Call:
         tensors = [_ready(x) for x in tensors]
         outputs = [None if o is None else empty(*o, torch.float32) for o in self._outputs]
         pointers = [x.data_ptr() for x in tensors] + [0 if y is None else y.data_ptr() for y in outputs]
+        if not self._hosted:
+            self._run(pointers, tensors)
+            return self._rebuild(outputs)
         with torch.no_grad():
             made = self._run(pointers, tensors)
         return self._rebuild([y if y is not None else m for y, m in zip(outputs, made, strict=True)])
@@ -171,7 +174,9 @@ class _Call:
 
 def _ready(x: Tensor) -> Tensor:
     """The tensor as kernels read it: contiguous, on the CPU, without a conjugate or negative bit."""
-    if x.device.type != "cpu":
+    if x.is_contiguous() and x.is_cpu and not x.is_neg() and not x.requires_grad:
+        return x
+    if not x.is_cpu:
         raise ModelError(f"a Session runs on the CPU. Received: a tensor on {x.device}. Pass it as `x.cpu()`.")
     return x.detach().resolve_neg().contiguous()
 
@@ -194,7 +199,7 @@ def _tensor(value: Any) -> Tensor:
     raise ModelError(f"a Session takes tensors or numpy arrays. Received: {type(value).__name__}. Convert it.")
 
 
-def _rebuilder(structure: Any) -> Callable[[list[Any]], Any]:
+def _rebuilder(structure: Any, count: int) -> Callable[[list[Any]], Any]:
     """From the list of outputs to what the network returns. structure: an index, or a list or dict of structures."""
 
     def build(part: Any, values: list[Any]) -> Any:
@@ -204,6 +209,8 @@ def _rebuilder(structure: Any) -> Callable[[list[Any]], Any]:
             return type(part)(build(value, values) for value in part)
         return values[part]
 
+    if structure == list(range(count)):
+        return lambda values: values
     return lambda values: build(structure, values)
 
 

@@ -12,7 +12,7 @@ training graphs.
 """
 
 from hubel.engine.between.batch_norm import batch_norm_gradients, batch_normed
-from hubel.engine.between.dense import dense, dense_input_gradient, dense_weight_gradient
+from hubel.engine.between.dense import dense_input_gradient, dense_outputs, dense_weight_gradient
 from hubel.engine.between.maps import BINARY, mapped
 from hubel.engine.between.pooling import Windows, pooled
 from hubel.engine.between.rows import layer_normed, softmaxed
@@ -24,8 +24,8 @@ __all__ = [
     "Work",
     "batch_norm_gradients",
     "batch_normed",
-    "dense",
     "dense_input_gradient",
+    "dense_outputs",
     "dense_weight_gradient",
     "layer_normed",
     "mapped",

@@ -37,10 +37,10 @@ PANEL, BLOCK = 6144, 256
 LINE = 16
 
 
-def dense(rows: int, inputs: int, outputs: int, bias: bool) -> Work:
+def dense_outputs(rows: int, inputs: int, outputs: int, bias: bool) -> Work:
     """Base pointers: x in p0, weights in p1, bias in p2, y in p3."""
     machine = Machine.detect()
-    height, wide = _tile(rows, machine.registers)
+    height, wide = tile_of(rows, machine.registers)
     together = ITEM_OUTPUTS // wide * wide
     groups = -(-rows // height)
     # Each group of rows asks for so many rows of the weights that come next.
@@ -57,7 +57,7 @@ def dense(rows: int, inputs: int, outputs: int, bias: bool) -> Work:
 def dense_input_gradient(rows: int, inputs: int, outputs: int) -> Work:
     """Base pointers: dy in p0, weights in p1, dx in p3."""
     machine = Machine.detect()
-    height, vectors = _tile(rows, machine.registers)
+    height, vectors = tile_of(rows, machine.registers)
     width = vectors * machine.lanes
     tiles = -(-inputs // width)
     strip = _share(tiles, max(1, min(STRIP_SUMS // rows, max(inputs // ITEMS, LEAST_STRIP)) // width))
@@ -73,7 +73,7 @@ def dense_input_gradient(rows: int, inputs: int, outputs: int) -> Work:
 def dense_weight_gradient(rows: int, inputs: int, outputs: int) -> Work:
     """Base pointers: dy in p0, x in p1, the weights' gradient in p3, at a multiple of 64 bytes."""
     machine = Machine.detect()
-    height, vectors = _tile(outputs, machine.registers, max(1, LINE // machine.lanes))
+    height, vectors = tile_of(outputs, machine.registers, max(1, LINE // machine.lanes))
     width = vectors * machine.lanes
     tiles = -(-inputs // width)
     strip = _share(tiles, max(1, PANEL // rows // width))
@@ -97,7 +97,7 @@ def _share(count: int, most: int) -> int:
     return -(-count // -(-count // most))
 
 
-def _tile(rows: int, registers: int, step: int = 1) -> tuple[int, int]:
+def tile_of(rows: int, registers: int, step: int = 1) -> tuple[int, int]:
     """(rows, vectors) of the register tile: the fewest cycles for a vector of all rows. Beside its sums a tile holds
     one operand whole, and one number of the other.
     """
