@@ -177,7 +177,8 @@ def _box(part: Sum, batch: int) -> tuple[tuple[int, int, int], int]:
     """(outputs of a box, images of a block)."""
     z, y, x = part.outputs
     if z * y * x <= PIXELS:
-        images = max(1, min(batch, PIXELS // (z * y * x))) if z == 1 else 1
+        # Alike, for the last block takes as long as the others.
+        images = even_share(batch, max(1, PIXELS // (z * y * x)), 1) if z == 1 else 1
         return (z, y, x), images
     if x > PIXELS:
         return (1, 1, -(-x // -(-x // PIXELS))), 1
