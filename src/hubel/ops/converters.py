@@ -229,7 +229,7 @@ def _linear_in_place(c: Capture, node: FxNode, rows: Any) -> str:
     """
     if not isinstance(rows, FxNode) or rows.target not in (aten.addmm.default, aten.mm.default):
         return ""
-    layer = next((made for made in c.nodes if made.name == c.names.get(rows)), None)
+    layer = next((made for made in reversed(c.nodes) if made.name == c.names.get(rows)), None)
     flat = rows.args[1 if rows.target is aten.addmm.default else 0]
     if layer is None or layer.op != "linear" or not isinstance(flat, FxNode):
         return ""

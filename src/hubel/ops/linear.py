@@ -18,13 +18,11 @@ from hubel.engine.between.dense import fits
 from hubel.engine.between.work import CHUNK
 from hubel.engine.threads import Block, launch
 from hubel.ops import accuracy
-from hubel.ops.kept_memory import KeptMemory
+from hubel.ops.kept_memory import LARGE, KeptMemory
 
 _aten = torch.ops.aten
 # With more rows weights are used often enough for a library's packing to pay.
 MOST_ROWS = 64
-# Results from so many bytes on lie in memory that is kept.
-_LARGE = 2**20
 
 
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None, memory: KeptMemory | None = None) -> Tensor:
@@ -34,7 +32,7 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None, memory: KeptMemory
         return torch.mm(a, b) if bias is None else torch.addmm(bias, a, b)
     make, *sizes = found
     shape = a.shape[0], b.shape[1]
-    result = memory.empty(*shape) if memory is not None else a.new_empty(shape)
+    result = memory.empty(shape, (shape[1], 1)) if memory is not None else a.new_empty(shape)
     work, block = _prepared(make, *sizes, *((bias is not None,) if make is dense_outputs else ()))
     threads = torch.get_num_threads() if a.numel() * shape[1] > CHUNK else 1
     launch(
@@ -92,6 +90,6 @@ def _keeping(memory: KeptMemory) -> Callable[..., Tensor]:
 
 
 def _is_large(node: Node) -> bool:
-    """Whether the result was traced as one of `_LARGE` bytes at least: a weights' gradient."""
+    """Whether the result was traced as one of `LARGE` bytes at least: a weights' gradient."""
     value = node.meta.get("val")
-    return isinstance(value, Tensor) and all(isinstance(n, int) for n in value.shape) and value.nbytes >= _LARGE
+    return isinstance(value, Tensor) and all(isinstance(n, int) for n in value.shape) and value.nbytes >= LARGE
