@@ -229,6 +229,65 @@ def test_channels_last_networks_keep_their_strides() -> None:
     assert networks[0].network is networks[1].network
 
 
+class Odd(nn.Module):
+    """What a wrapper around a graph may be for: results that are views, inputs that are written to or returned."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.conv, self.kind = nn.Conv2d(3, 4, 3, bias=False), kind
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        y = self.conv(x)
+        if self.kind == "view of the input":
+            return y, x[:, :1]
+        if self.kind == "the input":
+            return x, y
+        if self.kind == "two views":
+            return y[:, :2], y[:, 2:]
+        if self.kind == "an input is written to":
+            x.mul_(2)
+        if self.kind == "a buffer is written to":
+            self.seen.add_(1)
+        return torch.relu(y)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["plain", "view of the input", "the input", "two views", "an input is written to", "a buffer is written to"],
+)
+def test_only_plain_graphs_are_called_without_torchs_wrapper(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    direct, directly = [], backend._directly
+
+    def spy(*given: Any) -> Any:
+        direct.append(given)
+        return directly(*given)
+
+    monkeypatch.setattr(backend, "_directly", spy)
+    net = Odd(kind).eval()
+    twin, compiled = copy.deepcopy(net), torch.compile(net, backend="hubel", fullgraph=True)
+    with torch.no_grad():
+        for _ in range(2):
+            x = torch.randn(2, 3, 8, 8)
+            other = x.clone()
+            ours, theirs = compiled(x), twin(other)
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(x, other, rtol=0, atol=0)
+            assert net.seen == twin.seen
+    assert bool(direct) == (kind in ("plain", "the input", "two views"))
+
+
+def test_under_autocast_what_was_captured_is_not_cast_again() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 5), nn.Softmax(1)).eval()
+    compiled = torch.compile(net, backend="hubel")
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        ours, theirs = compiled(x), net(x)
+    assert ours.dtype == theirs.dtype
+    torch.testing.assert_close(ours.float(), theirs.float(), rtol=2e-2, atol=2e-2)
+
+
 @pytest.mark.parametrize("train", [False, True])
 def test_switched_off_everything_is_torchs(train: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HUBEL_DISABLE", "1")
