@@ -45,9 +45,9 @@ NAME = "direct"
 ANY_EDGES = True
 MOST_TERMS = 768
 TINY_FLOPS = 1_000_000
-# Sums of so few terms that writing them takes as long: a tile of output channels then does all pixels of a row or plane,
-# and what is written at a time lies in a few long stretches, not in short ones of all channels, which fall into the same
-# sets of the caches (1 → 64 channels on 64×1000: 1.57 and 0.84 ms; Zen 3, 2026-11).
+# Sums of so few terms that writing them takes as long: a tile of output channels then does all pixels of a row or
+# plane, and what is written at a time lies in a few long stretches, not in short ones of all channels, which fall into
+# the same sets of the caches (1 → 64 channels on 64×1000: 1.57 and 0.84 ms; Zen 3, 2026-11).
 ALONG = 32
 # Numbers of scratch memory behind the last window or tile, for loads and stores that run over the end.
 SLACK = 64
