@@ -232,6 +232,8 @@ def test_channels_last_networks_keep_their_strides() -> None:
 class Odd(nn.Module):
     """What a wrapper around a graph may be for: results that are views, inputs that are written to or returned."""
 
+    seen: torch.Tensor
+
     def __init__(self, kind: str) -> None:
         super().__init__()
         self.conv, self.kind = nn.Conv2d(3, 4, 3, bias=False), kind
