@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from hubel.engine.between import Work, dense_input_gradient, dense_outputs, dense_weight_gradient
+from hubel.engine.between import dense as module
 from hubel.engine.between.dense import dots_function, fits, inputs_function, tile_of, weights_function
+from hubel.engine.between.work import work
 from hubel.engine.compile import emit_assembly
 from hubel.engine.ir import Function, module_text
 from hubel.engine.machine import MACHINES, Machine
@@ -66,12 +71,22 @@ def test_against_float64(size: tuple[int, int, int], with_bias: bool) -> None:
         assert np.linalg.norm(ours - exact) <= 2e-6 * np.linalg.norm(exact)
 
 
-def test_a_gradient_larger_than_the_caches_goes_past_them() -> None:
-    outputs = Machine.detect().l3 // (4 * 4096) + 24
-    x, w, _, dy = operands(3, 4096, outputs)
+def test_a_gradient_larger_than_the_caches_goes_past_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    small, made = replace(Machine.detect(), l3=2**20), []
+
+    def spy(name: str, *rest: Any, **more: Any) -> Work:
+        made.append(name)
+        return work(name, *rest, **more)
+
+    monkeypatch.setattr(module, "Machine", SimpleNamespace(detect=lambda: small))
+    monkeypatch.setattr(module, "work", spy)
+    x, w, _, dy = operands(3, 4096, 88)
     dw = aligned(w.shape)
-    run(dense_weight_gradient(3, 4096, outputs), dy.ctypes.data, x.ctypes.data, 0, dw.ctypes.data)
+    run(dense_weight_gradient(3, 4096, 88), dy.ctypes.data, x.ctypes.data, 0, dw.ctypes.data)
     np.testing.assert_allclose(dw, dy.T @ x, rtol=1e-5, atol=1e-5)
+    assert [name[-1] for name in made] == ["p"]
+    past, plain = (module_text(weights_function(4, 2, way, LANES), LANES) for way in (True, False))
+    assert "!nontemporal" in past and "!nontemporal" not in plain
 
 
 def test_the_same_bits_on_any_number_of_threads() -> None:

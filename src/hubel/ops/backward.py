@@ -15,7 +15,6 @@ from hubel.ops import accuracy
 from hubel.ops.arguments import STORED, Handed, Request, check_tensors, request
 from hubel.ops.fallback import torch_convolution_backward
 from hubel.ops.forward import empty, invocation_of, with_zeros
-from hubel.ops.kept_memory import LARGE, KeptMemory
 from hubel.ops.log import count_native
 from hubel.ops.strides import Config, Strides, result_formats, strides_of
 from hubel.ops.weights import one_of, packed
@@ -143,14 +142,10 @@ def _weight_gradient(
     invocation = invocation_of(problem, (read.stride(), plain, gradient.stride()), threads)
     # Dimensions of size 1 may have any stride: the same memory then has torch's strides. Kernels write float32.
     rearranged = any(n > 1 and s != p for n, s, p in zip(shape, strides, plain, strict=True)) or dtype != FLOAT
-    memory = KeptMemory() if dtype == FLOAT and 4 * w_numbers >= LARGE else None
-
-    def room() -> Tensor:
-        return empty(shape, strides, dtype) if memory is None else memory.empty(shape, strides)
 
     def run(dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
         spare = _spare(w_numbers) if rearranged else None
-        dw = spare[:w_numbers].view(shape) if spare is not None else room()
+        dw = spare[:w_numbers].view(shape) if spare is not None else empty(shape, strides, FLOAT)
         db = empty((spec.out_channels,), (1,), FLOAT) if problem.bias else None
         read, gradient = (dy, with_zeros(x, asked)) if transposed else (x, dy)
         invocation(read.data_ptr(), gradient.data_ptr(), 0 if db is None else db.data_ptr(), dw.data_ptr(), threads)
@@ -159,7 +154,7 @@ def _weight_gradient(
             like_w = empty(shape, strides, dtype)
             dw = torch_convolution_backward(dy, x, like_w, None, *config, (False, True, False))[1]
         elif rearranged:
-            dw = room().copy_(dw)
+            dw = empty(shape, strides, dtype).copy_(dw)
         if spare is not None:
             _spares[:] = [spare]
         return dw, db if db is None else db.to(dtype)

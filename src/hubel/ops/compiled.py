@@ -23,7 +23,7 @@ from hubel.graph import Graph, Network, Ref
 from hubel.ops import accuracy, weights
 from hubel.ops.capture import Capture, array_of, convert, dtype_of, graph_of
 from hubel.ops.foreign import TorchHost
-from hubel.ops.log import count_natives
+from hubel.ops.log import count_native_calls
 from hubel.ops.sampled import Samples
 from hubel.ops.session import Calls
 from hubel.ops.weights import is_dense
@@ -82,7 +82,7 @@ class Compiled:
         for listener in listeners:
             listener(self, tensors)
         results = state.calls(tensors)
-        count_natives(self._convolutions)
+        count_native_calls(self._convolutions)
         for i in self._last:
             results[i] = results[i].contiguous(memory_format=torch.channels_last)
         return results

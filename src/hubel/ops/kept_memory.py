@@ -15,19 +15,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Alignment of a tensor, in numbers. Results from so many bytes on are worth keeping their memory.
+# Alignment of a tensor, in numbers.
 _LINE = 16
-LARGE = 2**20
 
 
 class KeptMemory:
-    """Tensors of float32. Kept is as much as tensors of each size were alive at once, as long as this object lives."""
+    """Tensors of float32. Kept is as much as tensors of each size were alive at once, as long as this object lives: for
+    results of few sizes, as a graph has them.
+    """
 
     def __init__(self) -> None:
         self._free: defaultdict[int, list[np.ndarray]] = defaultdict(list)
 
-    def empty(self, shape: tuple[int, ...], strides: tuple[int, ...]) -> Tensor:
-        """A tensor of undefined numbers, dense in memory, at a multiple of 64 bytes."""
+    def empty(self, *shape: int) -> Tensor:
+        """A contiguous tensor of undefined numbers, at a multiple of 64 bytes."""
         count = prod(shape)
         try:
             block = self._free[count].pop()
@@ -37,4 +38,4 @@ class KeptMemory:
         numbers = block[start : start + count]
         # The tensor's storage holds `numbers`, whichever views of it there are, and nothing else does.
         weakref.finalize(numbers, self._free[count].append, block).atexit = False
-        return torch.from_numpy(numbers).as_strided(shape, strides)
+        return torch.from_numpy(numbers).view(shape)

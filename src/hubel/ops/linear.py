@@ -1,7 +1,7 @@
 """Fully connected layers of training graphs on kernels of our own, where a batch has few rows.
 
 torch makes a layer `addmm(bias, x, wᵗ)`, and of its gradients `mm(dy, w)` and `mm(dyᵗ, x)`: `product` knows each by how
-its operands lie (`engine.between.dense`). What is none of the three is torch's.
+its operands lie (`engine.between.dense`). What is none of the three is torch's, and so is everything under *strict*.
 """
 
 from __future__ import annotations
@@ -18,26 +18,30 @@ from hubel.engine.between.dense import fits
 from hubel.engine.between.work import CHUNK
 from hubel.engine.threads import Block, launch
 from hubel.ops import accuracy
-from hubel.ops.kept_memory import LARGE, KeptMemory
+from hubel.ops.kept_memory import KeptMemory
 
 _aten = torch.ops.aten
 # With more rows weights are used often enough for a library's packing to pay.
 MOST_ROWS = 64
+# Results from so many bytes on lie in memory that is kept.
+_LARGE = 2**20
 
 
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None, memory: KeptMemory | None = None) -> Tensor:
     """`aten::mm`, or `aten::addmm` with the bias first. memory: where the result of a weights' gradient goes."""
-    found = _layer(a, b) if _lies(a) and _lies(b) and (bias is None or _is_bias(bias, b)) else None
+    # Sums of dx are not blocked: they stay within what the default allows, but not within strict.
+    ours = _lies(a) and _lies(b) and (bias is None or _is_bias(bias, b)) and accuracy.policy(1).accuracy != "strict"
+    found = _layer(a, b) if ours else None
     if found is None or (bias is not None and found[0] is not dense_outputs):
         return torch.mm(a, b) if bias is None else torch.addmm(bias, a, b)
     make, *sizes = found
     shape = a.shape[0], b.shape[1]
-    result = memory.empty(shape, (shape[1], 1)) if memory is not None else a.new_empty(shape)
+    result = memory.empty(*shape) if memory is not None else a.new_empty(shape)
     work, block = _prepared(make, *sizes, *((bias is not None,) if make is dense_outputs else ()))
     threads = torch.get_num_threads() if a.numel() * shape[1] > CHUNK else 1
     launch(
         block.address, a.data_ptr(), b.data_ptr(), 0 if bias is None else bias.data_ptr(), result.data_ptr(), threads,
-        work.shared_bytes, work.scratch_bytes, int(accuracy.policy(1).accuracy != "strict"),
+        work.shared_bytes, work.scratch_bytes, 1,
     )  # fmt: skip
     return result
 
@@ -90,6 +94,6 @@ def _keeping(memory: KeptMemory) -> Callable[..., Tensor]:
 
 
 def _is_large(node: Node) -> bool:
-    """Whether the result was traced as one of `LARGE` bytes at least: a weights' gradient."""
+    """Whether the result has so many bytes, whatever the batch: a weights' gradient, or a graph for one batch size."""
     value = node.meta.get("val")
-    return isinstance(value, Tensor) and all(isinstance(n, int) for n in value.shape) and value.nbytes >= LARGE
+    return isinstance(value, Tensor) and all(isinstance(n, int) for n in value.shape) and value.nbytes >= _LARGE

@@ -50,7 +50,7 @@ _said = threading.local()
 # One more call ran wholly on Hubel's kernels.
 count_native = _native.tick
 # So many more did.
-count_natives = _native.add
+count_native_calls = _native.add
 
 
 def also_counted(count: Callable[[], int]) -> None:
