@@ -1,10 +1,8 @@
-"""Fully connected layers of training graphs: torch's products by how their operands lie, and memory that is kept."""
+"""Fully connected layers of training graphs: torch's products by how their operands lie."""
 
 from __future__ import annotations
 
 import copy
-import gc
-import weakref
 from typing import Any
 
 import pytest
@@ -13,7 +11,6 @@ from torch import Tensor, nn
 
 import hubel
 from hubel.ops import linear
-from hubel.ops.kept_memory import KeptMemory
 from hubel.ops.linear import MOST_ROWS, product
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
@@ -111,44 +108,3 @@ def test_training_agrees_with_torch(made: list[str]) -> None:
             torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
     assert made.count("dense_weight_gradient") == made.count("dense_outputs") == 6
     torch._dynamo.reset()
-
-
-def test_gradients_take_the_memory_that_the_last_ones_left() -> None:
-    torch._dynamo.reset()
-    net, x = Net(), torch.randn(4, 3, 8, 8)
-    compiled = torch.compile(net, backend="hubel")
-    gradients(compiled, net, x)
-    weight = net.hidden.weight
-    assert weight.grad is not None and weight.grad.nbytes >= 2**20
-    first = weight.grad.data_ptr()
-    gradients(compiled, net, x)
-    assert weight.grad.data_ptr() == first
-    held = weight.grad
-    before = held.clone()
-    gradients(compiled, net, 2 * x)
-    assert weight.grad.data_ptr() != first and torch.equal(held, before)
-    torch._dynamo.reset()
-
-
-def test_memory_is_used_again_once_nobody_holds_it() -> None:
-    memory = KeptMemory()
-    one, other = memory.empty(3, 50), memory.empty(150)
-    view = one[1]
-    places = one.data_ptr(), other.data_ptr()
-    assert places[0] % 64 == places[1] % 64 == 0 and places[0] != places[1]
-    del one
-    assert memory.empty(150).data_ptr() not in places  # the view still needs it
-    del view, other
-    again = [memory.empty(50, 3) for _ in range(3)]
-    assert set(places) <= {tensor.data_ptr() for tensor in again}
-    assert memory.empty(7).data_ptr() not in places
-
-
-def test_tensors_outlive_their_memorys_owner() -> None:
-    memory = KeptMemory()
-    tensor, gone = memory.empty(1000).fill_(3.0), weakref.ref(memory)
-    del memory
-    gc.collect()
-    assert gone() is None and (tensor == 3).all()
-    del tensor
-    gc.collect()

@@ -23,6 +23,7 @@ from hubel.ops import library
 from hubel.ops.batch_norm import fuse_batch_norms
 from hubel.ops.compiled import Compiled
 from hubel.ops.in_place import keep_clipped, write_in_place
+from hubel.ops.kept_memory import KeptMemory
 from hubel.ops.linear import replace_products
 from hubel.ops.max_pool import max_pool2d_with_indices
 from hubel.ops.override import switched_off_by_environment
@@ -68,6 +69,15 @@ def hubel(
     from torch._dynamo.backends.common import aot_autograd
 
     direct: list[Compiled] = []
+    memory = KeptMemory()
+
+    def forward(module: GraphModule, given: Sequence[Any]) -> Callable[..., Any]:
+        """What a training step returns beyond the network's own results is kept for the backward graph."""
+        metadata = _metadata()
+        return _replace(module, given, memory, metadata.num_forward_returns if metadata is not None else None)
+
+    def backward(module: GraphModule, given: Sequence[Any]) -> Callable[..., Any]:
+        return _replace(module, given, memory)
 
     def fused(module: GraphModule, given: Sequence[Any]) -> Callable[..., Any]:
         metadata = _metadata()
@@ -84,7 +94,7 @@ def hubel(
         return run
 
     infer = fused if chosen["fuse"] else _replace
-    wrapped = aot_autograd(fw_compiler=_forward, bw_compiler=_replace, inference_compiler=infer)(graph, inputs)
+    wrapped = aot_autograd(fw_compiler=forward, bw_compiler=backward, inference_compiler=infer)(graph, inputs)
     return _directly(direct[0], wrapped) if direct else wrapped
 
 
@@ -124,16 +134,13 @@ def _directly(compiled: Compiled, wrapped: Callable[..., Any]) -> Callable[..., 
     return run
 
 
-def _forward(graph: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-    """The forward graph of a training step: what it returns beyond the network's own is kept for the backward graph."""
-    metadata = _metadata()
-    return _replace(graph, inputs, metadata.num_forward_returns if metadata is not None else None)
-
-
-def _replace(graph: GraphModule, inputs: Sequence[Any], returned: int | None = None) -> Callable[..., Any]:
+def _replace(
+    graph: GraphModule, inputs: Sequence[Any], memory: KeptMemory | None = None, returned: int | None = None
+) -> Callable[..., Any]:
     """The graph of basic operators with `REPLACED` in place of torch's, writing in place where nobody can tell.
 
-    returned: how many outputs leave the graph, those behind them being kept for the backward graph; None: all.
+    memory: where large results go, if they are not allocated anew with each call. returned: how many outputs leave the
+    graph, those behind them being kept for the backward graph; None: all.
     """
     from functorch.compile import make_boxed_func  # pyright: ignore[reportPrivateImportUsage]
 
@@ -149,7 +156,7 @@ def _replace(graph: GraphModule, inputs: Sequence[Any], returned: int | None = N
     replace_products(graph.graph)
     write_in_place(graph.graph)
     graph.recompile()
-    return make_boxed_func(graph.forward)
+    return make_boxed_func(graph.forward if memory is None else memory.served(graph.forward))
 
 
 def _metadata() -> Any:

@@ -14,8 +14,9 @@ from hubel.engine.spec import ConvSpec
 from hubel.ops import accuracy
 from hubel.ops.arguments import STORED, Handed, Request, check_tensors, request
 from hubel.ops.fallback import torch_convolution_backward
-from hubel.ops.forward import empty, invocation_of, with_zeros
+from hubel.ops.forward import invocation_of, with_zeros
 from hubel.ops.log import count_native
+from hubel.ops.results import empty, room
 from hubel.ops.strides import Config, Strides, result_formats, strides_of
 from hubel.ops.weights import one_of, packed
 
@@ -89,14 +90,15 @@ def _input_gradient(
     if gathers and prod(asked.spec.stride) >= _MANY_SUMS:
         return _through_planes(dy, x, w, asked, strides, threads)
     key, packs = one_of(invocation.packing_key), invocation.packed_bytes > 0
+    allocate_whole, allocate = room(whole, whole_strides, dtype), room(shape, strides, dtype)
 
     def run(dy: Tensor, w: Tensor) -> Tensor:
-        dx = empty(whole, whole_strides, dtype)
+        dx = allocate_whole()
         weights = packed(w, invocation, key, threads) if packs else None
         invocation(dy.data_ptr(), weights.address if weights else w.data_ptr(), 0, dx.data_ptr(), threads)
         if whole is not shape:
             # The zeros behind the input have gradients too, which nobody asked for.
-            dx = empty(shape, strides, dtype).copy_(dx[tuple(slice(n) for n in shape)])
+            dx = allocate().copy_(dx[tuple(slice(n) for n in shape)])
         return dx
 
     return run
@@ -111,9 +113,10 @@ def _through_planes(
     shape, dtype = tuple(x.shape), dy.dtype
     planes = strides_of(shape, torch.contiguous_format)
     in_planes = _input_gradient(dy.contiguous(), x, w, asked, planes, threads)
+    allocate = room(shape, strides, dtype)
 
     def run(dy: Tensor, w: Tensor) -> Tensor:
-        return empty(shape, strides, dtype).copy_(in_planes(dy.contiguous(), w))
+        return allocate().copy_(in_planes(dy.contiguous(), w))
 
     return run
 
@@ -142,10 +145,11 @@ def _weight_gradient(
     invocation = invocation_of(problem, (read.stride(), plain, gradient.stride()), threads)
     # Dimensions of size 1 may have any stride: the same memory then has torch's strides. Kernels write float32.
     rearranged = any(n > 1 and s != p for n, s, p in zip(shape, strides, plain, strict=True)) or dtype != FLOAT
+    allocate = room(shape, strides, dtype)
 
     def run(dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
         spare = _spare(w_numbers) if rearranged else None
-        dw = spare[:w_numbers].view(shape) if spare is not None else empty(shape, strides, FLOAT)
+        dw = spare[:w_numbers].view(shape) if spare is not None else allocate()
         db = empty((spec.out_channels,), (1,), FLOAT) if problem.bias else None
         read, gradient = (dy, with_zeros(x, asked)) if transposed else (x, dy)
         invocation(read.data_ptr(), gradient.data_ptr(), 0 if db is None else db.data_ptr(), dw.data_ptr(), threads)
@@ -154,7 +158,7 @@ def _weight_gradient(
             like_w = empty(shape, strides, dtype)
             dw = torch_convolution_backward(dy, x, like_w, None, *config, (False, True, False))[1]
         elif rearranged:
-            dw = empty(shape, strides, dtype).copy_(dw)
+            dw = allocate().copy_(dw)
         if spare is not None:
             _spares[:] = [spare]
         return dw, db if db is None else db.to(dtype)

@@ -9,11 +9,11 @@ the backward graph its gradient does, which is made of y on the way. `fuse_batch
 
 from __future__ import annotations
 
+import ctypes
 import operator
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.fx import Graph, Node
@@ -23,6 +23,7 @@ from hubel.engine.between.batch_norm import fits
 from hubel.engine.between.work import CHUNK
 from hubel.engine.threads import Block, launch
 from hubel.ops import accuracy
+from hubel.ops.results import empty, empty_like
 
 _aten = torch.ops.aten
 _NORM = _aten._native_batch_norm_legit_functional.default
@@ -42,10 +43,10 @@ def batch_norm(
         y, *rest = _NORM(x, w, b, mean, variance, True, momentum, eps)
         return (_applied(activation, y), *rest)  # type: ignore[return-value]
     channels = x.shape[1]
-    y, given, found = torch.empty_like(x), torch.stack((w, b, mean, variance)), x.new_empty(4, channels)
-    addresses = np.array([given.data_ptr(), found.data_ptr()])
-    _run(_forward(x.numel() // channels, channels, eps, momentum, activation), x, addresses, 0, y)
-    return (y, *found.unbind())  # type: ignore[return-value]
+    y, found = empty_like(x), [empty((channels,), (1,), x.dtype) for _ in range(4)]
+    work = _forward(x.numel() // channels, channels, eps, momentum, activation)
+    _run(work, x, [_dense(t) for t in (w, b, mean, variance)] + found, 0, y)
+    return (y, *found)  # type: ignore[return-value]
 
 
 def batch_norm_backward(
@@ -58,10 +59,11 @@ def batch_norm_backward(
             dy = gradient(dy, y, *further)
         return _NORM_BACKWARD(dy, x, w, None, None, mean, spread, True, eps, [True, True, True])
     channels = x.shape[1]
-    dx, given, found = torch.empty_like(x), torch.stack((w, mean, spread)), x.new_empty(2, channels)
-    addresses = np.array([0 if y is None else y.data_ptr(), given.data_ptr(), found.data_ptr()])
-    _run(_backward(x.numel() // channels, channels, activation), dy, addresses, x.data_ptr(), dx)
-    return (dx, *found.unbind())  # type: ignore[return-value]
+    dx, found = empty_like(x), [empty((channels,), (1,), x.dtype) for _ in range(2)]
+    # Without an activation nobody reads y.
+    given = [dy if y is None else y, *(_dense(t) for t in (w, mean, spread))]
+    _run(_backward(x.numel() // channels, channels, activation), dy, given + found, x.data_ptr(), dx)
+    return (dx, *found)  # type: ignore[return-value]
 
 
 def _applied(activation: str, y: Tensor) -> Tensor:
@@ -88,13 +90,22 @@ def _backward(*sizes: Any) -> tuple[Work, Block]:
     return work, Block(work.jobs, work.keep)
 
 
-def _run(prepared: tuple[Work, Block], source: Tensor, addresses: np.ndarray, other: int, target: Tensor) -> None:
+def _dense(numbers: Tensor) -> Tensor:
+    """One number a channel, side by side, as float32."""
+    if numbers.dtype is torch.float32 and numbers.is_contiguous() and not numbers.is_neg():
+        return numbers
+    return numbers.to(torch.float32).resolve_neg().contiguous()
+
+
+def _run(prepared: tuple[Work, Block], source: Tensor, others: list[Tensor], other: int, target: Tensor) -> None:
+    """others: whose addresses the kernels find in a list."""
     work, block = prepared
+    table = (ctypes.c_int64 * len(others))(*[t.data_ptr() for t in others])
     threads = torch.get_num_threads() if source.numel() > CHUNK else 1
     flush = int(accuracy.policy(1).accuracy != "strict")
     launch(
-        block.address, source.data_ptr(), addresses.ctypes.data, other, target.data_ptr(), threads, work.shared_bytes,
-        work.scratch_bytes, flush,
+        block.address, source.data_ptr(), ctypes.addressof(table), other, target.data_ptr(), threads,
+        work.shared_bytes, work.scratch_bytes, flush,
     )  # fmt: skip
 
 

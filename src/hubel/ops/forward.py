@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeAlias
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -17,14 +16,11 @@ from hubel.ops.arguments import STORED, Handed, Request, check_tensors, request
 from hubel.ops.fallback import torch_convolution
 from hubel.ops.log import announce, count_native
 from hubel.ops.native import Prepared
+from hubel.ops.results import has_pages_of_its_own, room
 from hubel.ops.strides import Config, Strides, result_formats, strides_of
 from hubel.ops.weights import one_of, packed
 
 Forward: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-
-# What Inductor's code allocates with: past the dispatcher, 1 µs less than `torch.empty_strided` on every call, and no
-# default device, dtype or torch function mode can change what comes back.
-empty = torch._C._dynamo.guards._empty_strided_cpu  # type: ignore[attr-defined]
 
 
 def prepare_forward(x: Tensor, w: Tensor, b: Tensor | None, config: Config, threads: int) -> Forward:
@@ -62,23 +58,24 @@ def _bare(
         problem, places = Problem(asked.spec, bias=b is not None), (x.stride(), w.stride(), strides)
     dtype, problem = x.dtype, replace(problem, dtype=STORED[x.dtype])
     invocation = invocation_of(problem, places, threads)
-    key, convolve = one_of(invocation.packing_key), invocation.prebound(threads)
+    key, convolve, allocate = one_of(invocation.packing_key), invocation.prebound(threads), room(shape, strides, dtype)
 
     def run(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-        y = empty(shape, strides, dtype)
+        y = allocate()
         weights = packed(w, invocation, key, threads)
         convolve(x.data_ptr(), weights.address, 0 if b is None else b.data_ptr(), y.data_ptr())
         count_native()
         return y
 
     def run_on_weights_as_they_are(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-        y = empty(shape, strides, dtype)
+        y = allocate()
         convolve(x.data_ptr(), w.data_ptr(), 0 if b is None else b.data_ptr(), y.data_ptr())
         count_native()
         return y
 
     chosen = run if invocation.packed_bytes else run_on_weights_as_they_are
-    chosen.prepared = Prepared(invocation, key, shape, strides, dtype, threads)  # type: ignore[attr-defined]
+    if not has_pages_of_its_own(shape, dtype):
+        chosen.prepared = Prepared(invocation, key, shape, strides, dtype, threads)  # type: ignore[attr-defined]
     return chosen
 
 

@@ -11,24 +11,22 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch.fx import Graph, Node
+from torch.fx import Graph
 
 from hubel.engine.between import Work, dense_input_gradient, dense_outputs, dense_weight_gradient
 from hubel.engine.between.dense import fits
 from hubel.engine.between.work import CHUNK
 from hubel.engine.threads import Block, launch
 from hubel.ops import accuracy
-from hubel.ops.kept_memory import KeptMemory
+from hubel.ops.results import room
 
 _aten = torch.ops.aten
 # With more rows weights are used often enough for a library's packing to pay.
 MOST_ROWS = 64
-# Results from so many bytes on lie in memory that is kept.
-_LARGE = 2**20
 
 
-def product(a: Tensor, b: Tensor, bias: Tensor | None = None, memory: KeptMemory | None = None) -> Tensor:
-    """`aten::mm`, or `aten::addmm` with the bias first. memory: where the result of a weights' gradient goes."""
+def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`aten::mm`, or `aten::addmm` with the bias first."""
     # Sums of dx are not blocked: they stay within what the default allows, but not within strict.
     ours = _lies(a) and _lies(b) and (bias is None or _is_bias(bias, b)) and accuracy.policy(1).accuracy != "strict"
     found = _layer(a, b) if ours else None
@@ -36,7 +34,7 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None, memory: KeptMemory
         return torch.mm(a, b) if bias is None else torch.addmm(bias, a, b)
     make, *sizes = found
     shape = a.shape[0], b.shape[1]
-    result = memory.empty(*shape) if memory is not None else a.new_empty(shape)
+    result = room(shape, (shape[1], 1), a.dtype)()
     work, block = _prepared(make, *sizes, *((bias is not None,) if make is dense_outputs else ()))
     threads = torch.get_num_threads() if a.numel() * shape[1] > CHUNK else 1
     launch(
@@ -73,7 +71,6 @@ def _prepared(make: Callable[..., Work], *sizes: int) -> tuple[Work, Block]:
 
 def replace_products(graph: Graph) -> None:
     """Put `product` in the place of torch's operators."""
-    kept = _keeping(KeptMemory())
     for node in list(graph.nodes):
         if node.target is _aten.addmm.default and not node.kwargs:
             bias, a, b = node.args
@@ -81,19 +78,4 @@ def replace_products(graph: Graph) -> None:
             (a, b), bias = node.args, None
         else:
             continue
-        node.target, node.args = kept if _is_large(node) else product, (a, b, bias)
-
-
-def _keeping(memory: KeptMemory) -> Callable[..., Tensor]:
-    """`product` into memory that lives as long as the graph."""
-
-    def product_kept(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
-        return product(a, b, bias, memory)
-
-    return product_kept
-
-
-def _is_large(node: Node) -> bool:
-    """Whether the result has so many bytes, whatever the batch: a weights' gradient, or a graph for one batch size."""
-    value = node.meta.get("val")
-    return isinstance(value, Tensor) and all(isinstance(n, int) for n in value.shape) and value.nbytes >= _LARGE
+        node.target, node.args = product, (a, b, bias)

@@ -27,7 +27,7 @@ from hubel.graph.network import Input
 from hubel.graph.program import HostCall, Program
 from hubel.ops import accuracy
 from hubel.ops.foreign import TorchHost, decoded, encoded
-from hubel.ops.forward import empty
+from hubel.ops.results import room
 from hubel.ops.trace import Captured, captured
 
 Memory = Literal["fast", "small"]
@@ -147,7 +147,7 @@ class _Call:
     def __init__(self, program: Program, structure: Any) -> None:
         self.program = program
         self._run = program.run
-        self._outputs = [None if place is None else (place.shape, place.strides) for place in program.outputs]
+        self._outputs = [p if p is None else room(p.shape, p.strides, torch.float32) for p in program.outputs]
         self._rebuild: Callable[[list[Any]], Any] = _rebuilder(structure, len(self._outputs))
         self._single = structure == 0 and self._outputs[0] is not None
         self._hosted = any(isinstance(step, HostCall) for step in program.steps)
@@ -155,14 +155,14 @@ class _Call:
     def one(self, x: Tensor) -> Any:
         x = _ready(x)
         if self._single:
-            y = empty(*self._outputs[0], torch.float32)  # type: ignore[misc]
+            y = self._outputs[0]()  # type: ignore[misc]
             self._run((x.data_ptr(), y.data_ptr()), (x,))
             return y
         return self([x])
 
     def __call__(self, tensors: Sequence[Tensor]) -> Any:
         tensors = [_ready(x) for x in tensors]
-        outputs = [None if o is None else empty(*o, torch.float32) for o in self._outputs]
+        outputs = [None if allocate is None else allocate() for allocate in self._outputs]
         pointers = [x.data_ptr() for x in tensors] + [0 if y is None else y.data_ptr() for y in outputs]
         if not self._hosted:
             self._run(pointers, tensors)

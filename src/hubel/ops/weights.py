@@ -46,6 +46,7 @@ class Packed:
         self.buffer = buffer
         self.found = False
         self.address = buffer.data_ptr()
+        self.pointer = 0
 
 
 class _Record:
@@ -159,16 +160,17 @@ def _pack(w: Tensor, invocation: Invocation, key: object, threads: int) -> Packe
 
     with _lock:
         record = _record_of(w)
-        old = record.forms.pop(key, None)
-        if old is not None:
+        form = record.forms.pop(key, None)
+        if form is not None:
             _dropped(id(w))
     # Whoever runs a kernel holds its form: if nobody holds this one (the variable and the argument of getrefcount
     # aside), nobody reads its buffer. A new buffer for every training step would fault its pages in anew.
-    reusable = old is not None and sys.getrefcount(old) == 2 and old.buffer.numel() == size
-    form = Packed(old.buffer if old is not None and reusable else room(size))
+    if form is None or sys.getrefcount(form) > 2 or form.buffer.numel() != size:
+        form = Packed(room(size))
+    if form.pointer != w.data_ptr():
+        form.pointer, form.values = w.data_ptr(), _sampled(w)
     # Read before packing: a write in the meantime then shows as a difference.
-    form.pointer, form.version, form.generation = w.data_ptr(), w._version, _generation
-    form.values = _sampled(w)
+    form.version, form.generation, form.found = w._version, _generation, False
     form.sample = form.values.tobytes()
     invocation.pack(form.pointer, form.address, threads)
     with _lock:
@@ -202,6 +204,8 @@ def may_be_kept(w: Tensor) -> bool:
 
 def is_dense(w: Tensor) -> bool:
     """Whether all memory from the first element to the last is the weight's, in any order: what sampling needs."""
+    if w.is_contiguous():
+        return True
     last = sum((size - 1) * stride for size, stride in zip(w.shape, w.stride(), strict=True))
     return last + 1 == w.numel() and 0 not in w.stride()
 

@@ -45,17 +45,17 @@ _WORDS = ("rows", "channels", "per_block", "blocks", "shares")
 
 
 def batch_normed(rows: int, channels: int, eps: float, momentum: float, activation: str) -> Work:
-    """Base pointers: x in p0; y in p3; p1 two addresses of matrices of four rows of `channels` numbers. Given: weight,
-    bias, and the mean and variance that run along; found: the batch's mean and 1 ∕ √(variance + ε), and those that run
-    along after this step.
+    """Base pointers: x in p0; y in p3; p1 eight addresses of `channels` numbers each. Given: weight, bias, and the mean
+    and variance that run along; found: the batch's mean and 1 ∕ √(variance + ε), and those that run along after this
+    step.
     """
     name = f"batch_norm_{float(eps)!r}_{float(momentum)!r}_{activation}"
     return _work(name, rows, channels, lambda lanes: forward_functions(eps, momentum, activation, lanes))
 
 
 def batch_norm_gradients(rows: int, channels: int, activation: str) -> Work:
-    """Base pointers: g in p0, x in p2, dx in p3; p1 three addresses: y, of (weight, mean, 1 ∕ √(variance + ε)), and of
-    (dweight, dbias), matrices of rows of `channels` numbers.
+    """Base pointers: g in p0, x in p2, dx in p3; p1 six addresses: y, and of `channels` numbers each weight, mean,
+    1 ∕ √(variance + ε), and the results dweight and dbias.
     """
     return _work(
         f"batch_norm_gradients_{activation}", rows, channels, lambda lanes: backward_functions(activation, lanes)
@@ -189,7 +189,8 @@ def forward_functions(eps: float, momentum: float, activation: str, lanes: int) 
     def joined(together: int) -> Function:
         k = _Kernel(lanes, together)
         f, zero = k.f, k.f.constant(0.0, vector_of(lanes))
-        given, found = k.address(0, "given"), k.address(1, "found")
+        given = [k.address(i, name) for i, name in enumerate(("weight", "bias", "mean", "variance"))]
+        found = [k.address(4 + i, f"found_{i}") for i in range(4)]
         with k.vectors() as c:
             with f.loop("block", 0, k.blocks, carry=[zero, zero], at_least_once=True) as block:
                 mean, squares = block.carried
@@ -207,18 +208,18 @@ def forward_functions(eps: float, momentum: float, activation: str, lanes: int) 
             lifted = variance + eps
             root = f._emit(mean.type, f"call {mean.type} @{intrinsic}({mean.type} {lifted.text})", "root")
             spread = f.binary("div", f.constant(1.0, mean.type), root)
-            rows = [k.vector(given + (k.channels * i + c)) for i in range(4)]
+            weight, bias, old_mean, old_variance = (k.vector(at + c) for at in given)
             # The variance that runs along is that of a sample: n ∕ (n − 1) times the batch's.
             count = f._emit(F32, f"sitofp i64 {(k.rows - 1).text} to float", "count")
             sample = f.binary("div", squares, f.splat(count, lanes))
             results = [mean, spread]
             results += [
                 f.fma(new - old, f.constant(momentum, mean.type), old)
-                for new, old in ((mean, rows[2]), (sample, rows[3]))
+                for new, old in ((mean, old_mean), (sample, old_variance))
             ]
-            for i, result in enumerate(results):
-                f.store(result, found + (k.channels * i + c))
-            for i, value in enumerate((mean, spread * rows[0], rows[1])):
+            for result, at in zip(results, found, strict=True):
+                f.store(result, at + c)
+            for i, value in enumerate((mean, spread * weight, bias)):
                 f.store(value, k.coefficients + (k.channels * i + c))
         return f
 
@@ -254,7 +255,7 @@ def backward_functions(activation: str, lanes: int) -> Kernels:
         f, x = k.f, k.p[2]
         zeros = [f.constant(0.0, vector_of(lanes))] * (2 * together)
         with k.blocks_and_channels() as (block, first, last, c):
-            means = k.each(k.address(1, "given") + (k.channels + c))
+            means = k.each(k.address(2, "mean") + c)
             with f.loop("row", first, last, carry=zeros, at_least_once=True) as row:
                 at = row.index * k.channels + c
                 passed, numbers = let_through(k, at), k.each(x + at)
@@ -271,17 +272,18 @@ def backward_functions(activation: str, lanes: int) -> Kernels:
     def joined(together: int) -> Function:
         k = _Kernel(lanes, together)
         f, zero = k.f, k.f.constant(0.0, vector_of(lanes))
-        given, found = k.address(1, "given"), k.address(2, "found")
+        at_weight, at_spread = k.address(1, "weight"), k.address(3, "spread")
+        for_weight, for_bias = k.address(4, "for_weight"), k.address(5, "for_bias")
         with k.vectors() as c:
             with f.loop("block", 0, k.blocks, carry=[zero, zero], at_least_once=True) as block:
                 at = k.sums + (block.index * k.channels * 2 + c)
                 plain, weighted = block.carried
                 block.carry(plain + k.vector(at), weighted + k.vector(at + k.channels))
             plain, weighted = block.results
-            weight, spread = k.vector(given + c), k.vector(given + (k.channels * 2 + c))
+            weight, spread = k.vector(at_weight + c), k.vector(at_spread + c)
             to_weight = weighted * spread
-            f.store(to_weight, found + c)
-            f.store(plain, found + (k.channels + c))
+            f.store(to_weight, for_weight + c)
+            f.store(plain, for_bias + c)
             each = k.share(0, 3)
             for i, value in enumerate((weight * spread, plain * each, to_weight * spread * each)):
                 f.store(value, k.coefficients + (k.channels * i + c))
@@ -292,7 +294,7 @@ def backward_functions(activation: str, lanes: int) -> Kernels:
         f, x, dx = k.f, k.p[2], k.p[3]
         with k.blocks_and_channels() as (_, first, last, c):
             scales, shifts, slopes = (k.each(k.coefficients + (k.channels * i + c)) for i in range(3))
-            means = k.each(k.address(1, "given") + (k.channels + c))
+            means = k.each(k.address(2, "mean") + c)
             with f.loop("row", first, last, at_least_once=True) as row:
                 at = row.index * k.channels + c
                 k.put(
