@@ -17,7 +17,7 @@ odd places, kept side by side in registers and interleaved when they are stored.
 
 Four kernels do a layer, whatever image sizes come, each for a class of planes (in units):
 
-    7 high, 5 to 8 wide             two planes to a vector, written out (`depthwise_planes`)
+    7 high, 5 to 8 wide             two planes to a vector, written out (`depthwise_planes`); AVX2: one, if 7 wide
     14 high, 9 to 16 wide           written out too
     17 to 32 wide, AVX-512          rows stream through registers (`depthwise_streams`), where all weights stay in them
     all others                      tiles of 8 rows; of 7, if fewer rows are computed so, where there are no streams
@@ -142,6 +142,8 @@ def shape_of(problem: Problem, machine: Machine) -> tuple[Stencil, Plane | None,
         stencil = of(height)
     if plane and machine.lanes == 16 and height == min(PLANES):
         stencil = replace(stencil, planes=2)
+    if plane and machine.lanes == 8 and height == min(PLANES) and stencil.out[1] == 1 and ending_of(problem).local:
+        plane = replace(plane, narrow=width)
     return stencil, plane, lead
 
 
@@ -156,7 +158,8 @@ def plane_of(problem: Problem, stencil: Stencil, lead: tuple[int, int]) -> Plane
     if problem.spec.ndim != 2 or units_y not in PLANES or not regular or stencil.lanes < 8:
         return None
     if stencil.lanes < 16:
-        return Plane(height, out_height, units_y, lead[0], (0, 0)) if units_x <= max(PLANES) + 2 else None
+        fits = units_x == units_y if units_y == min(PLANES) else units_x <= max(PLANES) + 2
+        return Plane(height, out_height, units_y, lead[0], (0, 0)) if fits else None
     # Vectors, or halves, that are more than half full.
     most = 8 if units_y == min(PLANES) else 16
     least = (most // 2 + 1) * stencil.step[1]
@@ -224,6 +227,7 @@ def kernel_name(problem: Problem, stencil: Stencil, plane: Plane | None, machine
         shape += f"p{sizes(tuple(p % s for p, s in zip(spec.padding, spec.stride, strict=True)))}"
     if plane:
         shape += f"_plane{plane.height}to{plane.out_height}from{-plane.lead}x{stencil.planes}"
+        shape += f"narrow{plane.narrow}" if plane.narrow else ""
     swept = f"stream{stencil.streams}" if stencil.streams else f"rows{stencil.rows}"
     return f"depthwise_{number(problem)}_{kind}_{shape}_{swept}_{machine.isa}{ending_of(problem).name}"
 
@@ -248,7 +252,7 @@ def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...])
     forward = problem.direction is Direction.FORWARD
     source, target = (x, y) if forward else (y, x)
     tables = Tables()
-    stencil, _, lead = shape_of(problem, plan.machine)
+    stencil, plane, lead = shape_of(problem, plan.machine)
     lanes = stencil.lanes
     units_y, units_x = units(problem)
     (height, width), (out_height, out_width) = _sizes(problem)
@@ -264,6 +268,7 @@ def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...])
     masks, inner = _masks(stencil, lead[1], width, units_x, out_width)
     # Stores of whole vectors may run over the end of a row only in scratch; AVX-512 masks them at no cost.
     over = lanes < 16 and (units_x < lanes * side_by_side or units_x * stencil.out[1] != out_width)
+    over = over and not (plane and plane.narrow)
     # Rows that lie closer than they are long are no part of a plane.
     ending = ending_of(problem)
     copy_in = int(in_x != 1 or in_y < width or read_as(ending.stored, lanes) is not ending.stored)

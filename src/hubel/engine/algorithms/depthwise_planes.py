@@ -25,14 +25,15 @@ from hubel.engine.algorithms.words import Words, job_words
 from hubel.engine.ir import I64, PTR, Function, Value
 from hubel.engine.ir.epilogue import PLAIN, Channels, Ending
 from hubel.engine.ir.rows import zero_row
-from hubel.engine.ir.stencil import Masks, Stencil, load_masks, load_weight, outputs, sweep
+from hubel.engine.ir.stencil import Masks, Stencil, load_masks, load_weight, outputs, sweep, sweep_by_rows
 from hubel.engine.ir.storage import stored_as
 
 
 @dataclass(frozen=True)
 class Plane:
     """The heights of input and output, the units of the output, and the row of the input at which the first of them
-    begins. clear: rows at the top and at the bottom of which no whole vectors may be read.
+    begins. clear: rows at the top and at the bottom of which no whole vectors may be read. narrow: outputs of a row, if
+    that is compiled in, too: they fill more than half a vector, and less than one.
     """
 
     height: int
@@ -40,6 +41,7 @@ class Plane:
     units: int
     lead: int
     clear: tuple[int, int]
+    narrow: int = 0
 
     def tiles(self, stencil: Stencil) -> Iterator[tuple[int, Stencil]]:
         """(first unit, stencil) of each tile."""
@@ -166,12 +168,20 @@ def _plane(
             def guarded(i: int, top: int = top) -> bool:
                 return not plane.clear[0] <= top + i < plane.height - plane.clear[1]
 
-            sums = sweep(f, tile, row, weight, bias, masks, guarded)
+            if plane.narrow and tile.shifts:
+                sums = sweep_by_rows(f, tile, row, weight, bias, masks)
+            else:
+                sums = sweep(f, tile, row, weight, bias, masks, guarded)
             for j in range(tile.rows):
                 for y in range(stencil.out[0]):
                     line = (first + j) * stencil.out[0] + y
                     if line < plane.out_height:
-                        put_vectors(f, tile, outputs(f, tile, sums, j, y), outs[line], masks, finishes)
+                        vectors = outputs(f, tile, sums, j, y)
+                        if plane.narrow:
+                            (vector,), (place,) = vectors, outs[line]
+                            _put_narrow(f, finishes[0](vector, place), place, stencil.lanes, plane.narrow)
+                        else:
+                            put_vectors(f, tile, vectors, outs[line], masks, finishes)
 
     if stencil.lanes == 16:
         # Planes are no wider than a vector.
@@ -180,3 +190,10 @@ def _plane(
         with f.loop("column", 0, a["columns"], at_least_once=True) as each:
             x = f.maximum(f.minimum(each.index * stencil.width, a["units_x"] - stencil.width), 0)
             column(x, load_masks(f, stencil, a["masks"], each.index))
+
+
+def _put_narrow(f: Function, vector: Value, place: Value, lanes: int, count: int) -> None:
+    """The first `count` numbers of a vector in two halves of it, which overlap: AVX2's masked stores take AMD longer."""
+    half = lanes // 2
+    for first in (0, count - half):
+        f.store(f.shuffle(vector, vector, range(first, first + half), "part"), place + first)

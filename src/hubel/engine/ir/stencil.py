@@ -78,6 +78,11 @@ class Stencil:
         return tuple(pairs)
 
     @property
+    def shifts(self) -> bool:
+        """Whether taps reach no more than a unit beyond the pixels of one load, in rows with a lane to spare."""
+        return (self.step, self.out, self.planes) == ((2, 2), (1, 1), 1) and self.columns in ((0, 1, 2), (0, 1, 2, 3))
+
+    @property
     def order(self) -> tuple[int, ...]:
         """The unit in each lane of a sum."""
         return _ORDER if self.step[1] == 2 and self.lanes == 8 else tuple(range(self.lanes))
@@ -200,6 +205,30 @@ def sweep(
                             total = _where(f, masks.columns[stencil.columns.index(column)], total, sums[key])
                         sums[key] = total
         sums = dict(zip(sums, settled(f, stencil, list(sums.values())), strict=True))
+    return sums
+
+
+def sweep_by_rows(
+    f: Function, stencil: Stencil, row: Pointers, weight: Callable[[int], Value], bias: Value, masks: Masks
+) -> dict[tuple[int, int, int], Value]:
+    """As `sweep`, where every row is loaded only once (`Stencil.shifts`): what the taps further to the right meet are the
+    same pixels, a unit further on. In the last lane they are any pixels.
+    """
+    sums = {(j, 0, 0): bias for j in range(stencil.rows)}
+    lane_of = {unit: lane for lane, unit in enumerate(stencil.order)}
+    moved = [lane_of[min(unit + 1, stencil.lanes - 1)] for unit in stencil.order]
+    for i in range(stencil.span):
+        reading = [(tap, (i - tap.row) // 2) for tap in stencil.taps if (i - tap.row) % 2 == 0]
+        reading = [(tap, j) for tap, j in reading if 0 <= j < stencil.rows]
+        at = row(i) if reading else None
+        if at is None:
+            continue
+        pixels = dict(_pixels(f, stencil, at, 0, stencil.loads[0], masks))
+        for tap, j in reading:
+            if tap.column not in pixels:
+                before = pixels[tap.column - 2]
+                pixels[tap.column] = f.shuffle(before, before, moved, "moved")
+            sums[j, 0, 0] = f.fma(weight(tap.weight), pixels[tap.column], sums[j, 0, 0], f"acc_{j}")
     return sums
 
 
