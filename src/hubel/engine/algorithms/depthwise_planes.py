@@ -193,7 +193,7 @@ def _plane(
 
 
 def _put_narrow(f: Function, vector: Value, place: Value, lanes: int, count: int) -> None:
-    """The first `count` numbers of a vector in two halves of it, which overlap: AVX2's masked stores take AMD longer."""
+    """The first `count` numbers of a vector in two halves of it, which overlap: AVX2's masked stores take longer."""
     half = lanes // 2
     for first in (0, count - half):
         f.store(f.shuffle(vector, vector, range(first, first + half), "part"), place + first)

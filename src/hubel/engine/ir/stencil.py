@@ -211,8 +211,8 @@ def sweep(
 def sweep_by_rows(
     f: Function, stencil: Stencil, row: Pointers, weight: Callable[[int], Value], bias: Value, masks: Masks
 ) -> dict[tuple[int, int, int], Value]:
-    """As `sweep`, where every row is loaded only once (`Stencil.shifts`): what the taps further to the right meet are the
-    same pixels, a unit further on. In the last lane they are any pixels.
+    """As `sweep`, where every row is loaded only once (`Stencil.shifts`): what the taps further to the right meet are
+    the same pixels, a unit further on. In the last lane they are any pixels.
     """
     sums = {(j, 0, 0): bias for j in range(stencil.rows)}
     lane_of = {unit: lane for lane, unit in enumerate(stencil.order)}
