@@ -5,6 +5,8 @@
             for offsets along x, for input rows of the tile:
                 load the pixels once; add them, weighted, to every output row that reads them
 
+A layer with one input channel, of gray images, is one group, and every output channel a plane of its own.
+
 There is one multiply-add for each pixel, weight and output, so what counts is what surrounds it: a vector that is
 loaded across a boundary of cache lines costs as much as two multiply-adds. A tile is `rows` outputs high and one vector
 wide, and each loaded vector serves up to kernel-height rows. Nothing is copied: rows are read where they lie. Padding
@@ -95,7 +97,7 @@ def _declined(problem: Problem) -> str:
         return "weight gradients are sums over pixels"
     if spec.ndim > 2:
         return "has one or two dimensions"
-    if spec.groups == 1 or spec.in_channels != spec.groups:
+    if spec.in_channels != spec.groups:
         return "needs one input channel a group"
     if problem.direction is Direction.INPUT_GRADIENT and spec.out_channels != spec.groups:
         return "the input gradient needs one output channel a group"
