@@ -176,3 +176,29 @@ def test_what_lies_beside_an_image_does_not_matter(direction: Direction) -> None
             if plan.algorithm == NAMES[direction]:
                 np.testing.assert_array_equal(result[~reached], clean[~reached])
                 assert not np.isfinite(result[1, 3, y, x])
+
+
+@pytest.mark.parametrize("machine", MACHINES, ids=lambda machine: machine.isa)
+@pytest.mark.parametrize("direction", BOTH)
+@pytest.mark.parametrize("window", FEW)
+def test_asking_for_rows_ahead_changes_no_number(
+    window: tuple[int, int, int, int], direction: Direction, machine: Machine
+) -> None:
+    """Down to the last row of the last image, below which there is nothing."""
+    small = dataclasses.replace(machine, l3=1024)
+    problem = Problem(layer((9, 15), window, 2), direction, layout=LAST)
+    asks = window[1] == 1
+    for here, ahead in ((machine, False), (small, asks)):
+        plan = depthwise_channels.propose(problem, here, Policy())
+        assert not isinstance(plan, Refusal) and ("_ahead" in plan.kernels[0]) == ahead
+        agrees(problem, here)
+
+
+def test_large_images_are_asked_for_ahead() -> None:
+    machine = dataclasses.replace(Machine.named("haswell"), l3=32 * 2**20)
+    for batch, ahead in ((1, False), (16, True)):
+        problem = Problem(ConvSpec.parse(f"n{batch}c144o144i56x56k3x3s1p1g144"), layout=LAST)
+        plan = depthwise_channels.propose(problem, machine, Policy())
+        assert not isinstance(plan, Refusal) and ("_ahead" in plan.kernels[0]) == ahead
+        text = depthwise_channels.emit(plan)[plan.kernels[0]]()
+        assert ("llvm.prefetch" in text) == ahead

@@ -66,9 +66,12 @@ def multiples(f: Function, distance: Value, most: int) -> Callable[[Value, int],
 
 
 def kernel_function(
-    patterns: tuple[Pattern, ...], pixels: int, lanes: int, registers: int, ending: Ending = PLAIN
+    patterns: tuple[Pattern, ...], pixels: int, lanes: int, registers: int, ending: Ending = PLAIN, ahead: bool = False
 ) -> Function:
-    """The kernel: `kernel(args, begin, end, scratch)`; an item is a band of rows of a strip of a block of channels."""
+    """The kernel: `kernel(args, begin, end, scratch)`; an item is a band of rows of a strip of a block of channels.
+
+    ahead: whether the row below those that are read is asked for.
+    """
     f = Function("kernel", [("args", PTR), ("begin", I64), ("end", I64), ("scratch", PTR)])
     args, scratch = f.arg("args"), f.arg("scratch")
     source, weights = f.word(args, 0, "input", ending.stored), f.word(args, 1, "weights", PTR)
@@ -77,7 +80,7 @@ def kernel_function(
     zero_row(f, scratch + a["zeros_at"], f.constant(lanes), lanes)
     bias = scratch + a["bias_at"]
     _collect_bias(f, operands, bias, a["channels"], lanes)
-    rows = _row_function(patterns, pixels, lanes, registers, ending)
+    rows = _row_function(patterns, pixels, lanes, registers, ending, ahead)
     with f.loop("item", f.arg("begin"), f.arg("end")) as item:
         block, rest = item.index % a["blocks"], item.index // a["blocks"]
         strip, rest = rest % a["strips"], rest // a["strips"]
@@ -106,7 +109,9 @@ def _collect_bias(f: Function, operands: Channels, to: Value, channels: Value, l
         f.store(f.constant(-0.0, vector_of(lanes)), to + none.index)
 
 
-def _row_function(patterns: tuple[Pattern, ...], pixels: int, lanes: int, registers: int, ending: Ending) -> Function:
+def _row_function(
+    patterns: tuple[Pattern, ...], pixels: int, lanes: int, registers: int, ending: Ending, ahead: bool
+) -> Function:
     """row(args, source, weights, biases, target, zeros, operands, y, left, right, first, last): all parts of unit row
     y, from unit `left` to `right`, of the vectors `first` to `last` of channels.
     """
@@ -115,8 +120,10 @@ def _row_function(patterns: tuple[Pattern, ...], pixels: int, lanes: int, regist
     f = Function("row", [*pointers, ("zeros", PTR), *ending.parameters, *numbers], private=True)
     a = job_words(f, WORDS)
     y, operands = f.arg("y"), ending.given(f)
-    inner = [_tile_function(f"inner_{i}", p, pixels, False, lanes, registers, ending) for i, p in enumerate(patterns)]
-    edge = [_tile_function(f"edge_{i}", p, pixels, True, lanes, registers, ending) for i, p in enumerate(patterns)]
+    inner, edge = (
+        [_tile_function(f"{name}_{i}", p, pixels, at, lanes, registers, ending, ahead) for i, p in enumerate(patterns)]
+        for name, at in (("inner", False), ("edge", True))
+    )
     spans = [f.constant(p.span(pixels)) for p in patterns]
     with f.loop("part", 0, a["parts"], at_least_once=True) as part:
         at = f.offset(a["phase_table"], part.index * len(PART), I64, "part_at")
@@ -148,18 +155,18 @@ def _row_function(patterns: tuple[Pattern, ...], pixels: int, lanes: int, regist
 
 
 def _tile_function(
-    name: str, pattern: Pattern, pixels: int, edge: bool, lanes: int, registers: int, ending: Ending
+    name: str, pattern: Pattern, pixels: int, edge: bool, lanes: int, registers: int, ending: Ending, ahead: bool
 ) -> Function:
     """tile(args, source, weights, biases, target, zeros, operands, rows, above, row_step, column, first, last):
     neighbouring outputs of one row, vector by vector of channels.
 
     source, target: at the tile's leftmost column and output, channel 0. rows: of the kernel, after the `above` first.
-    edge: whether columns may lie outside of the image; they are read at `zeros`.
+    edge: whether columns may lie outside of the image; they are read at `zeros`. ahead: as for `kernel_function`.
     """
     pointers = [("args", PTR), ("source", ending.stored), ("weights", PTR), ("biases", PTR), ("target", ending.stored)]
     numbers = [(n, I64) for n in ("rows", "above", "row_step", "column", "first", "last")]
     f = Function(name, [*pointers, ("zeros", PTR), *ending.parameters, *numbers], private=True)
-    a = job_words(f, WORDS, "channels", "taps", "in_x", "out_x", "out_step_x", "width")
+    a = job_words(f, WORDS, "channels", "taps", "in_x", "in_y", "out_x", "out_step_x", "width")
     operands, taps, size = ending.given(f), len(pattern.columns), ending.stored.bytes
     span = pattern.span(pixels)
     zeros = f.arg("zeros").seen_as(ending.stored)
@@ -173,9 +180,15 @@ def _tile_function(
     vector, width = vector_of(lanes), a["taps"] * lanes
     skipped = f.arg("above") * (taps * lanes)
     groups = taps_in_groups(taps, registers - pixels - 2)
+    below = f.arg("source") + ((f.arg("rows") - 1) * f.arg("row_step") + a["in_y"])
     with f.loop("v", f.arg("first"), f.arg("last"), at_least_once=True) as v:
         channel = f.minimum(v.index * lanes, a["channels"] - lanes)
         start = f.load(f.arg("biases") + channel, vector, "bias")
+        if ahead:
+            # Two vectors share a line: even columns with the one, odd columns with the other.
+            line = below + (channel + (v.index & 1) * a["in_x"])
+            for column in range(0, pixels, 2):
+                f.prefetch(place(line, column))
         carried = [f.arg("source") + channel, f.arg("weights") + v.index * width + skipped, *[start] * pixels]
         with f.loop("row", 0, f.arg("rows"), carry=carried) as row:
             at, w, *acc = row.carried
