@@ -186,7 +186,7 @@ def _tile_function(
         start = f.load(f.arg("biases") + channel, vector, "bias")
         if ahead:
             # Two vectors share a line: even columns with the one, odd columns with the other.
-            line = below + (channel + (v.index & 1) * a["in_x"])
+            line = below + (channel + v.index % 2 * a["in_x"])
             for column in range(0, pixels, 2):
                 f.prefetch(place(line, column))
         carried = [f.arg("source") + channel, f.arg("weights") + v.index * width + skipped, *[start] * pixels]
