@@ -135,14 +135,14 @@ OWN_LAYERS = {
 }
 # Vectors on the stack in the inner loops, for each multiply-add; none where nothing stands here. All are in the columns
 # at a plane's borders: their masks take registers of haswell's 16, and on NEON masked loads are branches, over which
-# rows are kept. At an image's edges pointers are picked, and LLVM loads ahead. Counted in 2026-11: 0.004, 0.043, 0.25,
-# 0.30.
+# rows are kept. Counted in 2026-11: 0.004, 0.043, 0.30.
 SPILLS = {
     ("depthwise", "haswell"): 0.01,
     ("depthwise_weight_gradient", "haswell"): 0.05,
-    ("depthwise_weight_channels", "haswell"): 0.28,
     ("depthwise_weight_gradient", "neoverse-n1"): 0.32,
 }
+# Plain additions, for each multiply-add: the sums of a tile of seven pixels are added to those in memory.
+ADDED = {"depthwise_weight_channels": 1 / 7}
 
 
 @pytest.mark.parametrize("name", ["haswell", "skylake-avx512", "neoverse-n1"])
@@ -164,7 +164,8 @@ def test_inner_loops_of_every_algorithm(algorithm: str, name: str) -> None:
     spilled = sum(len(lines) for lines in spills)
     assert spilled <= SPILLS.get((algorithm, name), 0) * sum(counts), f"{spilled} of {sum(counts)}: {spills}"
     lines = [line for loop in loops for line in loop]
-    assert not [line for line in lines if re.search(UNFUSED, line)]
+    unfused = [line for line in lines if re.search(UNFUSED, line)]
+    assert len(unfused) <= ADDED.get(algorithm, 0) * sum(counts), unfused
     narrow = {16: r"fn?m(?:add|sub).*%[xy]mm", 8: r"fn?m(?:add|sub).*%xmm", 4: r"fmla.*\bv\d+\.2s"}[machine.lanes]
     # For a few pixels pointwise has a tile whose rows are half a vector.
     halves = [line for line in lines if re.search(narrow, line)]

@@ -1,4 +1,4 @@
-"""The code of depthwise weight gradients with channels in the lanes: strips, rows, and runs of tiles along a row."""
+"""The code of depthwise weight gradients with channels in the lanes: strips, rows, tiles and vectors of channels."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from hubel.engine.ir.rows import zero_row
 WORDS = (
     "channels", "vectors", "block", "blocks", "pieces", "share", "bands", "per_band", "strips", "strip",
     "taps", "rows", "lead_y", "apart_y", "lead_x", "step_y", "step_x", "height", "width", "dy_height", "dy_width",
-    "x_n", "x_y", "x_x", "dy_n", "dy_y", "dy_x", "swept", "partial", "zeros_at", "sums_at",
+    "x_n", "x_y", "x_x", "dy_n", "dy_y", "dy_x", "partial", "zeros_at", "sums_at",
 )  # fmt: skip
 REDUCE_WORDS = ("channels", "vectors", "taps", "shares")
-# Sums that are under way at a time, so that none waits for the one before it: four cycles, two a cycle.
-CHAINS = 8
 
 
-def correlation_function(pattern: Pattern, pixels: int, lanes: int, registers: int, stored: Pointer = PTR) -> Function:
+def correlation_function(
+    pattern: Pattern, pixels: int, lanes: int, registers: int, stored: Pointer = PTR, ahead: bool = False
+) -> Function:
     """The kernel: `kernel(args, begin, end, scratch)`; the sums of a block of channels over one share of the pieces, a
     band of rows of an image each, an item.
+
+    ahead: whether the row of dy below is asked for, and the row of x below those that are read.
     """
     f = Function("kernel", [("args", PTR), ("begin", I64), ("end", I64), ("scratch", PTR)])
     args, scratch = f.arg("args"), f.arg("scratch")
@@ -30,7 +32,12 @@ def correlation_function(pattern: Pattern, pixels: int, lanes: int, registers: i
     a = job_words(f, WORDS)
     zeros, sums = scratch + a["zeros_at"], scratch + a["sums_at"]
     zero_row(f, zeros, f.constant(lanes), lanes)
-    rows, size, vector = _rows_function(pattern, pixels, lanes, registers, stored), a["taps"] * lanes, vector_of(lanes)
+    size, vector = a["taps"] * lanes, vector_of(lanes)
+    inner, edge = (
+        _tile_function(name, pattern, pixels, name == "edge", lanes, registers, stored, ahead)
+        for name in ("inner", "edge")
+    )
+    span = pattern.span(pixels)
     with f.loop("item", f.arg("begin"), f.arg("end")) as item:
         block, share = item.index % a["blocks"], item.index // a["blocks"]
         first = block * a["block"]
@@ -43,12 +50,25 @@ def correlation_function(pattern: Pattern, pixels: int, lanes: int, registers: i
             with f.loop("strip", 0, a["strips"]) as strip:
                 left = strip.index * a["strip"]
                 right = f.minimum(left + a["strip"], a["dy_width"])
-                with f.loop("y", top, bottom, a["swept"]) as y, f.loop("v", first, last) as v:
-                    channel = f.minimum(v.index * lanes, a["channels"] - lanes)
-                    from_x, from_dy = x + n * a["x_n"] + channel, dy + n * a["dy_n"] + channel
-                    to = sums + (v.index - first) * size
-                    below = f.minimum(y.index + a["swept"], bottom)
-                    f.call(rows, args, from_x, from_dy, to, zeros, y.index, below, left, right)
+                with f.loop("y", top, bottom) as y:
+                    # Rows of the kernel that lie in the image.
+                    start = y.index * a["step_y"] + a["lead_y"]
+                    above, below = (
+                        f.minimum(f.maximum(end + (a["apart_y"] - 1) - start, 0) // a["apart_y"], a["rows"])
+                        for end in (f.constant(0), a["height"])
+                    )
+                    line = x + n * a["x_n"] + (start + above * a["apart_y"]) * a["x_y"]
+                    from_dy, row_step = dy + n * a["dy_n"] + y.index * a["dy_y"], a["apart_y"] * a["x_y"]
+                    to = sums + above * (a["taps"] // a["rows"] * lanes)
+                    with f.loop("tile", left, right, pixels) as tile:
+                        unit = f.minimum(tile.index, a["dy_width"] - pixels)
+                        column, skipped = unit * a["step_x"] + a["lead_x"], tile.index - unit
+                        whole = (column >= 0) & (column + span <= a["width"]) & skipped.equals(0)
+                        function = f.select(whole, f.one_of([inner], unit), f.one_of([edge], unit), "function")
+                        f.call(
+                            inner, args, line + column * a["x_x"], from_dy + unit * a["dy_x"], to, zeros,
+                            below - above, row_step, column, skipped, first, last, at=function,
+                        )  # fmt: skip
         with f.when(a["partial"].equals(1), "partial"):
             to = shared + (share * a["vectors"] + first) * size
             with f.loop("sum", 0, (last - first) * size, lanes) as each:
@@ -68,76 +88,62 @@ def _scatter(f: Function, total: Value, target: Value, channel: Value, taps: Val
         place = place + taps
 
 
-def _rows_function(pattern: Pattern, pixels: int, lanes: int, registers: int, stored: Pointer) -> Function:
-    """rows(args, x, dy, sums, zeros, top, bottom, left, right): what rows of dy, from pixel `left` to `right`, give to
-    the sums of a vector of channels. x, dy: the image's first pixels.
+def _tile_function(
+    name: str, pattern: Pattern, pixels: int, edge: bool, lanes: int, registers: int, stored: Pointer, ahead: bool
+) -> Function:
+    """tile(args, x, dy, sums, zeros, rows, row_step, column, skipped, first, last): what `pixels` neighbours of a row
+    of dy give to the sums of the vectors `first` to `last` of channels.
+
+    x, dy: at the tile's leftmost column of the first row of the kernel, and at its leftmost pixel, channel 0. rows: of
+    the kernel. edge: whether columns may lie outside of the image, and the first pixels be those of another tile
+    (`skipped` of them): they are read at `zeros`. ahead: as for `correlation_function`.
     """
     pointers = [("args", PTR), ("x", stored), ("dy", stored), ("sums", PTR), ("zeros", PTR)]
-    f = Function("rows", [*pointers, *((n, I64) for n in ("top", "bottom", "left", "right"))], private=True)
-    names = ("rows", "lead_y", "apart_y", "lead_x", "step_y", "step_x", "height", "width", "dy_width")
-    a = job_words(f, WORDS, *names, "x_y", "x_x", "dy_y", "dy_x")
-    taps, span = len(pattern.columns), pattern.span(pixels)
+    numbers = [(n, I64) for n in ("rows", "row_step", "column", "skipped", "first", "last")]
+    f = Function(name, [*pointers, *numbers], private=True)
+    a = job_words(f, WORDS, "channels", "taps", "x_x", "x_y", "dy_x", "dy_y", "width")
+    taps, span, vector = len(pattern.columns), pattern.span(pixels), vector_of(lanes)
+    zeros, zero = f.arg("zeros").seen_as(stored), f.constant(0.0, vector)
     place = multiples(f, a["x_x"] * stored.bytes, span - 1)
     put = multiples(f, a["dy_x"] * stored.bytes, pixels - 1)
-    left, right = f.arg("left"), f.arg("right")
-    # Tiles from the first whose columns lie in the image to the last whose columns, and pixels of dy, do.
-    missing = f.maximum((a["step_x"] - 1) - a["lead_x"], 0) // a["step_x"] - left
-    middle = f.minimum(left + (f.maximum(missing, 0) + (pixels - 1)) // pixels * pixels, right)
-    reach = f.maximum(a["width"] - a["lead_x"] - span + a["step_x"], 0) // a["step_x"] + (pixels - 1)
-    there = middle + f.maximum(f.minimum(right, reach) - middle, 0) // pixels * pixels
-    zeros, zero = f.arg("zeros").seen_as(stored), f.constant(0.0, vector_of(lanes))
-
-    def tile(rows: tuple[Value, Value], acc: list[Value], index: Value, group: range, kind: str) -> list[Value]:
-        """The sums after one more tile. rows: of x and of dy."""
-        (row, line), sets, edge = rows, len(acc) // len(group), kind != "inner"
-        # One tile at the left has all columns that are missing there, and pixels of dy of its own.
-        again = kind == "right" or (edge and pattern.left > pixels * pattern.step)
-        unit = f.minimum(index, a["dy_width"] - pixels) if again else index
-        column = unit * a["step_x"] + a["lead_x"]
-        at, from_dy = row + column * a["x_x"], line + unit * a["dy_x"]
-        gradients: dict[int, Value] = {}
-        acc = list(acc)
-        for c, readers in pattern.readers(pixels, group).items():
-            pixel_at = place(at, c)
-            if edge and (c < pattern.left or c >= span - pattern.right):
-                pixel_at = f.select(within(column + c, a["width"]), pixel_at, zeros, "pixel_at")
-            pixel = f.load(pixel_at, vector_of(lanes), f"x_{c}")
-            for output, tap in readers:
-                if output not in gradients:
-                    dy_at = put(from_dy, output)
-                    if again:
-                        counted = (unit + output >= index) & (unit + output < right)
-                        dy_at = f.select(counted, dy_at, zeros, "dy_at")
-                    gradients[output] = f.load(dy_at, vector_of(lanes), f"dy_{output}")
-                chain = output % sets * len(group) + tap - group[0]
-                acc[chain] = f.fma(gradients[output], pixel, acc[chain], f"acc_{tap}")
-        return acc
-
-    for group in taps_in_groups(taps, max(1, (registers - 2) // 2)):
-        sets = min(pixels, -(-CHAINS // len(group)))
-        if len(group) * (sets + 1) + 1 > registers:
-            sets = max(1, (registers - 1) // len(group) - 1)
-        with f.loop("ky", 0, a["rows"]) as ky:
-            # Rows of dy that meet this row of the kernel within the image.
-            start = ky.index * a["apart_y"] + a["lead_y"]
-            above = f.maximum(f.maximum((a["step_y"] - 1) - start, 0) // a["step_y"], f.arg("top"))
-            reached = f.maximum(a["height"] - start + (a["step_y"] - 1), 0) // a["step_y"]
-            last, acc = f.minimum(reached, f.arg("bottom")), [zero] * (len(group) * sets)
-            # One after the other for all rows: the sums then share the registers with one kind of tile alone.
-            for name, begin, end in (("left", left, middle), ("inner", middle, there), ("right", there, right)):
-                with f.loop("y", above, f.select(begin < end, last, above), carry=acc) as y:
-                    row = f.arg("x") + (y.index * a["step_y"] + start) * a["x_y"]
-                    line = f.arg("dy") + y.index * a["dy_y"]
-                    with f.loop(name, begin, end, pixels, carry=y.carried, at_least_once=True) as along:
-                        along.carry(*tile((row, line), along.carried, along.index, group, name))
-                    y.carry(*along.results)
-                acc = y.results
-            to = f.arg("sums") + (ky.index * taps + group[0]) * lanes
-            for i in range(len(group)):
-                total = acc[i]
-                for n in range(1, sets):
-                    total = total + acc[n * len(group) + i]
-                f.store(f.load(to + i * lanes, vector_of(lanes)) + total, to + i * lanes)
+    outside = {
+        c: f.negate(within(f.arg("column") + c, a["width"]))
+        for c in range(span)
+        if edge and (c < pattern.left or c >= span - pattern.right)
+    }
+    skipped = [f.arg("skipped") > output for output in range(pixels)] if edge else []
+    groups = taps_in_groups(taps, registers - pixels - 2)
+    below = f.arg("x") + ((f.arg("rows") - 1) * f.arg("row_step") + a["x_y"])
+    with f.loop("v", f.arg("first"), f.arg("last"), at_least_once=True) as v:
+        channel = f.minimum(v.index * lanes, a["channels"] - lanes)
+        from_dy, gradients = f.arg("dy") + channel, []
+        if ahead:
+            # Two vectors share a line: even pixels with the one, odd pixels with the other.
+            odd = v.index % 2
+            next_x, next_dy = below + (channel + odd * a["x_x"]), from_dy + (a["dy_y"] + odd * a["dy_x"])
+            for pixel in range(0, pixels, 2):
+                f.prefetch(place(next_x, pixel))
+                f.prefetch(put(next_dy, pixel))
+        for output in range(pixels):
+            dy_at = put(from_dy, output)
+            if edge:
+                dy_at = f.select(skipped[output], zeros, dy_at, "dy_at")
+            gradients.append(f.load(dy_at, vector, f"dy_{output}"))
+        to = f.arg("sums") + (v.index - f.arg("first")) * (a["taps"] * lanes)
+        with f.loop("row", 0, f.arg("rows"), carry=[f.arg("x") + channel, to]) as row:
+            at, total = row.carried
+            for group in groups:
+                acc = dict.fromkeys(group, zero)
+                for column, readers in pattern.readers(pixels, group).items():
+                    pixel_at = place(at, column)
+                    if column in outside:
+                        pixel_at = f.select(outside[column], zeros, pixel_at, "pixel_at")
+                    pixel = f.load(pixel_at, vector, f"x_{column}")
+                    for output, tap in readers:
+                        acc[tap] = f.fma(gradients[output], pixel, acc[tap], f"acc_{tap}")
+                for tap in group:
+                    f.store(f.load(total + tap * lanes, vector) + acc[tap], total + tap * lanes)
+            row.carry(at + f.arg("row_step"), total + taps * lanes)
     f.ret()
     return f
 
