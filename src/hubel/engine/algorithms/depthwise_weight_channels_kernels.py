@@ -37,7 +37,6 @@ def correlation_function(
         _tile_function(name, pattern, pixels, name == "edge", lanes, registers, stored, ahead)
         for name in ("inner", "edge")
     )
-    span = pattern.span(pixels)
     with f.loop("item", f.arg("begin"), f.arg("end")) as item:
         block, share = item.index % a["blocks"], item.index // a["blocks"]
         first = block * a["block"]
@@ -63,7 +62,7 @@ def correlation_function(
                     with f.loop("tile", left, right, pixels) as tile:
                         unit = f.minimum(tile.index, a["dy_width"] - pixels)
                         column, skipped = unit * a["step_x"] + a["lead_x"], tile.index - unit
-                        whole = (column >= 0) & (column + span <= a["width"]) & skipped.equals(0)
+                        whole = (column >= 0) & (column + pattern.span(pixels) <= a["width"]) & skipped.equals(0)
                         function = f.select(whole, f.one_of([inner], unit), f.one_of([edge], unit), "function")
                         f.call(
                             inner, args, line + column * a["x_x"], from_dy + unit * a["dy_x"], to, zeros,
