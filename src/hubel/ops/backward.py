@@ -24,6 +24,8 @@ FLOAT = torch.float32
 Gradients: TypeAlias = tuple[Tensor | None, Tensor | None, Tensor | None]
 # From so many sums on torch's copies into planes and back take less than gathering (with 4 they take as much).
 _MANY_SUMS = 9
+# Input channels and operations from which a 1×1 convolution's stride is taken out of its gradients.
+_MANY_CHANNELS, _MUCH_WORK = 128, 100_000_000
 # What is left of the last gradient that had to be rearranged: one for all layers, as large as the largest.
 _spares: list[Tensor] = []
 Backward: TypeAlias = Callable[[Tensor, Tensor, Tensor], Gradients]
@@ -48,6 +50,9 @@ def prepare_backward(
         raise Handed("the gradient has not the output's shape; torch says so")
 
     formats = result_formats(x, w, None, bias_sizes, config)
+    if formats is not None and _reads_few_pixels(asked):
+        strides = strides_of(x.shape, formats[0]), strides_of(w.shape, formats[1])
+        return _on_pixels_read(dy, x, w, bias_sizes, config, mask, strides, threads)
     if formats is None:
         theirs = torch_convolution_backward(dy, x, w, bias_sizes, *config, (True, True, False))
         x_strides, w_strides = theirs[0].stride(), theirs[1].stride()
@@ -65,6 +70,50 @@ def prepare_backward(
         if of_bias:
             db = of_bias(dy)
         count_native()
+        return dx, dw, db
+
+    return run
+
+
+def _reads_few_pixels(asked: Request) -> bool:
+    """Whether this is a 1×1 convolution with a stride, and large enough for two copies not to matter."""
+    spec = asked.spec
+    single = spec.taps == 1 and not any(spec.padding) and max(spec.stride) > 1 and not asked.transposed
+    return single and spec.in_channels >= _MANY_CHANNELS and spec.flops >= _MUCH_WORK
+
+
+def _on_pixels_read(
+    dy: Tensor,
+    x: Tensor,
+    w: Tensor,
+    bias_sizes: Sequence[int] | None,
+    config: Config,
+    mask: Sequence[bool],
+    strides: tuple[Strides, Strides],
+    threads: int,
+) -> Backward:
+    """The gradients of the convolution without a stride of those pixels of x that are read; the others' are zero.
+
+    Matrix products of what lies close together: 1024 to 2048 channels, 16 images at 14×14, took 60 ms with the stride
+    in the kernels, and 45 so (Zen 3, 2026-11). strides: of the gradients of x and w.
+    """
+    stride, padding, dilation, transposed, output_padding, groups = config
+    plain: Config = ((1,) * len(stride), padding, dilation, transposed, output_padding, groups)
+    read = (slice(None), slice(None), *(slice(None, None, step) for step in stride))
+    last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    layout = torch.channels_last if last else torch.contiguous_format
+    dense = prepare_backward(dy, x[read].contiguous(memory_format=layout), w, bias_sizes, plain, mask, threads)
+    allocate, allocate_w = room(x.shape, strides[0], x.dtype), room(w.shape, strides[1], w.dtype)
+
+    def run(dy: Tensor, x: Tensor, w: Tensor) -> Gradients:
+        pixels = x[read].contiguous(memory_format=layout) if mask[1] else x
+        of_pixels, dw, db = dense(dy, pixels, w)
+        if dw is not None and dw.stride() != strides[1]:
+            dw = allocate_w().copy_(dw)
+        if of_pixels is None:
+            return None, dw, db
+        dx = allocate().zero_()
+        dx[read] = of_pixels
         return dx, dw, db
 
     return run

@@ -1,0 +1,96 @@
+"""Gradients by way of other convolutions: those of 1×1 convolutions with a stride."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+import hubel
+from hubel.ops import backward, calls
+
+_gradients = torch.ops.aten.convolution_backward.default
+MASKS = [(True, True, True), (True, False, False), (False, True, False), (False, False, True), (True, True, False)]
+
+
+@pytest.fixture(autouse=True)
+def taken(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Calls that take the stride out, however small."""
+    found: list[int] = []
+    real = backward._on_pixels_read
+
+    def spy(*arguments: object) -> object:
+        found.append(1)
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(backward, "_on_pixels_read", spy)
+    monkeypatch.setattr(backward, "_MANY_CHANNELS", 1)
+    monkeypatch.setattr(backward, "_MUCH_WORK", 1)
+    calls.forget()
+    yield found
+    calls.forget()
+
+
+def agree(x: Tensor, w: Tensor, stride: Sequence[int], mask: Sequence[bool], groups: int = 1) -> None:
+    zeros, ones = [0] * len(stride), [1] * len(stride)
+    y = torch.ops.aten.convolution.default(x, w, None, stride, zeros, ones, False, zeros, groups)
+    dy = torch.randn_like(y)
+    arguments = (dy, x, w, [w.shape[0]], stride, zeros, ones, False, zeros, groups, mask)
+    theirs = _gradients(*arguments)
+    with hubel.enabled():
+        for _ in range(2):
+            for ours, expected, wanted in zip(_gradients(*arguments), theirs, mask, strict=True):
+                if wanted:
+                    assert ours.shape == expected.shape and ours.stride() == expected.stride()
+                    tolerance = 1e-4 if x.dtype == torch.float32 else 3e-2
+                    torch.testing.assert_close(
+                        ours, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max())
+                    )
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_each_gradient_and_layout(layout: torch.memory_format, mask: Sequence[bool], taken: list[int]) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 24, 9, 12).contiguous(memory_format=layout)
+    agree(x, torch.randn(16, 24, 1, 1), (2, 2), mask)
+    agree(x, torch.randn(16, 24, 1, 1).contiguous(memory_format=layout), (3, 1), mask)
+    assert len(taken) == 2
+
+
+@pytest.mark.parametrize("size", [(11,), (6, 7), (4, 5, 6)])
+def test_each_number_of_dimensions(size: tuple[int, ...], taken: list[int]) -> None:
+    agree(torch.randn(2, 16, *size), torch.randn(8, 16, *(1,) * len(size)), (2,) * len(size), (True, True, True))
+    assert taken
+
+
+def test_groups_other_types_and_tensors_with_gaps(taken: list[int]) -> None:
+    agree(torch.randn(2, 32, 8, 8), torch.randn(16, 8, 1, 1), (2, 2), (True, True, False), groups=4)
+    taken.clear()
+    agree(
+        torch.randn(2, 32, 8, 8, dtype=torch.bfloat16),
+        torch.randn(16, 32, 1, 1, dtype=torch.bfloat16),
+        (2, 2),
+        MASKS[4],
+    )
+    agree(torch.randn(2, 64, 8, 16)[:, ::2, :, 1::2], torch.randn(16, 32, 1, 1), (2, 2), (True, True, False))
+    assert taken
+
+
+def test_training_a_layer_gives_torchs_gradients(taken: list[int]) -> None:
+    torch.manual_seed(1)
+    net, x = torch.nn.Conv2d(16, 24, 1, stride=2), torch.randn(2, 16, 10, 10, requires_grad=True)
+    expected = torch.autograd.grad(net(x).square().sum(), (x, *net.parameters()))
+    with hubel.enabled():
+        found = torch.autograd.grad(net(x).square().sum(), (x, *net.parameters()))
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
+    assert taken
+
+
+def test_others_keep_their_way(taken: list[int]) -> None:
+    agree(torch.randn(2, 16, 8, 8), torch.randn(8, 16, 1, 1), (1, 1), (True, True, False))
+    agree(torch.randn(2, 16, 8, 8), torch.randn(8, 16, 2, 2), (2, 2), (True, True, False))
+    assert not taken
