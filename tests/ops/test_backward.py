@@ -94,3 +94,16 @@ def test_others_keep_their_way(taken: list[int]) -> None:
     agree(torch.randn(2, 16, 8, 8), torch.randn(8, 16, 1, 1), (1, 1), (True, True, False))
     agree(torch.randn(2, 16, 8, 8), torch.randn(8, 16, 2, 2), (2, 2), (True, True, False))
     assert not taken
+
+
+def test_which_way_is_gone_does_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch, taken: list[int]) -> None:
+    x, w, dy = torch.randn(24, 16, 8, 8), torch.randn(32, 16, 1, 1), torch.randn(24, 32, 4, 4)
+    of_one_image = 2 * 16 * 32 * 16
+    config = ([2, 2], [0, 0], [1, 1], False, [0, 0], 1, [True, False, False])
+    for least, calls_taken in ((of_one_image + 1, 0), (of_one_image, 2)):
+        calls.forget()
+        taken.clear()
+        monkeypatch.setattr(backward, "_MUCH_WORK", least)
+        with hubel.enabled():
+            whole, one = (_gradients(dy[:n], x[:n], w, None, *config)[0] for n in (24, 1))
+        assert len(taken) == calls_taken and torch.equal(whole[:1], one)

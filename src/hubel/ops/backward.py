@@ -24,8 +24,8 @@ FLOAT = torch.float32
 Gradients: TypeAlias = tuple[Tensor | None, Tensor | None, Tensor | None]
 # From so many sums on torch's copies into planes and back take less than gathering (with 4 they take as much).
 _MANY_SUMS = 9
-# Input channels and operations from which a 1×1 convolution's stride is taken out of its gradients.
-_MANY_CHANNELS, _MUCH_WORK = 128, 100_000_000
+# Input channels, and operations an image, from which a 1×1 convolution's stride is taken out of its gradients.
+_MANY_CHANNELS, _MUCH_WORK = 128, 6_000_000
 # What is left of the last gradient that had to be rearranged: one for all layers, as large as the largest.
 _spares: list[Tensor] = []
 Backward: TypeAlias = Callable[[Tensor, Tensor, Tensor], Gradients]
@@ -76,10 +76,12 @@ def prepare_backward(
 
 
 def _reads_few_pixels(asked: Request) -> bool:
-    """Whether this is a 1×1 convolution with a stride, and large enough for two copies not to matter."""
+    """Whether this is a 1×1 convolution with a stride, and large enough for two copies not to matter: whatever the
+    batch, for an image's gradient has the same bits in any.
+    """
     spec = asked.spec
     single = spec.taps == 1 and not any(spec.padding) and max(spec.stride) > 1 and not asked.transposed
-    return single and spec.in_channels >= _MANY_CHANNELS and spec.flops >= _MUCH_WORK
+    return single and spec.in_channels >= _MANY_CHANNELS and spec.flops >= _MUCH_WORK * spec.batch
 
 
 def _on_pixels_read(

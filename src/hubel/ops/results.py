@@ -49,7 +49,7 @@ def _empty_large(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtyp
     if memory is not None and dtype is torch.float32:
         return memory.empty(shape, strides)
     y = empty(shape, strides, dtype)
-    if y.nbytes > _LARGEST_KEPT:
+    if has_pages_of_its_own(shape, dtype):
         _ask_for_huge_pages(y)
     return y
 

@@ -72,9 +72,8 @@ def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusa
     tiles = spec.batch * vectors * sum(part.outputs[1] * -(-part.outputs[2] // pixels) for part in parts)
     computed = 2 * machine.lanes * pixels * tiles * spec.taps // len(parts)
     cycles = computed / (4 * machine.lanes * REACHED) + TILE * tiles
-    kind = f"{number(problem)}_channels_{_shape(problem)}_{pixels}" + (
-        "_ahead" if reads_ahead(problem, machine) else ""
-    )
+    kind = f"{number(problem)}_channels_{_shape(problem)}_{pixels}"
+    kind += "_ahead" if reads_ahead(problem, machine) else ""
     return Plan(
         problem, machine, policy, NAME, Tile(pixels, 1, machine.lanes),
         kernels=(

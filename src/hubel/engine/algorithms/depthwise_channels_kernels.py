@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -172,11 +172,7 @@ def _tile_function(
     zeros = f.arg("zeros").seen_as(ending.stored)
     place = multiples(f, a["in_x"] * size, span - 1)
     put = multiples(f, a["out_step_x"] * a["out_x"] * size, pixels - 1)
-    outside = {
-        c: f.negate(within(f.arg("column") + c, a["width"]))
-        for c in range(span)
-        if edge and (c < pattern.left or c >= span - pattern.right)
-    }
+    read = row_reader(f, pattern, pixels, place, a["width"], zeros, lanes, edge)
     vector, width = vector_of(lanes), a["taps"] * lanes
     skipped = f.arg("above") * (taps * lanes)
     groups = taps_in_groups(taps, registers - pixels - 2)
@@ -194,11 +190,7 @@ def _tile_function(
             at, w, *acc = row.carried
             for group in groups:
                 weights = {tap: f.load(w + tap * lanes, vector, f"w_{tap}") for tap in group}
-                for column, readers in pattern.readers(pixels, group).items():
-                    pixel_at = place(at, column)
-                    if column in outside:
-                        pixel_at = f.select(outside[column], zeros, pixel_at, "pixel_at")
-                    pixel = f.load(pixel_at, vector, f"x_{column}")
+                for pixel, readers in read(at, group):
                     for output, tap in readers:
                         acc[output] = f.fma(weights[tap], pixel, acc[output], f"acc_{output}")
             row.carry(at + f.arg("row_step"), w + taps * lanes, *acc)
@@ -209,6 +201,38 @@ def _tile_function(
             f.store(finish(total, to), to)
     f.ret()
     return f
+
+
+def row_reader(
+    f: Function,
+    pattern: Pattern,
+    pixels: int,
+    place: Callable[[Value, int], Value],
+    width: Value,
+    zeros: Value,
+    lanes: int,
+    edge: bool,
+) -> Callable[[Value, range], Iterator[tuple[Value, list[tuple[int, int]]]]]:
+    """read(at, taps): each column of a tile that these taps meet, in a row that begins at `at`, and the (output, tap)
+    that meet it.
+
+    place: where columns lie. edge: whether some may lie outside of an image of this width; they are read at `zeros`.
+    """
+    span = pattern.span(pixels)
+    outside = {
+        c: f.negate(within(f.arg("column") + c, width))
+        for c in range(span)
+        if edge and (c < pattern.left or c >= span - pattern.right)
+    }
+
+    def read(at: Value, taps: range) -> Iterator[tuple[Value, list[tuple[int, int]]]]:
+        for column, readers in pattern.readers(pixels, taps).items():
+            pixel_at = place(at, column)
+            if column in outside:
+                pixel_at = f.select(outside[column], zeros, pixel_at, "pixel_at")
+            yield f.load(pixel_at, vector_of(lanes), f"x_{column}"), readers
+
+    return read
 
 
 def taps_in_groups(taps: int, room: int) -> list[range]:

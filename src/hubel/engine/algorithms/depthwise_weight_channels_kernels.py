@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from hubel.engine.algorithms.depthwise_channels_kernels import Pattern, multiples, taps_in_groups
-from hubel.engine.algorithms.depthwise_kernels import within
+from hubel.engine.algorithms.depthwise_channels_kernels import Pattern, multiples, row_reader, taps_in_groups
 from hubel.engine.algorithms.words import Words, job_words
 from hubel.engine.ir import I64, PTR, Function, Pointer, Value, vector_of
 from hubel.engine.ir.rows import zero_row
@@ -105,11 +104,7 @@ def _tile_function(
     zeros, zero = f.arg("zeros").seen_as(stored), f.constant(0.0, vector)
     place = multiples(f, a["x_x"] * stored.bytes, span - 1)
     put = multiples(f, a["dy_x"] * stored.bytes, pixels - 1)
-    outside = {
-        c: f.negate(within(f.arg("column") + c, a["width"]))
-        for c in range(span)
-        if edge and (c < pattern.left or c >= span - pattern.right)
-    }
+    read = row_reader(f, pattern, pixels, place, a["width"], zeros, lanes, edge)
     skipped = [f.arg("skipped") > output for output in range(pixels)] if edge else []
     groups = taps_in_groups(taps, registers - pixels - 2)
     below = f.arg("x") + ((f.arg("rows") - 1) * f.arg("row_step") + a["x_y"])
@@ -133,11 +128,7 @@ def _tile_function(
             at, total = row.carried
             for group in groups:
                 acc = dict.fromkeys(group, zero)
-                for column, readers in pattern.readers(pixels, group).items():
-                    pixel_at = place(at, column)
-                    if column in outside:
-                        pixel_at = f.select(outside[column], zeros, pixel_at, "pixel_at")
-                    pixel = f.load(pixel_at, vector, f"x_{column}")
+                for pixel, readers in read(at, group):
                     for output, tap in readers:
                         acc[tap] = f.fma(gradients[output], pixel, acc[tap], f"acc_{tap}")
                 for tap in group:
