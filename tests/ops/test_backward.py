@@ -1,4 +1,4 @@
-"""Gradients by way of other convolutions: those of 1×1 convolutions with a stride."""
+"""Gradients by way of other convolutions: those whose windows do not overlap, as 1×1 ones."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ MASKS = [(True, True, True), (True, False, False), (False, True, False), (False,
 
 @pytest.fixture(autouse=True)
 def taken(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """Calls that take the stride out, however small."""
+    """Calls that make windows pixels, however small."""
     found: list[int] = []
-    real = backward._on_pixels_read
+    real = backward._on_windows
 
     def spy(*arguments: object) -> object:
         found.append(1)
         return real(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(backward, "_on_pixels_read", spy)
+    monkeypatch.setattr(backward, "_on_windows", spy)
     monkeypatch.setattr(backward, "_MANY_CHANNELS", 1)
     monkeypatch.setattr(backward, "_MUCH_WORK", 1)
     calls.forget()
@@ -60,6 +60,31 @@ def test_each_gradient_and_layout(layout: torch.memory_format, mask: Sequence[bo
     assert len(taken) == 2
 
 
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("kernel", "stride"), [((2, 2), (2, 2)), ((4, 3), (4, 3)), ((2, 1), (3, 2))])
+def test_patches(
+    kernel: Sequence[int], stride: Sequence[int], layout: torch.memory_format, mask: Sequence[bool], taken: list[int]
+) -> None:
+    torch.manual_seed(0)
+    w = torch.randn(16, 5, *kernel).contiguous(memory_format=layout)
+    agree(torch.randn(3, 5, 8, 12).contiguous(memory_format=layout), w, stride, mask)
+    agree(torch.randn(3, 5, 11, 13).contiguous(memory_format=layout), w.contiguous(), stride, mask)
+    assert len(taken) == 2
+
+
+def test_other_windows_overlap_or_reach_over_the_edge(taken: list[int]) -> None:
+    for kernel, stride, padding, dilation in ((3, 2, 0, 1), (2, 2, 1, 1), (2, 2, 0, 2), (3, 1, 0, 1)):
+        x, w = torch.randn(2, 8, 9, 9), torch.randn(8, 8, kernel, kernel)
+        y = torch.nn.functional.conv2d(x, w, None, stride, padding, dilation)
+        with hubel.enabled():
+            both, two = (padding, padding), (stride, stride)
+            _gradients(y, x, w, None, two, both, (dilation, dilation), False, (0, 0), 1, MASKS[0])
+    agree(torch.randn(2, 8, 8, 8), torch.randn(8, 4, 2, 2), (2, 2), MASKS[0], groups=2)
+    agree(torch.randn(2, 16, 8, 8), torch.randn(8, 16, 1, 1), (1, 1), MASKS[0])
+    assert not taken
+
+
 @pytest.mark.parametrize("size", [(11,), (6, 7), (4, 5, 6)])
 def test_each_number_of_dimensions(size: tuple[int, ...], taken: list[int]) -> None:
     agree(torch.randn(2, 16, *size), torch.randn(8, 16, *(1,) * len(size)), (2,) * len(size), (True, True, True))
@@ -88,12 +113,6 @@ def test_training_a_layer_gives_torchs_gradients(taken: list[int]) -> None:
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
     assert taken
-
-
-def test_others_keep_their_way(taken: list[int]) -> None:
-    agree(torch.randn(2, 16, 8, 8), torch.randn(8, 16, 1, 1), (1, 1), (True, True, False))
-    agree(torch.randn(2, 16, 8, 8), torch.randn(8, 16, 2, 2), (2, 2), (True, True, False))
-    assert not taken
 
 
 def test_which_way_is_gone_does_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch, taken: list[int]) -> None:

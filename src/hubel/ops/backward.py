@@ -24,8 +24,8 @@ FLOAT = torch.float32
 Gradients: TypeAlias = tuple[Tensor | None, Tensor | None, Tensor | None]
 # From so many sums on torch's copies into planes and back take less than gathering (with 4 they take as much).
 _MANY_SUMS = 9
-# Input channels, and operations an image, from which a 1×1 convolution's stride is taken out of its gradients.
-_MANY_CHANNELS, _MUCH_WORK = 128, 6_000_000
+# Numbers in a window, and operations an image, from which windows that do not overlap become pixels for the gradients.
+_MANY_CHANNELS, _MUCH_WORK = 32, 6_000_000
 # What is left of the last gradient that had to be rearranged: one for all layers, as large as the largest.
 _spares: list[Tensor] = []
 Backward: TypeAlias = Callable[[Tensor, Tensor, Tensor], Gradients]
@@ -50,9 +50,9 @@ def prepare_backward(
         raise Handed("the gradient has not the output's shape; torch says so")
 
     formats = result_formats(x, w, None, bias_sizes, config)
-    if formats is not None and _reads_few_pixels(asked):
+    if formats is not None and _windows_apart(asked):
         strides = strides_of(x.shape, formats[0]), strides_of(w.shape, formats[1])
-        return _on_pixels_read(dy, x, w, bias_sizes, config, mask, strides, threads)
+        return _on_windows(dy, x, w, bias_sizes, config, mask, strides, threads)
     if formats is None:
         theirs = torch_convolution_backward(dy, x, w, bias_sizes, *config, (True, True, False))
         x_strides, w_strides = theirs[0].stride(), theirs[1].stride()
@@ -75,16 +75,19 @@ def prepare_backward(
     return run
 
 
-def _reads_few_pixels(asked: Request) -> bool:
-    """Whether this is a 1×1 convolution with a stride, and large enough for two copies not to matter: whatever the
-    batch, for an image's gradient has the same bits in any.
+def _windows_apart(asked: Request) -> bool:
+    """Whether no pixel is in two windows (1×1 with a stride, patches), and there is enough to do for copies not to
+    matter: whatever the batch, for an image's gradient has the same bits in any.
     """
     spec = asked.spec
-    single = spec.taps == 1 and not any(spec.padding) and max(spec.stride) > 1 and not asked.transposed
-    return single and spec.in_channels >= _MANY_CHANNELS and spec.flops >= _MUCH_WORK * spec.batch
+    apart = all(k <= s for k, s in zip(spec.kernel_size, spec.stride, strict=True)) and max(spec.stride) > 1
+    whole = spec.taps == 1 or (spec.groups == 1 and max(spec.dilation) == 1)
+    if asked.transposed or any(spec.padding) or not (apart and whole):
+        return False
+    return spec.in_channels * spec.taps >= _MANY_CHANNELS and spec.flops >= _MUCH_WORK * spec.batch
 
 
-def _on_pixels_read(
+def _on_windows(
     dy: Tensor,
     x: Tensor,
     w: Tensor,
@@ -94,28 +97,50 @@ def _on_pixels_read(
     strides: tuple[Strides, Strides],
     threads: int,
 ) -> Backward:
-    """The gradients of the convolution without a stride of those pixels of x that are read; the others' are zero.
+    """The gradients of the 1×1 convolution of which each window of x is one pixel, and its numbers are the channels.
 
-    Matrix products of what lies close together: 1024 to 2048 channels, 16 images at 14×14, took 60 ms with the stride
-    in the kernels, and 45 so (Zen 3, 2026-11). strides: of the gradients of x and w.
+    Matrix products of what lies close together. Both gradients of 16 images, with the stride in the kernels and so:
+    1×1, 1024 to 2048 channels at 14×14, 60 and 45 ms; the stem of a ConvNeXt (4×4), 18 and 8; the input gradient of a
+    ViT's (16×16), 42 and 8 (Zen 3, 2026-11). strides: of the gradients of x and w.
     """
-    stride, padding, dilation, transposed, output_padding, groups = config
-    plain: Config = ((1,) * len(stride), padding, dilation, transposed, output_padding, groups)
-    read = (slice(None), slice(None), *(slice(None, None, step) for step in stride))
     last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    layout = torch.channels_last if last else torch.contiguous_format
-    dense = prepare_backward(dy, x[read].contiguous(memory_format=layout), w, bias_sizes, plain, mask, threads)
+    kernel, stride, size = w.shape[2:], config[0], dy.shape[2:]
+    ones = (1,) * len(size)
+    plain: Config = (ones, (0,) * len(size), ones, False, (0,) * len(size), config[5])
+    everywhere = tuple(x.shape[2:]) == tuple(n * k for n, k in zip(size, kernel, strict=True)) and kernel == stride
     allocate, allocate_w = room(x.shape, strides[0], x.dtype), room(w.shape, strides[1], w.dtype)
 
+    # Where channels are innermost in memory, they are among a window's numbers, too.
+    inner, outer = range(len(size) + 2, 2 * len(size) + 2), range(2, len(size) + 2)
+    order = (0, *outer, *inner, 1) if last else (0, 1, *inner, *outer)
+
+    def windows(x: Tensor) -> Tensor:
+        """A view: batch, then channels, kernel and places, in the order in which they lie."""
+        for dim, (k, s) in enumerate(zip(kernel, stride, strict=True), 2):
+            x = x.unfold(dim, k, s)
+        return x.permute(order)
+
+    def as_pixels(x: Tensor) -> Tensor:
+        if last:
+            return windows(x).reshape(x.shape[0], *size, -1).movedim(-1, 1)
+        return windows(x).reshape(x.shape[0], -1, *size)
+
+    def as_1x1(w: Tensor) -> Tensor:
+        return (w.movedim(1, -1) if last else w).reshape(w.shape[0], -1, *ones)
+
+    dense = prepare_backward(dy, as_pixels(x), as_1x1(w), bias_sizes, plain, mask, threads)
+
     def run(dy: Tensor, x: Tensor, w: Tensor) -> Gradients:
-        pixels = x[read].contiguous(memory_format=layout) if mask[1] else x
-        of_pixels, dw, db = dense(dy, pixels, w)
-        if dw is not None and dw.stride() != strides[1]:
-            dw = allocate_w().copy_(dw)
-        if of_pixels is None:
-            return None, dw, db
-        dx = allocate().zero_()
-        dx[read] = of_pixels
+        of_pixels, of_1x1, db = dense(dy, as_pixels(x) if mask[1] else x, as_1x1(w))
+        dx = dw = None
+        if of_1x1 is not None:
+            dw = of_1x1.reshape(w.movedim(1, -1).shape).movedim(-1, 1) if last else of_1x1.reshape(w.shape)
+            if dw.stride() != strides[1]:
+                dw = allocate_w().copy_(dw)
+        if of_pixels is not None:
+            dx = allocate() if everywhere else allocate().zero_()
+            read = windows(dx)
+            read.copy_((of_pixels.movedim(1, -1) if last else of_pixels).reshape(read.shape))
         return dx, dw, db
 
     return run

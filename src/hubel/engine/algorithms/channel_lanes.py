@@ -219,15 +219,15 @@ def line_of(stored: Pointer) -> int:
     return 64 // stored.bytes
 
 
-def product_function(rows: int, vectors: int, lanes: int, stored: Pointer = PTR) -> Function:
+def product_function(rows: int, vectors: int, lanes: int) -> Function:
     """product(w, x, c, ahead, terms, w_pitch, x_pitch, add, skip): the sums of one tile of rows and lanes.
 
     c[v·rows·lanes + r·lanes + lane] (+)= Σ_k w[k·w_pitch + r] · x[k·x_pitch + v·lanes + lane]
 
     With each term a line is asked for that is read later: those from `ahead` on, `skip` numbers left out after every
-    `ASKED` lines. add: 0 to overwrite c. stored: what lies at `ahead`.
+    `ASKED` lines. add: 0 to overwrite c.
     """
-    pointers = [("w", PTR), ("x", PTR), ("c", PTR), ("ahead", stored)]
+    pointers = [("w", PTR), ("x", PTR), ("c", PTR), ("ahead", PTR)]
     numbers = [(n, I64) for n in ("terms", "w_pitch", "x_pitch", "add", "skip")]
     f = Function(f"product_{vectors}", [*pointers, *numbers], private=True)
     vector = vector_of(lanes)
@@ -245,15 +245,19 @@ def product_function(rows: int, vectors: int, lanes: int, stored: Pointer = PTR)
                 weight = f.splat(f.load(w + r, F32, f"w_{r}"), lanes, f"weight_{r}")
                 for v in range(vectors):
                     acc[r * vectors + v] = f.fma(weight, pixels[v], acc[r * vectors + v], f"acc_{r}_{v}")
-            k.carry(w + f.arg("w_pitch"), x + f.arg("x_pitch"), ahead + line_of(stored), *acc)
+            k.carry(w + f.arg("w_pitch"), x + f.arg("x_pitch"), ahead + 16, *acc)
         w, x, ahead, *acc = k.results
         lines.carry(w, x, ahead + f.arg("skip"), *acc)
-    sums = lines.results[3:]
+    add_to_sums(f, f.arg("c"), lines.results[3:], rows, vectors, lanes)
+    f.ret()
+    return f
+
+
+def add_to_sums(f: Function, c: Value, sums: Sequence[Value], rows: int, vectors: int, lanes: int) -> None:
+    """c[v·rows·lanes + r·lanes + lane] = the sums of a register tile, added to what is there unless f's `add` is 0."""
     for add in (0, 1):
         with f.when(f.arg("add").equals(add), "add" if add else "overwrite"):
             for v in range(vectors):
                 for r in range(rows):
-                    place, total = f.arg("c") + (v * rows + r) * lanes, sums[r * vectors + v]
-                    f.store(f.load(place, vector) + total if add else total, place)
-    f.ret()
-    return f
+                    place, total = c + (v * rows + r) * lanes, sums[r * vectors + v]
+                    f.store(f.load(place, vector_of(lanes)) + total if add else total, place)

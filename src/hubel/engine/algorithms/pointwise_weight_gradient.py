@@ -2,39 +2,40 @@
 
     dw[m, c]  =  Σ_images Σ_pixels  dy[m][pixel] · x[c][pixel]
 
-    for every part of the pixels, share of the output channels and share of the input channels:       one work item
+    the channels of one of both are rows, those of the other, if there are fewer, lanes
+    for every part of the pixels, share of the rows and share of the lanes:                            one work item
         for blocks of pixels:
-            copy x and dy into scratch with channels as lanes: turned where pixels are contiguous, plainly otherwise
-            for vectors of input channels, for tiles of output channels:                           the register tile
-                sums[m][c] += Σ_pixels dy[pixel][m] · x[pixel][c]
+            for panels of two vectors of lanes:
+                copy the panel's pixels into scratch, turned where pixels are contiguous
+                for tiles of rows:                                                               the register tile
+                    sums[row][lane] += Σ_pixels of_rows[row][pixel] · panel[pixel][lane]
     afterwards: add the parts' sums in their order
 
-No lanes are added up, and channels-last tensors need no turning. The number of parts depends on the problem alone, so
-the bits do not depend on the threads; each sum in registers has some 56 terms, so long sums are blocked.
+No lanes are added up. Rows are read one by one, for all lanes, and so from where they lie if their pixels are
+contiguous; those of channels-last tensors are copied, tile by tile. A panel fills half of the L1 cache and is used for
+all rows of a share, so that turning it costs little. The number of parts depends on the problem alone, so the bits do
+not depend on the threads; each sum in registers has some 256 terms, so long sums are blocked. While a panel is
+multiplied, the next one's lines are asked for.
 
-While a block is multiplied, the next one's lines are asked for.
-
-Constants. Long runs of a channel let the processor foresee the next line: with pieces of 112 instead of 208 pixels
-64 → 64 channels at 56×56 are 13 % slower; but where pieces and sums crowd the L2 cache, 112 are 7 to 10 % faster
-(64 → 256 at 56×56, 512 → 128 at 28×28). Shares of 256 channels read each tensor least often. Cascade Lake, 2026-11,
-two threads: the register tile in its loops reaches 0.75 of the FMA peak; copying is bound by memory and takes a quarter
-(512 → 128 at 28×28) to a third (64 → 256 at 56×56) of the time.
+Constants. Zen 3, 2026-11, two threads: the register tile reaches 0.91 of the FMA peak where rows were copied, 0.83
+where they are read as they lie; with all copies 64 → 256 channels at 56×56 reach 0.78, 1024 → 512 at 14×14 0.85. Panels
+of 192 to 320 pixels are within 3 % of one another.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from hubel.engine.algorithms.bias_gradient import bias_function, bias_job, bias_name
-from hubel.engine.algorithms.channel_lanes import ASKED, WIDTH, even_share, odd_lines, register_tile
+from hubel.engine.algorithms.channel_lanes import WIDTH, even_share, odd_lines, register_tile
 from hubel.engine.algorithms.edges import number, stored
 from hubel.engine.algorithms.geometry import flat_strides, flattened
-from hubel.engine.algorithms.pointwise_weight_kernels import add_parts_function, kernel_function
+from hubel.engine.algorithms.pointwise_weight_kernels import LINE, RUN, add_parts_function, kernel_function
 from hubel.engine.algorithms.tiling import error_bound, step_cycles
 from hubel.engine.ir import module_text
-from hubel.engine.machine import MIB, Machine
+from hubel.engine.machine import Machine
 from hubel.engine.plan import Bound, Estimate, Plan, PlannedJob, Refusal, Tile
 from hubel.engine.problem import Direction, Policy, Problem
 from hubel.engine.spec import ConvSpec
@@ -42,9 +43,8 @@ from hubel.engine.spec import ConvSpec
 NAME = "pointwise_weight_gradient"
 ANY_EDGES = True
 CHANNELS_LAST = True
-# Channels of a share at most, with an L2 cache of 1 MiB; pixels of a piece at least, where there are so many, and at
-# most; the share of the L2 cache that pieces fill between these; work items there should be at least.
-SHARE, LEAST, MOST, HELD, ITEMS = 256, 112, 208, 0.15, 8
+# Channels of a share at most; work items there should be at least.
+SHARE, ITEMS = 256, 8
 # Cycles: a vector of 16 pixels copied; a pixel of a channel that is copied alone. The register tile within its loops,
 # against its count of cycles.
 VALUE, SINGLE, LOOPS = 10.0, 3.0, 1.2
@@ -53,11 +53,15 @@ LEAST_GAIN = 1.1
 
 @dataclass(frozen=True)
 class Shares:
-    """How a layer is cut into work items. rows, channels: of a share; pieces: of images, in all, each of piece_pixels;
-    block: pieces of a block, whole images then.
+    """How a layer is cut into work items. rows_are_x: whether the input's channels are rows, and the output's lanes;
+    rows, channels: of a share; pieces: of images, in all, each of piece_pixels; block: pieces of a block, whole images
+    then.
     """
 
     tile: Tile
+    rows_are_x: bool
+    all_rows: int
+    all_channels: int
     rows: int
     channels: int
     row_shares: int
@@ -95,7 +99,7 @@ def plan_products(problem: Problem, machine: Machine, policy: Policy) -> Plan:
     """The plan of a problem that is not declined."""
     spec, how = problem.spec, shares(problem.spec, machine)
     lanes, tile, pixels = how.tile.lanes, how.tile, spec.batch * how.pixels
-    rows, channels = -(-spec.out_channels // tile.rows) * tile.rows, -(-spec.in_channels // lanes) * lanes
+    rows, channels = -(-how.all_rows // tile.rows) * tile.rows, -(-how.all_channels // lanes) * lanes
     name = f"weight_gradient_{{}}{tile}_{machine.isa}"
     return Plan(
         problem, machine, policy, NAME, tile,
@@ -113,35 +117,35 @@ def plan_products(problem: Problem, machine: Machine, policy: Policy) -> Plan:
 
 
 def shares(spec: ConvSpec, machine: Machine) -> Shares:
-    """The layer's work items. The register tile and the channels of a share depend on the channels alone."""
-    most = SHARE if machine.l2 >= MIB else SHARE // 2
-    rows, channels = (even_share(n, most, machine.lanes) for n in (spec.out_channels, spec.in_channels))
+    """The layer's work items. Tiles and shares of the channels depend on the channels alone."""
+    all_rows, all_channels = max(spec.in_channels, spec.out_channels), min(spec.in_channels, spec.out_channels)
+    tile = register_tile(machine, min(SHARE, all_rows))
+    tile = replace(tile, rows=min(tile.rows, all_rows))
+    width = tile.vectors * tile.lanes
+    rows, channels = even_share(all_rows, SHARE, tile.rows), even_share(all_channels, SHARE, width)
+    most = machine.l1 // 2 // (4 * width) // 16 * 16
     pixels = prod(spec.output_size)
     # Images that are cut are cut into whole cache lines.
-    fit = int(HELD * machine.l2 / (4 * (rows + channels))) // 16 * 16
-    piece = min(max(fit, LEAST), MOST)
-    piece_pixels = pixels if pixels <= piece else even_share(pixels, piece, 16)
+    piece_pixels = pixels if pixels <= most else even_share(pixels, most, 16)
     pieces_x = -(-pixels // piece_pixels)
-    pieces, block = spec.batch * pieces_x, max(1, LEAST // piece_pixels) if pieces_x == 1 else 1
-    row_shares, channel_shares = -(-spec.out_channels // rows), -(-spec.in_channels // channels)
+    pieces, block = spec.batch * pieces_x, max(1, most // piece_pixels) if pieces_x == 1 else 1
+    row_shares, channel_shares = -(-all_rows // rows), -(-all_channels // channels)
     parts = max(1, min(-(-ITEMS // (row_shares * channel_shares)), -(-pieces // block)))
-    tile = register_tile(machine, min(rows, spec.out_channels))
-    cut = pixels, piece_pixels, pieces_x, pieces, block
-    return Shares(tile, rows, channels, row_shares, channel_shares, *cut, parts)
+    cut = all_rows, all_channels, rows, channels, row_shares, channel_shares, pixels, piece_pixels, pieces_x, pieces
+    return Shares(tile, spec.in_channels > spec.out_channels, *cut, block, parts)
 
 
 def _cycles(spec: ConvSpec, machine: Machine) -> float:
     """Cycles on one thread."""
     how, lanes = shares(spec, machine), machine.lanes
-    pixels, tile = spec.batch * how.pixels, how.tile
-    rows, channels = -(-spec.out_channels // lanes), -(-spec.in_channels // lanes)
-    copied = (rows * how.channel_shares + channels * how.row_shares) * VALUE * (lanes + 4) / 20
+    pixels, tile, channels = spec.batch * how.pixels, how.tile, how.all_channels
     # Channels beyond whole vectors, and images of fewer than four pixels, are copied one by one.
-    alone = [n if how.pixels < 4 else n % lanes for n in (spec.in_channels, spec.out_channels)]
-    copied += (alone[0] * how.row_shares + alone[1] * how.channel_shares) * SINGLE
-    widths = [WIDTH] * (channels // WIDTH) + [1] * (channels % WIDTH)
+    alone = channels if how.pixels < 4 else channels % lanes
+    copied = (-(-channels // lanes) * VALUE * (lanes + 4) / 20 + alone * SINGLE) * how.row_shares
+    vectors = -(-channels // lanes)
+    widths = [WIDTH] * (vectors // WIDTH) + [1] * (vectors % WIDTH)
     steps = sum(step_cycles(machine, tile.rows, width, 1) for width in widths) * LOOPS
-    return pixels * (copied + -(-spec.out_channels // tile.rows) * steps)
+    return pixels * (copied + -(-how.all_rows // tile.rows) * steps)
 
 
 def emit(plan: Plan) -> dict[str, Callable[[], str]]:
@@ -164,18 +168,27 @@ def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...])
     x, y = flat_strides(plan.problem.spec, x, y)
     tile, lanes = how.tile, how.tile.lanes
     width = tile.vectors * lanes
-    dy_pitch, row_tiles = odd_lines(how.rows), -(-how.rows // tile.rows)
+    row, lane, dw = (x, y, (1, spec.in_channels)) if how.rows_are_x else (y, x, (spec.in_channels, 1))
+    copied = row[2] != 1 or plan.problem.dtype != "float32"
+    terms = how.block * how.piece_pixels
+    # A call asks for lines of one channel, or of a number of pixels.
+    ask_c, ask_x = (lane[1], LINE) if lane[2] == 1 else (LINE * lane[2], lane[2])
+    ask_n = lane[0] - -(-how.piece_pixels // LINE) * ask_x
+    # Rows that are side by side are asked for in runs: of all there are, or of a pixel's.
+    runs_apart = (RUN if how.rows == row[2] else row[2]) if row[1] == 1 else 0
+    runs = max(0, terms * row[2] // runs_apart - 2) if runs_apart else 0
+    row_tiles, panels = -(-how.rows // tile.rows), -(-how.channels // width)
     item_sums, items = row_tiles * tile.rows * how.channels, how.parts * how.row_shares * how.channel_shares
-    panels = how.block * how.piece_pixels * (-(-how.channels // width) * width + dy_pitch) + tile.rows
-    at_sums = -(-panels // 16) * 16
+    at_rows, pitch = terms * width, odd_lines(terms * tile.rows + lanes)
+    at_sums = -(-(at_rows + (pitch * row_tiles if copied else 0)) // 16) * 16
     words = (
-        how.parts, how.pieces, how.block, how.piece_pixels, how.pixels, how.pieces_x,
-        spec.out_channels, how.rows, how.row_shares, spec.in_channels, how.channels, how.channel_shares,
-        *x, *y, dy_pitch, row_tiles, item_sums, 0, at_sums, max(1, ASKED * 16 // how.pixels),
+        int(how.rows_are_x), int(copied), how.parts, how.pieces, how.block, how.piece_pixels, how.pixels, how.pieces_x,
+        how.all_rows, how.rows, how.row_shares, how.all_channels, how.channels, how.channel_shares,
+        *row, *lane, ask_n, ask_c, ask_x, runs_apart, runs, pitch, panels, item_sums, at_rows, at_sums, *dw,
     )  # fmt: skip
     jobs = [PlannedJob(plan.kernels[0], items, words)]
     if how.parts > 1:
-        jobs.append(PlannedJob(plan.kernels[1], how.row_shares * how.channel_shares * row_tiles, words))
+        jobs.append(PlannedJob(plan.kernels[1], how.row_shares * how.channel_shares * panels, words))
     if plan.problem.bias:
         jobs.append(bias_job(plan, spec, y))
     shared = item_sums * items if how.parts > 1 else 0
