@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import prod
 from typing import TypeAlias
 
 import torch
@@ -22,8 +21,6 @@ from hubel.ops.weights import one_of, packed
 
 FLOAT = torch.float32
 Gradients: TypeAlias = tuple[Tensor | None, Tensor | None, Tensor | None]
-# From so many sums on torch's copies into planes and back take less than gathering (with 4 they take as much).
-_MANY_SUMS = 9
 # Numbers in a window, and operations an image, from which windows that do not overlap become pixels for the gradients.
 _MANY_CHANNELS, _MUCH_WORK = 32, 6_000_000
 # What is left of the last gradient that had to be rearranged: one for all layers, as large as the largest.
@@ -162,9 +159,6 @@ def _input_gradient(
         problem = Problem(asked.spec, Direction.INPUT_GRADIENT, dtype=stored)
         places = whole_strides, w.stride(), dy.stride()
     invocation = invocation_of(problem, places, threads)
-    gathers = (invocation.plan.algorithm, invocation.plan.problem.layout) == ("direct", "channels_last")
-    if gathers and prod(asked.spec.stride) >= _MANY_SUMS:
-        return _through_planes(dy, x, w, asked, strides, threads)
     key, packs = one_of(invocation.packing_key), invocation.packed_bytes > 0
     allocate_whole, allocate = room(whole, whole_strides, dtype), room(shape, strides, dtype)
 
@@ -176,23 +170,6 @@ def _input_gradient(
             # The zeros behind the input have gradients too, which nobody asked for.
             dx = allocate().copy_(dx[tuple(slice(n) for n in shape)])
         return dx
-
-    return run
-
-
-def _through_planes(
-    dy: Tensor, x: Tensor, w: Tensor, asked: Request, strides: Strides, threads: int
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """dx = f(dy, w) of channels-last tensors, in planes in between: `direct` would gather the numbers of dy once for
-    each of the sums that the stride makes of it (16 for ConvNeXt's stem: 40 ms, through planes 19; Zen 4).
-    """
-    shape, dtype = tuple(x.shape), dy.dtype
-    planes = strides_of(shape, torch.contiguous_format)
-    in_planes = _input_gradient(dy.contiguous(), x, w, asked, planes, threads)
-    allocate = room(shape, strides, dtype)
-
-    def run(dy: Tensor, w: Tensor) -> Tensor:
-        return allocate().copy_(in_planes(dy.contiguous(), w))
 
     return run
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from hubel.engine.algorithms.cells import fill_pixels_function
-from hubel.engine.algorithms.channel_lanes import fill_function, joined, transposed_quarters
+from hubel.engine.algorithms.channel_lanes import fill_function
 from hubel.engine.algorithms.words import Words, job_words
 from hubel.engine.ir import F32, I64, PTR, Function, Pointer, Value, vector_of
 from hubel.engine.ir.broadcast import broadcast_tile
 from hubel.engine.ir.epilogue import PLAIN, Ending
+from hubel.engine.ir.turn import joined, transposed_quarters
 from hubel.engine.ir.window import WindowWords, fill_window_function
 from hubel.engine.plan import Tile
 from hubel.engine.threads import RESERVED_WORDS

@@ -53,7 +53,7 @@ SLACK = 64
 TURN, ROW, VECTOR, SINGLE, TILE, SUM, LINE, LOOPS = 12.0, 30.0, 4.0, 2.5, 40.0, 3.0, 6.0, 1.15
 # How much dearer turning must be to be avoided.
 EVEN = 1.05
-LEAST_GAIN = 1.1
+LEAST_GAIN = 1.05
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ pitches count float32 numbers.
 
 from __future__ import annotations
 
-from hubel.engine.algorithms.channel_lanes import joined, transposed_quarters
 from hubel.engine.algorithms.winograd_forms import Form
 from hubel.engine.algorithms.winograd_transforms import Matrix
 from hubel.engine.ir.epilogue import PLAIN, Channels, Ending, Finish
@@ -21,6 +20,7 @@ from hubel.engine.ir.function import F32, I64, PTR, Function, Value, vector_of
 from hubel.engine.ir.linear import multiply, multiply_columns
 from hubel.engine.ir.masked import WideFunction
 from hubel.engine.ir.storage import Pointer
+from hubel.engine.ir.turn import joined, transposed_quarters
 
 
 def transform_function(form: Form, lanes: int) -> Function:

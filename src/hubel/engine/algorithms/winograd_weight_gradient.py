@@ -29,12 +29,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from hubel.engine.algorithms.bias_gradient import bias_function, bias_job, bias_name
-from hubel.engine.algorithms.channel_lanes import QUAD, WIDTH, even_share, odd_lines, register_tile
+from hubel.engine.algorithms.channel_lanes import WIDTH, even_share, odd_lines, register_tile
 from hubel.engine.algorithms.edges import number, stored
 from hubel.engine.algorithms.tiling import step_cycles
 from hubel.engine.algorithms.winograd_transforms import transforms
 from hubel.engine.algorithms.winograd_weight_kernels import add_parts_function, kernel_function
 from hubel.engine.ir import module_text
+from hubel.engine.ir.turn import QUAD
 from hubel.engine.machine import MIB, Machine
 from hubel.engine.plan import Bound, Estimate, Plan, PlannedJob, Refusal, Tile, error_unit, terms_of
 from hubel.engine.problem import Direction, Policy, Problem

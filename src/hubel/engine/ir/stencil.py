@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from hubel.engine.ir.function import F32, I64, Function, Value, vector_of
+from hubel.engine.ir.turn import joined
 
 # From the number of a row to where it begins (in each plane); None for a row of padding.
 Pointers = Callable[[int], Value | Sequence[Value] | None]
@@ -304,7 +305,7 @@ def _pixels(
         for i in range(count)
     ]
     if stencil.step[1] == 1:
-        return [(load, _joined(f, vectors))]
+        return [(load, joined(f, vectors))]
     a, b = vectors
     wanted = {tap.column for tap in stencil.taps}
     return [
@@ -318,14 +319,6 @@ def _vector(f: Function, at: Value, width: int, mask: Value | None, name: str) -
     if mask is None:
         return f.load(at, vector_of(width), name)
     return f.load_masked(at, mask, width, name)
-
-
-def _joined(f: Function, vectors: list[Value]) -> Value:
-    """One vector, or two of half the width laid end to end."""
-    if len(vectors) == 1:
-        return vectors[0]
-    a, b = vectors
-    return f.shuffle(a, b, range(2 * int(a.type[1:].split()[0])), "joined")
 
 
 def correlate(
@@ -361,8 +354,8 @@ def correlate(
             rows = dy(j)
             parts = [rows] if isinstance(rows, Value) else rows or []
             mask = masks.stores[0] if masks and not whole_dy[j] else None
-            joined = _joined(f, [_vector(f, p, stencil.width, mask, "dy") for p in parts])
-            gradients[j] = _ordered(f, stencil, joined)
+            both = joined(f, [_vector(f, p, stencil.width, mask, "dy") for p in parts])
+            gradients[j] = _ordered(f, stencil, both)
         whole = can and not guarded(i)
         for number in loads:
             for column, pixels in _pixels(f, stencil, at, number, stencil.loads[number], None if whole else masks):
