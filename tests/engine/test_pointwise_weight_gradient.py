@@ -32,6 +32,7 @@ SPECS = [
     "n2c16o270i4x5k1x1s1p0",
     "n2c24o18i500k1s1p0",
     "n2c18o40i3x5x7k1x1x1s1p0",
+    "n1c9o600i5x7k1x1s1p0",
 ]
 
 
@@ -86,6 +87,14 @@ def test_neither_threads_nor_layout_matter(text: str) -> None:
     wide = [np.repeat(t, 2, axis=3)[..., ::2] for t in (x, dy)]
     for first, second in (last, wide, (x, last[1])):
         assert same_bits(one[0], run(asked, first, second)[0])
+
+
+@pytest.mark.parametrize("name", ["haswell", "skylake-avx512", "neoverse-n1"])
+def test_every_share_holds_a_whole_tile(name: str) -> None:
+    machine = Machine.named(name)
+    for count in (*range(1, 800), 16_384, 32_768, 100_003):
+        how = pointwise.shares(ConvSpec(2, 1, count, (4, 4), (1, 1)), machine)
+        assert how.tile.rows <= count - (how.row_shares - 1) * how.rows <= how.rows, count
 
 
 def test_nan_and_infinity_stay_in_their_channels() -> None:

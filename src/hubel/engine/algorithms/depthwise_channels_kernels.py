@@ -70,7 +70,7 @@ def kernel_function(
 ) -> Function:
     """The kernel: `kernel(args, begin, end, scratch)`; an item is a band of rows of a strip of a block of channels.
 
-    ahead: whether the row below those that are read is asked for.
+    ahead: whether the rows below those that are read are asked for, as many as the next outputs read anew.
     """
     f = Function("kernel", [("args", PTR), ("begin", I64), ("end", I64), ("scratch", PTR)])
     args, scratch = f.arg("args"), f.arg("scratch")
@@ -181,10 +181,12 @@ def _tile_function(
         channel = f.minimum(v.index * lanes, a["channels"] - lanes)
         start = f.load(f.arg("biases") + channel, vector, "bias")
         if ahead:
-            # Two vectors share a line: even columns with the one, odd columns with the other.
-            line = below + (channel + v.index % 2 * a["in_x"])
-            for column in range(0, pixels, 2):
-                f.prefetch(place(line, column))
+            # A share for each vector of what the tile's outputs read below, line after line.
+            share = (v.index - f.arg("first")) * pattern.step
+            row = share // (f.arg("last") - f.arg("first"))
+            line = below + row * a["in_y"] + (share - row * (f.arg("last") - f.arg("first"))) * (pixels * lanes)
+            for at in range(0, pixels * pattern.step * lanes, 16):
+                f.prefetch(line + at)
         carried = [f.arg("source") + channel, f.arg("weights") + v.index * width + skipped, *[start] * pixels]
         with f.loop("row", 0, f.arg("rows"), carry=carried) as row:
             at, w, *acc = row.carried

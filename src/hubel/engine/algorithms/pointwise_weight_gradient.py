@@ -123,6 +123,9 @@ def shares(spec: ConvSpec, machine: Machine) -> Shares:
     tile = replace(tile, rows=min(tile.rows, all_rows))
     width = tile.vectors * tile.lanes
     rows, channels = even_share(all_rows, SHARE, tile.rows), even_share(all_channels, SHARE, width)
+    # The last share, too, holds a whole tile.
+    while (all_rows - 1) % rows + 1 < tile.rows:
+        rows += tile.rows
     most = machine.l1 // 2 // (4 * width) // 16 * 16
     pixels = prod(spec.output_size)
     # Images that are cut are cut into whole cache lines.

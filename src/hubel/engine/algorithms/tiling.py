@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 
 from hubel.engine.algorithms.geometry import Sum
@@ -119,24 +120,35 @@ def cuts(
     block: channels summed in registers. straight: tiles that lie as the output does go to it without passing through
     scratch. widths: those that tiles may have.
     """
+    found = []
+    for box, boxes, tile, item in _items(part, block, machine, straight, widths):
+        tiles = -(-part.rows // tile.rows)
+        for share in SHARES:
+            if share > tiles:
+                break
+            row_tiles = -(-tiles // share)
+            items = copies * boxes * -(-tiles // row_tiles)
+            each = item.once + row_tiles * item.for_tile
+            busy = items / threads
+            cycles = each * max(busy, 1.0) * (1 + (UNEVEN / busy if threads > 1 else 0))
+            found.append(Cut(tile, box, row_tiles, cycles, item.computed * row_tiles * items))
+    return found
+
+
+@lru_cache(maxsize=64)
+def _items(
+    part: Sum, block: int, machine: Machine, straight: bool, widths: tuple[int, ...]
+) -> list[tuple[tuple[int, int, int], int, Tile, _Item]]:
+    """(box, how many boxes, tile, what a work item of both costs) of every pair worth a look. Kept, for one problem is
+    cut for one thread and for several.
+    """
     taps = max(1, part.tap_count)
     candidates = [tile_of_width(machine, part.rows, vectors, taps) for vectors in widths]
     found = []
     for box in _boxes(part.outputs):
         window = Window(part.axes, box, lanes=machine.lanes)
         boxes = prod(-(-o // b) for o, b in zip(part.outputs, box, strict=True))
-        for tile in candidates:
-            item = _item(part, window, tile, block, machine, straight)
-            tiles = -(-part.rows // tile.rows)
-            for share in SHARES:
-                if share > tiles:
-                    break
-                row_tiles = -(-tiles // share)
-                items = copies * boxes * -(-tiles // row_tiles)
-                each = item.once + row_tiles * item.for_tile
-                busy = items / threads
-                cycles = each * max(busy, 1.0) * (1 + (UNEVEN / busy if threads > 1 else 0))
-                found.append(Cut(tile, box, row_tiles, cycles, item.computed * row_tiles * items))
+        found += [(box, boxes, tile, _item(part, window, tile, block, machine, straight)) for tile in candidates]
     return found
 
 
