@@ -5,8 +5,8 @@
 
 A graph's large results lie in the memory that it keeps (`kept_memory`). Blocks beyond 32 MB glibc takes from the
 operating system for each call, and smaller ones it may give back in between, whenever they lie at the end of what it
-has. New pages of 4 kB are cleared one by one when they are first written to: 17 ms for 51 MB where writing takes 1.5, and
-1,200 to 1,600 of them a call for 26 MB. Asked to, Linux hands out pages of 2 MB: 4 ms, and 100 (Zen 3, 2026-11).
+has. New pages of 4 kB are cleared one by one when they are first written to: 17 ms for 51 MB where writing takes 1.5,
+and 1,200 to 1,600 of them a call for 26 MB. Asked to, Linux hands out pages of 2 MB: 4 ms, and 100 (Zen 3, 2026-11).
 """
 
 from __future__ import annotations
