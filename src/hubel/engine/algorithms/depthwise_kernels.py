@@ -140,7 +140,7 @@ def _plane_function(stencil: Stencil, ending: Ending) -> Function:
         whole = clear & (out_top + rows * stencil.out[0] <= a["out_height"])
         inside = f.select(whole, 1, 0, "inside")
         base, out = source + top * in_y, target + out_top * out_y
-        ahead = base + (in_y * stencil.span), in_y, out + out_below, out_y
+        ahead = base + (in_y * stencil.span), out + out_below
         with f.when(inside.equals(1), "middle"):
             _columns(
                 f, stencil, a, lambda i: base + in_y * i, lambda i: out + out_y * i, weight, bias, finishes, ahead, True
@@ -227,27 +227,20 @@ def _columns(
     weight: Callable[[int], Value],
     bias: Value,
     finishes: list[Finish],
-    ahead: tuple[Value, Value, Value, Value],
+    ahead: tuple[Value, Value],
     middle: bool,
 ) -> None:
     """All tiles of a row of tiles, from left to right.
 
-    middle: whether whole vectors may be read of its rows. ahead: (input, its pitch, output, its pitch) a tile further
-    down, or at the top of the next channel: lines are asked for there, of the larger of the two.
+    middle: whether whole vectors may be read of its rows. ahead: (input, output) a tile further down, or at the top of
+    the next channel: lines are asked for there, of the larger of the two.
     """
     lanes, (out_y, out_x) = stencil.lanes, stencil.out
 
-    def ask(x: Value) -> None:
-        source, in_y, target, to_y = ahead
-        reads = out_x == 1
-        base, pitch, step = (source, in_y, stencil.step) if reads else (target, to_y, stencil.out)
-        for i in range(stencil.rows * step[0]):
-            for line in range(0, lanes * step[1], 16):
-                f.prefetch(base + pitch * i + x * step[1] + line, write=not reads)
-
-    def tile(x: Value, masks: Masks | None) -> None:
+    def tile(number: Value, x: Value, masks: Masks | None) -> None:
         at = x * stencil.step[1] + a["lead_x"]
-        ask(x)
+        reads = out_x == 1
+        ask(f, stencil, ahead[0] if reads else ahead[1], number, stencil.step if reads else stencil.out, not reads)
         sums = sweep(f, stencil, lambda i: row(i) + at, weight, bias, masks, lambda i: not middle)
         for j in range(stencil.rows):
             for y in range(out_y):
@@ -259,9 +252,22 @@ def _columns(
         inner = (column.index >= a["inner_from"]) & (column.index < a["inner_to"])
         plain = f.select(inner, 1, 0, "plain")
         with f.when(plain.equals(1), "whole"):
-            tile(x, None)
+            tile(column.index, x, None)
         with f.when(plain.equals(0), "masked"):
-            tile(x, load_masks(f, stencil, a["masks"], column.index))
+            tile(column.index, x, load_masks(f, stencil, a["masks"], column.index))
+
+
+def ask(
+    f: Function, stencil: Stencil, start: Value, column: Value, step: tuple[int, int] = (1, 1), write: bool = False
+) -> None:
+    """Asks for a column's share of the rows of a tile from `start` on, `step` numbers of them for each it has.
+
+    Line after line: asked for row by row, in the columns where they are used, they come from memory in a quarter to a
+    third more time (64 to 144 channels, 16 images, stride 2: 1.2 to 4.3 ms, and 0.9 to 3.2 so; Zen 3, 2026-11).
+    """
+    lines = -(-stencil.rows * step[0] * stencil.lanes * step[1] // 16)
+    for i in range(lines):
+        f.prefetch(start + (column * lines + i) * 16, write=write)
 
 
 def put_vectors(

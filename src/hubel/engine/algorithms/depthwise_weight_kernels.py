@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from hubel.engine.algorithms.depthwise_kernels import within
+from hubel.engine.algorithms.depthwise_kernels import ask, within
 from hubel.engine.algorithms.words import Words, job_words
 from hubel.engine.ir import F32, I64, PTR, Function, Pointer, Value, vector_of
 from hubel.engine.ir.rows import copy_row, copy_rows, gather_row, zero_row
@@ -180,7 +180,7 @@ def _tile_row(
     top = y * stencil.step[0] + a["lead_y"]
     base, dy = at[0] + top * pitches[0], at[1] + y * pitches[1]
     if inside:
-        ahead = (base + pitches[0] * stencil.span, pitches[0]), (dy + pitches[1] * stencil.rows, pitches[1])
+        ahead = base + pitches[0] * stencil.span, dy + pitches[1] * stencil.rows
         xs = [base + pitches[0] * i for i in range(stencil.span)]
         dys = [dy + pitches[1] * j for j in range(stencil.rows)]
         return _columns(f, stencil, a, loads, weights, lambda i: xs[i], lambda j: dys[j], sums, ahead)
@@ -198,12 +198,12 @@ def _columns(
     row: Callable[[int], Value],
     dy: Callable[[int], Value],
     sums: list[Value],
-    ahead: tuple[tuple[Value, Value], tuple[Value, Value]] | None = None,
+    ahead: tuple[Value, Value] | None = None,
 ) -> list[Value]:
     """From left to right: the masked columns before the inner ones, these, and the masked ones behind them.
 
-    ahead: (input, its pitch), (output gradient, its pitch) a tile further down, or at the top of the next channel,
-    where lines are asked for; whole vectors may be read of the rows then.
+    ahead: (input, output gradient) a tile further down, or at the top of the next channel, where lines are asked for;
+    whole vectors may be read of the rows then.
     """
     lanes, guarded = stencil.lanes, ahead is None
 
@@ -212,7 +212,8 @@ def _columns(
             x = column.index * lanes
             at = x * stencil.step[1] + a["lead_x"]
             if ahead and 0 in loads:
-                _ask(f, stencil, ahead, x)
+                ask(f, stencil, ahead[0], column.index, stencil.step)
+                ask(f, stencil, ahead[1], column.index)
             masks = load_masks(f, stencil, a["masks"], column.index) if masked else None
             carried = dict(zip(weights, column.carried, strict=True))
             added = correlate(
@@ -228,16 +229,6 @@ def _columns(
     sums = run(0, a["inner_from"], True, sums)
     sums = run(a["inner_from"], a["inner_to"], False, sums)
     return run(a["inner_to"], a["columns"], True, sums)
-
-
-def _ask(f: Function, stencil: Stencil, ahead: tuple[tuple[Value, Value], tuple[Value, Value]], x: Value) -> None:
-    """Asks for the rows of the next tile of a column."""
-    (source, pitch), (dy, dy_pitch) = ahead
-    for i in range(stencil.rows * stencil.step[0]):
-        for line in range(0, stencil.lanes * stencil.step[1], 16):
-            f.prefetch(source + pitch * i + x * stencil.step[1] + line)
-    for j in range(stencil.rows):
-        f.prefetch(dy + dy_pitch * j + x)
 
 
 def reduce_function() -> Function:
