@@ -85,6 +85,17 @@ def test_other_windows_overlap_or_reach_over_the_edge(taken: list[int]) -> None:
     assert not taken
 
 
+def test_one_number_for_all_dimensions(taken: list[int]) -> None:
+    x, w, dy = torch.randn(2, 8, 6, 6), torch.randn(16, 8, 2, 2), torch.randn(2, 16, 3, 3)
+    arguments = (dy, x, w, None, [2], [0], [1], False, [0], 1, MASKS[4])
+    expected = _gradients(*arguments)
+    with hubel.enabled():
+        found = _gradients(*arguments)
+    for ours, theirs in zip(found[:2], expected, strict=False):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
+    assert taken
+
+
 @pytest.mark.parametrize("size", [(11,), (6, 7), (4, 5, 6)])
 def test_each_number_of_dimensions(size: tuple[int, ...], taken: list[int]) -> None:
     agree(torch.randn(2, 16, *size), torch.randn(8, 16, *(1,) * len(size)), (2,) * len(size), (True, True, True))

@@ -12,10 +12,9 @@ from torch import Tensor
 
 import hubel
 from hubel.ops import calls, native
-from hubel.ops.results import empty_like, on_huge_pages, room
+from hubel.ops.results import empty_like, has_pages_of_its_own, room
 
-# More than 4 MiB of float32.
-MANY = 2**20 + 1
+MANY = 2**23 + 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -26,10 +25,10 @@ def test_results_lie_as_asked(count: int, dtype: torch.dtype) -> None:
     assert empty_like(y).stride() == (1, 2)
 
 
-def test_which_results_lie_on_huge_pages() -> None:
-    assert not on_huge_pages((MANY - 1,), torch.float32)
-    assert on_huge_pages((MANY,), torch.float32)
-    assert not on_huge_pages((MANY,), torch.bfloat16)
+def test_which_results_the_system_maps_anew() -> None:
+    assert not has_pages_of_its_own((MANY - 1,), torch.float32)
+    assert has_pages_of_its_own((MANY,), torch.float32)
+    assert not has_pages_of_its_own((MANY,), torch.bfloat16)
 
 
 def huge_pages_asked_for(y: Tensor) -> bool:
@@ -47,8 +46,7 @@ def huge_pages_asked_for(y: Tensor) -> bool:
 
 @pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="no transparent huge pages here")
 def test_large_results_are_given_huge_pages() -> None:
-    for count in (MANY, 2**23 + 1):
-        assert huge_pages_asked_for(room((count,), (1,), torch.float32)())
+    assert huge_pages_asked_for(room((MANY,), (1,), torch.float32)())
     # Memory of glibc's may have been such a result before.
     assert not huge_pages_asked_for(torch.frombuffer(mmap.mmap(-1, 4 * MANY), dtype=torch.float32))
 

@@ -49,7 +49,7 @@ def prepare_backward(
     formats = result_formats(x, w, None, bias_sizes, config)
     if formats is not None and _windows_apart(asked):
         strides = strides_of(x.shape, formats[0]), strides_of(w.shape, formats[1])
-        return _on_windows(dy, x, w, bias_sizes, config, mask, strides, threads)
+        return _on_windows(dy, x, w, bias_sizes, asked.spec, mask, strides, threads)
     if formats is None:
         theirs = torch_convolution_backward(dy, x, w, bias_sizes, *config, (True, True, False))
         x_strides, w_strides = theirs[0].stride(), theirs[1].stride()
@@ -89,7 +89,7 @@ def _on_windows(
     x: Tensor,
     w: Tensor,
     bias_sizes: Sequence[int] | None,
-    config: Config,
+    spec: ConvSpec,
     mask: Sequence[bool],
     strides: tuple[Strides, Strides],
     threads: int,
@@ -101,10 +101,10 @@ def _on_windows(
     ViT's (16×16), 42 and 8 (Zen 3, 2026-11). strides: of the gradients of x and w.
     """
     last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    kernel, stride, size = w.shape[2:], config[0], dy.shape[2:]
-    ones = (1,) * len(size)
-    plain: Config = (ones, (0,) * len(size), ones, False, (0,) * len(size), config[5])
-    everywhere = tuple(x.shape[2:]) == tuple(n * k for n, k in zip(size, kernel, strict=True)) and kernel == stride
+    kernel, stride, size = spec.kernel_size, spec.stride, spec.output_size
+    ones, zeros = (1,) * spec.ndim, (0,) * spec.ndim
+    plain: Config = (ones, zeros, ones, False, zeros, spec.groups)
+    everywhere = kernel == stride and spec.input_size == tuple(n * k for n, k in zip(size, kernel, strict=True))
     allocate, allocate_w = room(x.shape, strides[0], x.dtype), room(w.shape, strides[1], w.dtype)
 
     # Where channels are innermost in memory, they are among a window's numbers, too.
@@ -123,7 +123,8 @@ def _on_windows(
         return windows(x).reshape(x.shape[0], -1, *size)
 
     def as_1x1(w: Tensor) -> Tensor:
-        return (w.movedim(1, -1) if last else w).reshape(w.shape[0], -1, *ones)
+        # The weight itself, if it is one: its packed form is remembered.
+        return w if kernel == ones else (w.movedim(1, -1) if last else w).reshape(w.shape[0], -1, *ones)
 
     dense = prepare_backward(dy, as_pixels(x), as_1x1(w), bias_sizes, plain, mask, threads)
 

@@ -4,9 +4,9 @@
     y = allocate()                                    undefined numbers, on the CPU
 
 A graph's large results lie in the memory that it keeps (`kept_memory`). Blocks beyond 32 MB glibc takes from the
-operating system for each call, and smaller ones it may give back in between, whenever they lie at the end of what it
-has. New pages of 4 kB are cleared one by one when they are first written to: 17 ms for 51 MB where writing takes 1.5,
-and 1,200 to 1,600 of them a call for 26 MB. Asked to, Linux hands out pages of 2 MB: 4 ms, and 100 (Zen 3, 2026-11).
+operating system for each call, in pages of 4 kB that are cleared when they are first written to: 17 ms for 51 MB where
+writing takes 1.5. Asked to, Linux hands out pages of 2 MB: 4 ms (Zen 3, 2026-11). For smaller results nothing is
+gained: most lie in memory that is in use already, and now and then Linux takes 50 ms to find such pages.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ empty = torch._C._dynamo.guards._empty_strided_cpu  # type: ignore[attr-defined]
 
 # Results from so many bytes on lie in a graph's kept memory, which takes 5 µs longer to allocate.
 _LARGE = 2**18
-# Two huge pages at least; asking takes a microsecond or two, the call in Python ten.
-_ON_HUGE_PAGES = 4 * 2**20
+# glibc's DEFAULT_MMAP_THRESHOLD_MAX.
+_LARGEST_KEPT = 32 * 2**20
 _HUGE_PAGES: int | None = getattr(mmap, "MADV_HUGEPAGE", None)
 _advise = ctypes.CDLL(None).madvise if _HUGE_PAGES is not None else None
 
@@ -50,14 +50,14 @@ def _empty_large(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtyp
     if memory is not None and dtype is torch.float32:
         return memory.empty(shape, strides)
     y = empty(shape, strides, dtype)
-    if on_huge_pages(shape, dtype):
+    if has_pages_of_its_own(shape, dtype):
         _ask_for_huge_pages(y)
     return y
 
 
-def on_huge_pages(shape: Sequence[int], dtype: torch.dtype) -> bool:
-    """Whether Linux is asked for huge pages for such a tensor."""
-    return prod(shape) * dtype.itemsize > _ON_HUGE_PAGES
+def has_pages_of_its_own(shape: Sequence[int], dtype: torch.dtype) -> bool:
+    """Whether the operating system maps such a tensor anew for each call."""
+    return prod(shape) * dtype.itemsize > _LARGEST_KEPT
 
 
 def _ask_for_huge_pages(y: Tensor) -> None:
