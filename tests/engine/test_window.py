@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hubel.engine.algorithms.geometry import Sum, sums
+from hubel.engine.ir import pointer_to
 from hubel.engine.ir.window import fill_window_function
 from hubel.engine.machine import Machine
 from hubel.engine.problem import Direction, Problem
@@ -20,6 +21,7 @@ from hubel.engine.tables import Tables
 from hubel.engine.window import Axis, Window
 from tests.engine.calls import LANES, native
 from tests.engine.guards import CANARY
+from tests.engine.stored import narrow
 from tests.strategies import integers, layouts, seeds, specs
 
 GUARD = 256
@@ -72,12 +74,15 @@ def test_channels_do_not_fall_into_one_set_of_the_cache(size: int) -> None:
 
 
 @cache
-def fill(lanes: int):
-    return native(fill_window_function(lanes), lanes)
+def fill(lanes: int, dtype: str):
+    return native(fill_window_function(lanes, pointer_to(dtype)), lanes)
 
 
-def check(part: Sum, box: tuple[int, int, int], x: np.ndarray, lanes: int) -> None:
-    """Fill the window of every box of one image's channels, and look up what each output reads."""
+def check(part: Sum, box: tuple[int, int, int], x: np.ndarray, lanes: int, dtype: str = "float32") -> None:
+    """Fill the window of every box of one image's channels, and look up what each output reads.
+
+    dtype: how x is stored.
+    """
     window = Window(part.axes, box, lanes=lanes)
     strides = tuple(s // 4 for s in x.strides)
     tables = Tables()
@@ -85,12 +90,16 @@ def check(part: Sum, box: tuple[int, int, int], x: np.ndarray, lanes: int) -> No
     words = np.array(window.words(strides, tuple(addresses)), np.int64)  # type: ignore[arg-type]
     keep = tables.keep()
     offsets = window.offsets()
-    channels = x.shape[0]
+    channels, source = x.shape[0], x
+    if dtype != "float32":
+        source = np.empty_like(x, np.uint16)
+        source[...] = narrow(x, dtype)
+        assert [2 * step for step in source.strides] == [*x.strides]
     for origin in product(*(range(0, o, b) for o, b in zip(part.outputs, box, strict=True))):
         memory = np.full(GUARD + channels * window.pitch_c + GUARD, CANARY, np.uint32)
         scratch = memory.view(np.float32)[GUARD:]
         z, y, x_at = origin
-        fill(lanes)(target=scratch, source=x, window=words, channels=channels, z=z, y=y, x=x_at)
+        fill(lanes, dtype)(target=scratch, source=source, window=words, channels=channels, z=z, y=y, x=x_at)
         assert (memory[:GUARD] == CANARY).all(), "written before the window"
         assert (memory[-GUARD:] == CANARY).all(), "written behind the window"
         size = [min(b, o - at) for b, o, at in zip(box, part.outputs, origin, strict=True)]
@@ -163,6 +172,15 @@ def test_hard_windows(text: str, lanes: int) -> None:
                 for box in {(z, y, x), (1, max(1, y // 2), x), (1, 1, x)}:
                     for channels, layout in ((2, "contiguous"), (4, "channels_last"), (7, "channels_last")):
                         check(part, box, volume(part, channels, 0, layout), lanes)
+
+
+@pytest.mark.parametrize("lanes", LANES)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_windows_of_16_bits(dtype: str, lanes: int) -> None:
+    """Copied where pixels are side by side, turned where channels are."""
+    for part in sums(Problem(ConvSpec.parse("n1c2o1i7x40k3x3s2p1"), Direction.INPUT_GRADIENT)):
+        for channels, layout in ((2, "contiguous"), (4, "channels_last"), (7, "channels_last")):
+            check(part, part.outputs, volume(part, channels, 0, layout), lanes, dtype)
 
 
 # --- the sums that windows serve

@@ -26,7 +26,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         return real(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(backward, "_on_windows", spy)
-    monkeypatch.setattr(backward, "_MANY_CHANNELS", 1)
+    monkeypatch.setattr(backward, "_MANY_NUMBERS", 1)
     monkeypatch.setattr(backward, "_MUCH_WORK", 1)
     calls.forget()
     yield found

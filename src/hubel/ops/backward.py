@@ -22,7 +22,7 @@ from hubel.ops.weights import one_of, packed
 FLOAT = torch.float32
 Gradients: TypeAlias = tuple[Tensor | None, Tensor | None, Tensor | None]
 # Numbers in a window, and operations an image, from which windows that do not overlap become pixels for the gradients.
-_MANY_CHANNELS, _MUCH_WORK = 32, 6_000_000
+_MANY_NUMBERS, _MUCH_WORK = 32, 6_000_000
 # What is left of the last gradient that had to be rearranged: one for all layers, as large as the largest.
 _spares: list[Tensor] = []
 Backward: TypeAlias = Callable[[Tensor, Tensor, Tensor], Gradients]
@@ -81,7 +81,7 @@ def _windows_apart(asked: Request) -> bool:
     whole = spec.taps == 1 or (spec.groups == 1 and max(spec.dilation) == 1)
     if asked.transposed or any(spec.padding) or not (apart and whole):
         return False
-    return spec.in_channels * spec.taps >= _MANY_CHANNELS and spec.flops >= _MUCH_WORK * spec.batch
+    return spec.in_channels * spec.taps >= _MANY_NUMBERS and spec.flops >= _MUCH_WORK * spec.batch
 
 
 def _on_windows(

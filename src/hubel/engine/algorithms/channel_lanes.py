@@ -1,4 +1,4 @@
-"""What weight gradients share whose lanes are channels: how pixels come to lie so, and their register tile.
+"""What kernels share whose lanes are channels: how pixels come to lie so, and the register tile of weight gradients.
 
 A weight gradient sums over pixels (or tiles of them). With neighbouring channels in the lanes of a vector such a sum is
 an outer product for each pixel, and no lanes are added up. All pitches count float32 numbers.
@@ -6,7 +6,7 @@ an outer product for each pixel, and no lanes are added up. All pitches count fl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from hubel.engine.algorithms.tiling import rows_that_fit, step_cycles
 from hubel.engine.ir import F32, I64, PTR, Function, Value, vector_of
@@ -45,6 +45,21 @@ def odd_lines(numbers: int) -> int:
 def whole_vectors(f: Function, count: Value, lanes: int) -> Value:
     """Vectors that hold so many numbers."""
     return (count + (lanes - 1)) // lanes
+
+
+def multiples(f: Function, distance: Value, most: int) -> Callable[[Value, int], Value]:
+    """place(start, i): `start` moved by i times so many bytes, for 0 ≤ i ≤ most, in the fewest registers: x86 addresses
+    scale by 2, 4 and 8 themselves.
+    """
+    odd = {n: distance * n for n in range(1, most + 1, 2)}
+
+    def place(start: Value, i: int) -> Value:
+        if i == 0:
+            return start
+        scale = min(i & -i, 8)
+        return f.offset(start, (odd[i // scale] if i // scale in odd else distance * (i // scale)) * scale, "i8")
+
+    return place
 
 
 def region_function(lanes: int, fill: Function | None = None, stored: Pointer = PTR) -> Function:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-from hubel.engine.algorithms.channel_lanes import fill_function
+from hubel.engine.algorithms.channel_lanes import fill_function, multiples
 from hubel.engine.algorithms.depthwise_kernels import within
 from hubel.engine.algorithms.words import Words, job_words
 from hubel.engine.ir import F32, I64, PTR, Function, Pointer, Value, vector_of
@@ -48,21 +48,6 @@ class Pattern:
             for output in range(pixels):
                 found.setdefault(output * self.step + self.columns[tap], []).append((output, tap))
         return dict(sorted(found.items()))
-
-
-def multiples(f: Function, distance: Value, most: int) -> Callable[[Value, int], Value]:
-    """place(start, i): `start` moved by i times so many bytes, for 0 ≤ i ≤ most, in the fewest registers: x86 addresses
-    scale by 2, 4 and 8 themselves.
-    """
-    odd = {n: distance * n for n in range(1, most + 1, 2)}
-
-    def place(start: Value, i: int) -> Value:
-        if i == 0:
-            return start
-        scale = min(i & -i, 8)
-        return f.offset(start, (odd[i // scale] if i // scale in odd else distance * (i // scale)) * scale, "i8")
-
-    return place
 
 
 def kernel_function(

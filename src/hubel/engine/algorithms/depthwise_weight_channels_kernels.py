@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from hubel.engine.algorithms.depthwise_channels_kernels import Pattern, multiples, row_reader, taps_in_groups
+from hubel.engine.algorithms.channel_lanes import multiples
+from hubel.engine.algorithms.depthwise_channels_kernels import Pattern, row_reader, taps_in_groups
 from hubel.engine.algorithms.words import Words, job_words
 from hubel.engine.ir import I64, PTR, Function, Pointer, Value, vector_of
 from hubel.engine.ir.rows import zero_row

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hubel.engine.algorithms.channel_lanes import WIDTH, add_to_sums, fill_function, line_of, whole_vectors
+from hubel.engine.algorithms.channel_lanes import WIDTH, add_to_sums, fill_function, line_of, multiples, whole_vectors
 from hubel.engine.algorithms.words import job_words
 from hubel.engine.ir import F32, I64, PTR, Function, Pointer, Value, vector_of
 from hubel.engine.ir.opaque import OpaqueFunction
@@ -158,8 +158,7 @@ def _product_function(rows: int, vectors: int, lanes: int, stored: Pointer) -> F
     numbers = ("w_c", "w_x", "w_n", "images", "pixels", "add", "ask_x", "ask_n", "runs_apart")
     f = OpaqueFunction(f"product_{vectors}", [*pointers, *((n, I64) for n in numbers)], private=True)
     vector, zero = vector_of(lanes), f.constant(0.0, vector_of(lanes))
-    # The odd multiples of the distance: x86 addresses scale them by 2, 4 and 8.
-    odd = {n: f.arg("w_c") * n for n in range(1, rows, 2)}
+    place = multiples(f, f.arg("w_c"), rows - 1)
     for line in range(0, rows * vectors * lanes, 16):
         f.prefetch(f.arg("c") + line, write=True)
     start = [f.arg("w"), f.arg("x"), f.arg("ahead"), f.arg("run"), *[zero] * (rows * vectors)]
@@ -175,9 +174,7 @@ def _product_function(rows: int, vectors: int, lanes: int, stored: Pointer) -> F
                 w = f.opaque(w)
                 pixels = [f.load(x + v * lanes, vector, f"pixels_{v}") for v in range(vectors)]
                 for r in range(rows):
-                    scale = r & -r
-                    place = f.offset(w, odd[r // scale] * scale, "i8") if r else w
-                    weight = f.splat(f.load(place, F32, f"w_{r}"), lanes, f"weight_{r}")
+                    weight = f.splat(f.load(place(w, r), F32, f"w_{r}"), lanes, f"weight_{r}")
                     for v in range(vectors):
                         acc[r * vectors + v] = f.fma(weight, pixels[v], acc[r * vectors + v], f"acc_{r}_{v}")
                 k.carry(f.offset(w, f.arg("w_x"), "i8"), x + WIDTH * lanes, *acc)
@@ -196,11 +193,8 @@ def _finish_function(tile: Tile) -> Function:
     """
     names = ("part_pitch", "first_m", "rows", "first_c", "channels", "begin", "end")
     f = Function("finish", [("args", PTR), ("sums", PTR), *((n, I64) for n in names)], private=True)
-    a, lanes, vector = (
-        job_words(f, WORDS, "parts", "share_channels", "dw_row", "dw_lane"),
-        tile.lanes,
-        vector_of(tile.lanes),
-    )
+    a, lanes = job_words(f, WORDS, "parts", "share_channels", "dw_row", "dw_lane"), tile.lanes
+    vector = vector_of(lanes)
     dw = f.word(f.arg("args"), 3, "dw", PTR) + f.arg("first_m") * a["dw_row"] + f.arg("first_c") * a["dw_lane"]
     vectors, room = whole_vectors(f, f.arg("channels"), lanes), whole_vectors(f, a["share_channels"], lanes)
     rest = f.lanes_below(f.arg("channels") - (vectors - 1) * lanes, lanes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from hubel.engine.ir.function import I64, PTR, Function, Value, vector_of
 from hubel.engine.ir.rows import gather_row, zero_row
 from hubel.engine.ir.storage import Pointer
@@ -70,7 +72,6 @@ def _fill_rows_function(lanes: int, stored: Pointer) -> Function:
     f = Function("fill_rows", [("target", PTR), ("source", stored), ("window", PTR), *numbers], private=True)
     words = WindowWords(f, f.arg("window"))
     words.load(*WORDS)
-    turn = turn_function(lanes, stored, "turn_window")
     start_z = f.load(f.offset(words["table_z"], f.arg("phase_z") * 3, I64), I64, "start_z")
     start_y = f.load(f.offset(words["table_y"], f.arg("phase_y") * 3, I64), I64, "start_y")
     table_x = f.offset(words["table_x"], f.arg("phase_x") * 3, I64)
@@ -115,16 +116,28 @@ def _fill_rows_function(lanes: int, stored: Pointer) -> Function:
         behind = words["rows"] * words["pitch_y"]
         zero_row(f, target_z + behind, words["pitch_z"] - behind, lanes)
     # Last: zeros are written up to a vector further than they go.
-    with (
-        f.when(turned, "turned"),
-        f.loop("plane", 0, words["planes"]) as plane,
-        f.loop("line", 0, words["rows"]) as line,
-    ):
+    with f.when(turned, "turned"):
+        _turn_rows(f, words, turn_function(lanes, stored, "turn_window"), data, (left, right), line_of, lanes)
+    f.ret()
+    return f
+
+
+def _turn_rows(
+    f: Function,
+    words: WindowWords,
+    turn: Function,
+    data: Value,
+    columns: tuple[Value, Value],
+    line_of: Callable[[Value, Value], tuple[Value, Value]],
+    lanes: int,
+) -> None:
+    """The data of all channels, side by side from `data` on, into those columns of every row: a vector at least."""
+    left, right = columns
+    step = words["step_x"] * words["stride_x"]
+    with f.loop("plane", 0, words["planes"]) as plane, f.loop("line", 0, words["rows"]) as line:
         source, inside = line_of(plane.index, line.index)
         target = f.arg("target") + plane.index * words["pitch_z"] + line.index * words["pitch_y"] + left
         with f.when(inside, "inside"), f.loop("col", 0, right - left, lanes) as col:
             at = f.minimum(col.index, right - left - lanes)
             place = data + source + at * step
             f.call(turn, target + at, place, 1, f.arg("channels"), step, 0, 0, words["pitch_c"], step * lanes)
-    f.ret()
-    return f
