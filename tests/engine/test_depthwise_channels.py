@@ -83,6 +83,13 @@ def test_heights_and_widths(window: tuple[int, int, int, int], direction: Direct
         "n3c33o33i50k5s2p2g33",
         "n1c33o33i50k3s1p2d2g33",
         "n1c16o16i12x70k2x33s1p1x16g16",
+        # Outputs of an input gradient side by side, not all of which the last ones have, or the first; more than fit.
+        "n1c16o16i11x14k4s4p0g16",
+        "n1c24o24i13x23k3x7s2x5p1x3g24",
+        "n1c16o16i9x40k2x16s1x9p0x4g16",
+        "n2c16o16i3x1k3s2p1g16",
+        "n1c16o16i2x3k3s5p1g16",
+        "n1c16o16i7x9k1s3p0g16",
     ],
 )
 def test_other_shapes(text: str, direction: Direction) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hubel.ops.kept_memory import KeptMemory, serving
+from hubel.ops.kept_memory import KeptMemory, SharedMemory, serving
 from hubel.ops.results import room
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
@@ -80,19 +80,40 @@ def test_what_no_run_needs_is_given_back() -> None:
 
     def step(*shapes: tuple[int, ...]) -> None:
         tensors = [dense(memory, *shape) for shape in shapes]
-        blocks.extend(weakref.ref(block) for _, block in memory._free[7000])
+        blocks.extend(weakref.ref(block) for _, block in memory._free[28000])
         del tensors
 
     run = memory.served(step)
     run((7000,), (100,))
-    assert len(memory._free[7000]) == 1
+    assert len(memory._free[28000]) == 1
     for _ in range(4):
         run((100,))
-        assert len(memory._free[7000]) == 1
+        assert len(memory._free[28000]) == 1
     run((100,))
-    assert not memory._free[7000] and len(memory._free[100]) == 1
+    assert not memory._free[28000] and len(memory._free[400]) == 1
     gc.collect()
     assert blocks and all(block() is None for block in blocks)
+
+
+def test_layers_share_no_more_memory_than_allowed() -> None:
+    memory = SharedMemory(10_000)
+    tensors = [dense(memory, 1000) for _ in range(4)]
+    places = {t.data_ptr() for t in tensors}
+    assert memory.kept() == 0
+    del tensors
+    assert memory.kept() == 8000
+    again = [dense(memory, 1000) for _ in range(2)]
+    assert {t.data_ptr() for t in again} <= places and memory.kept() == 0
+    del again
+    dense(memory, 10)
+    assert memory.kept() == 8040
+    # A thousand results later, none of that size, and one of another that was not there.
+    for _ in range(1100):
+        dense(memory, 10)
+    dense(memory, 20)
+    assert memory.kept() == 120
+    memory.clear()
+    assert memory.kept() == 0
 
 
 def test_only_the_function_that_is_served_finds_it() -> None:

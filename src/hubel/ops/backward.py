@@ -164,8 +164,9 @@ def _input_gradient(
     allocate_whole, allocate = room(whole, whole_strides, dtype), room(shape, strides, dtype)
 
     def run(dy: Tensor, w: Tensor) -> Tensor:
-        dx = allocate_whole()
+        # First the weights: what is kept longer than the gradient would lie behind it, in the way of the next one.
         weights = packed(w, invocation, key, threads) if packs else None
+        dx = allocate_whole()
         invocation(dy.data_ptr(), weights.address if weights else w.data_ptr(), 0, dx.data_ptr(), threads)
         if whole is not shape:
             # The zeros behind the input have gradients too, which nobody asked for.

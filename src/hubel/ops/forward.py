@@ -16,7 +16,7 @@ from hubel.ops.arguments import STORED, Handed, Request, check_tensors, request
 from hubel.ops.fallback import torch_convolution
 from hubel.ops.log import announce, count_native
 from hubel.ops.native import Prepared
-from hubel.ops.results import has_pages_of_its_own, room
+from hubel.ops.results import lies_in_shared_memory, room
 from hubel.ops.strides import Config, Strides, result_formats, strides_of
 from hubel.ops.weights import one_of, packed
 
@@ -74,7 +74,7 @@ def _bare(
         return y
 
     chosen = run if invocation.packed_bytes else run_on_weights_as_they_are
-    if not has_pages_of_its_own(shape, dtype):
+    if not lies_in_shared_memory(shape, dtype):
         chosen.prepared = Prepared(invocation, key, shape, strides, dtype, threads)  # type: ignore[attr-defined]
     return chosen
 

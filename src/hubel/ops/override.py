@@ -21,6 +21,7 @@ import torch
 from hubel.ops import native
 from hubel.ops.calls import convolution, convolution_backward, prepare_in_background
 from hubel.ops.fallback import why_not_this_torch
+from hubel.ops.kept_memory import SHARED
 from hubel.ops.log import Log
 
 _lock = threading.Lock()
@@ -35,6 +36,8 @@ def enable(background: bool = False) -> None:
     background: no call waits for a compiler. torch's kernels serve each new layer and image size until Hubel's are
     ready, some 100 ms later; which of the two a call finds depends on the clock, and the last bits of results with it.
 
+    The memory of results of 4 MB and more is kept for the next of their size, up to a sixteenth of the machine's.
+
     Does nothing if the environment has HUBEL_DISABLE=1. On a torch whose operators are not those that Hubel was tested
     with, it warns and leaves torch as it is.
     """
@@ -46,12 +49,16 @@ def enable(background: bool = False) -> None:
 
 
 def disable() -> None:
-    """Take back `enable()`, however often it was called. Blocks of `enabled()` that are running keep their hold."""
+    """Take back `enable()`, however often it was called. Blocks of `enabled()` that are running keep their hold.
+
+    Memory that was kept for results of 4 MB and more goes back to the system.
+    """
     global _switched_on
     with _lock:
         _switched_on = False
         prepare_in_background(False)
         _update()
+    SHARED.clear()
 
 
 @contextmanager

@@ -9,7 +9,8 @@
 
 Nothing is copied or masked: a column that lies outside of the image is read from a vector of zeros, and rows of the
 kernel that do are left out. Stride and dilation cost nothing. The input gradient of a convolution with stride s is s²
-sums (`geometry`), each a sweep with the taps that meet it.
+sums (`geometry`); those along x that lie beside each other are one part, whose tile has outputs of all of them, so
+that memory is written in runs, too.
 
 A strip is so narrow that its rows stay in the L2 cache until the kernel has passed over them, a block of channels so
 small that its weights stay in L1; within these bounds both are as large as they can be, so that memory is read in runs.
@@ -21,6 +22,7 @@ weights of a row of up to seven taps and a column fill AVX2's registers. Narrowe
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import product
 
 from hubel.engine.algorithms.depthwise_channels_kernels import (
@@ -43,8 +45,8 @@ from hubel.engine.tables import Tables
 NAME = "depthwise_channels"
 ANY_EDGES = True
 CHANNELS_LAST = True
-# Outputs of a tile, for maps at least so wide.
-PIXELS = (7, 4, 1)
+# Units of a tile, for maps at least so wide, by the outputs of a unit: sums that lie beside each other.
+UNITS = {1: (7, 4, 1), 2: (4, 2, 1), 3: (2, 1), 4: (2, 1)}
 # Columns of a kernel are written out.
 MOST_COLUMNS = 31
 # What the rows that a strip reads may take of the L2 cache, and the weights of a block of channels of the L1 cache.
@@ -66,17 +68,18 @@ def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusa
     reason = _declined(problem, machine)
     if reason:
         return Refusal(NAME, reason)
-    parts = sums(problem)
-    pixels = pixels_of(parts)
-    block, strip, band = box_of(problem, parts, pixels, machine, machine.l2 * ROWS_HELD, ITEMS * policy.threads)
-    vectors = -(-spec.in_channels // machine.lanes)
-    tiles = spec.batch * vectors * sum(part.outputs[1] * -(-part.outputs[2] // pixels) for part in parts)
-    computed = 2 * machine.lanes * pixels * tiles * spec.taps // len(parts)
-    cycles = computed / (4 * machine.lanes * REACHED) + TILE * tiles
-    kind = f"{number(problem)}_channels_{_shape(problem)}_{pixels}"
+    parts, runs = _sums_of_rows(problem), _runs_there(problem)
+    units = units_of_tile(min(count for _, count in runs), runs[0][0].pattern.outputs)
+    block, strip, band = box_of(problem, parts, units, machine, machine.l2 * ROWS_HELD, ITEMS * policy.threads)
+    vectors = spec.batch * -(-spec.in_channels // machine.lanes)
+    tiles = [vectors * part.outputs[1] * -(-count // units) for part in parts for _, count in runs]
+    taps = [len(part.taps[1]) * len(run.taps) for part in parts for run, _ in runs]
+    computed = 2 * machine.lanes * units * sum(count * each for count, each in zip(tiles, taps, strict=True))
+    cycles = computed / (4 * machine.lanes * REACHED) + TILE * sum(tiles)
+    kind = f"{number(problem)}_channels_{_shape(problem)}_{units}"
     kind += "_ahead" if reads_ahead(problem, machine) else ""
     return Plan(
-        problem, machine, policy, NAME, Tile(pixels, 1, machine.lanes),
+        problem, machine, policy, NAME, Tile(units, 1, machine.lanes),
         kernels=(
             f"depthwise_{kind}_{machine.isa}{ending_of(problem).name}",
             f"pack_{number(problem)}_depthwise_channels_{machine.isa}",
@@ -110,14 +113,13 @@ def reads_ahead(problem: Problem, machine: Machine) -> bool:
     return reads and problem.bytes() > AHEAD * machine.l3
 
 
-def pixels_of(parts: list[Sum]) -> int:
-    """Outputs of a tile: no part may have fewer."""
-    least = min(part.outputs[2] for part in parts)
-    return next(pixels for pixels in PIXELS if pixels <= max(1, least))
+def units_of_tile(least: int, outputs: int) -> int:
+    """Units of a tile where no part has fewer than `least` along x, by the outputs of a unit."""
+    return next(units for units in UNITS[outputs] if units <= max(1, least))
 
 
 def box_of(
-    problem: Problem, parts: list[Sum], pixels: int, machine: Machine, held: float, items: int
+    problem: Problem, parts: list[Sum], units: int, machine: Machine, held: float, items: int
 ) -> tuple[int, int, int]:
     """(vectors of channels, units along x, rows of units) of a work item.
 
@@ -128,10 +130,10 @@ def box_of(
     down, reach = (max((max(s) - min(s) for part in parts if (s := part.axes[a].shifts)), default=0) for a in (1, 2))
     step_y, step_x = (parts[0].axes[a].step for a in (1, 2))
     units_y, units_x = (max(part.outputs[a] for part in parts) for a in (1, 2))
-    tiles = -(-units_x // pixels)
+    tiles = -(-units_x // units)
 
     def window(count: int, block: int) -> int:
-        return 4 * (down + 1 + step_y) * ((count * pixels - 1) * step_x + 1 + reach) * block * lanes
+        return 4 * (down + 1 + step_y) * ((count * units - 1) * step_x + 1 + reach) * block * lanes
 
     most = max(2, int(machine.l1 * WEIGHTS_HELD) // (4 * spec.taps * lanes))
     while most > 2 and window(1, min(most, vectors)) > held:
@@ -142,7 +144,7 @@ def box_of(
     strip = -(-tiles // -(-tiles // strip))
     others = max(1, spec.batch) * -(-vectors // block) * -(-tiles // strip)
     bands = min(max(1, units_y // (down + 1)), max(1, -(-items // others)))
-    return block, strip * pixels, -(-units_y // bands)
+    return block, strip * units, -(-units_y // bands)
 
 
 def _shape(problem: Problem) -> str:
@@ -152,32 +154,71 @@ def _shape(problem: Problem) -> str:
     return f"{kind}_k{spec.kernel_size[-1]}s{spec.stride[-1]}d{spec.dilation[-1]}p{spec.padding[-1]}"
 
 
-def patterns_of(problem: Problem) -> tuple[tuple[Pattern, ...], list[int]]:
-    """The different patterns of the problem's parts, and which of them each remainder along x has.
-
-    What they are depends on the layer, not on the size of the image.
+@dataclass(frozen=True)
+class Run:
+    """Sums along x whose outputs lie beside each other: the first's is at `start`. lead: their leftmost column for unit
+    0; taps: positions of the kernel, in the pattern's order.
     """
+
+    start: int
+    lead: int
+    taps: tuple[int, ...]
+    pattern: Pattern
+
+
+def runs_of(problem: Problem) -> list[Run]:
+    """The runs of a problem, which depend on the layer, not on the size of the image."""
     spec = problem.spec
     k, s, d, p = (sizes[-1] for sizes in (spec.kernel_size, spec.stride, spec.dilation, spec.padding))
     # An image that has all remainders.
-    wide = ConvSpec(1, 1, 1, (d * k + s,), k, s, p, d)
-    found: list[Pattern] = []
-    numbers = []
-    for part in sums(Problem(wide, problem.direction)):
-        shifts = sorted(part.axes[2].shifts)
-        first = shifts[0] if shifts else 0
-        beyond = p if problem.direction is Direction.FORWARD else (d * (k - 1) - p + s - 1) // s
-        pattern = Pattern(tuple(shift - first for shift in shifts), part.axes[2].step, max(0, -first), max(0, beyond))
-        if pattern not in found:
-            found.append(pattern)
-        numbers.append(found.index(pattern))
-    return tuple(found), numbers
+    parts = sums(Problem(ConvSpec(1, 1, 1, (d * k + s,), k, s, p, d), problem.direction))
+    together = -(-len(parts) // -(-len(parts) // max(UNITS)))
+    forward = problem.direction is Direction.FORWARD
+    found = []
+    for first in range(0, len(parts), together):
+        run = parts[first : first + together]
+        met = [
+            (shift, phase, tap)
+            for phase, part in enumerate(run)
+            for shift, tap in zip(part.axes[2].shifts, part.taps[2], strict=True)
+        ]
+        columns, phases, taps = zip(*sorted(met), strict=True) if met else ((), (), ())
+        lead = min(columns, default=0)
+        # The last unit may have outputs that the image has not.
+        beyond = p if forward else (d * (k - 1) - p + (s - 1) * (2 if len(run) > 1 else 1)) // s
+        pattern = Pattern(
+            tuple(column - lead for column in columns), parts[0].axes[2].step, max(0, -lead), max(0, beyond),
+            phases, len(run), parts[0].out_step[2],
+        )  # fmt: skip
+        found.append(Run(run[0].out_start[2], lead, taps, pattern))
+    return found
+
+
+def patterns_of(problem: Problem) -> tuple[Pattern, ...]:
+    """The different patterns of the problem's runs."""
+    return tuple(dict.fromkeys(run.pattern for run in runs_of(problem)))
+
+
+def _runs_there(problem: Problem) -> list[tuple[Run, int]]:
+    """The runs that an image of this size has, each with its units along x, of which the last may be cut short."""
+    width = _written(problem)[-1]
+    return [(run, -(-(width - run.start) // run.pattern.apart)) for run in runs_of(problem) if run.start < width]
+
+
+def _written(problem: Problem) -> tuple[int, ...]:
+    spec = problem.spec
+    return spec.output_size if problem.direction is Direction.FORWARD else spec.input_size
+
+
+def _sums_of_rows(problem: Problem) -> list[Sum]:
+    """The problem's sums with the first remainder along x, one for each remainder along y."""
+    return [part for part in sums(problem) if not part.out_start[2]]
 
 
 def emit(plan: Plan) -> dict[str, Callable[[], str]]:
     """The IR of each kernel of the plan, by name."""
     problem, machine = plan.problem, plan.machine
-    patterns, _ = patterns_of(problem)
+    patterns = patterns_of(problem)
     main, pack = plan.kernels
     lanes, ending = machine.lanes, ending_of(problem)
     return {
@@ -195,10 +236,10 @@ def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...])
     forward = problem.direction is Direction.FORWARD
     source, target = (x, y) if forward else (y, x)
     read = spec.input_size if forward else spec.output_size
-    parts, tables = sums(problem), Tables()
-    units_y, units_x = (max(part.outputs[a] for part in parts) for a in (1, 2))
+    parts, runs, tables = _sums_of_rows(problem), _runs_there(problem), Tables()
+    units_y, units_x = max(part.outputs[1] for part in parts), max(count for _, count in runs)
     vectors, block = -(-spec.in_channels // lanes), plan.row_tiles
-    table, places = _parts_table(problem, parts, w)
+    table, places = _parts_table(problem, parts, runs, w)
     (_, in_y, in_x), (_, out_y, out_x) = three(source[2:], 0), three(target[2:], 0)
     (_, height, width), step = three(read, 1), parts[0].axes
     _, band, strip = plan.box
@@ -207,10 +248,10 @@ def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...])
     words = {
         "channels": spec.in_channels, "vectors": vectors, "block": block, "blocks": blocks,
         "units_y": units_y, "bands": bands, "per_band": band, "units_x": units_x, "strips": strips, "strip": strip,
-        "taps": len(places), "phase_table": tables.add(table), "parts": len(parts),
+        "taps": len(places), "phase_table": tables.add(table), "parts": len(parts) * len(runs),
         "step_y": step[1].step, "step_x": step[2].step, "height": height, "width": width,
         "in_n": source[0], "in_y": in_y, "in_x": in_x, "out_n": target[0], "out_y": out_y, "out_x": out_x,
-        "out_step_y": parts[0].out_step[1], "out_step_x": parts[0].out_step[2],
+        "out_step_y": parts[0].out_step[1], "out_width": _written(problem)[-1],
         "zeros_at": 0, "bias_at": bias_at,
     }  # fmt: skip
     items = spec.batch * bands * strips * blocks
@@ -224,22 +265,22 @@ def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...])
     return Bound(jobs, (packing,), vectors * len(places) * lanes, key, scratch, 0, tables.keep())
 
 
-def _parts_table(problem: Problem, parts: list[Sum], w: tuple[int, ...]) -> tuple[list[int], list[int]]:
+def _parts_table(
+    problem: Problem, parts: list[Sum], runs: list[tuple[Run, int]], w: tuple[int, ...]
+) -> tuple[list[int], list[int]]:
     """(the words of `PART` for each part, where each weight lies from its channel's first on, part by part)"""
-    _, numbers = patterns_of(problem)
-    _, w_y, w_x = three(w[2:], 0)
+    patterns, (_, w_y, w_x) = patterns_of(problem), three(w[2:], 0)
     table: list[int] = []
     places: list[int] = []
-    for part in parts:
-        rows, columns = (sorted(zip(part.axes[a].shifts, part.taps[a], strict=True)) for a in (1, 2))
-        here = bool(rows and columns)
-        apart = rows[1][0] - rows[0][0] if len(rows) > 1 else 1
+    for part, (run, count) in product(parts, runs):
+        rows = sorted(zip(part.axes[1].shifts, part.taps[1], strict=True))
+        here = bool(rows and run.taps)
         words = {
-            "rows": len(rows) * here, "lead_y": rows[0][0] if here else 0, "apart_y": apart,
-            "lead_x": columns[0][0] if columns else 0, "outputs_y": part.outputs[1], "outputs_x": part.outputs[2],
-            "start_y": part.out_start[1], "start_x": part.out_start[2], "before": len(places),
-            "pattern": numbers[part.out_start[2]],
+            "rows": len(rows) * here, "lead_y": rows[0][0] if here else 0,
+            "apart_y": rows[1][0] - rows[0][0] if len(rows) > 1 else 1, "lead_x": run.lead,
+            "units_y": part.outputs[1], "units_x": count, "start_y": part.out_start[1], "start_x": run.start,
+            "before": len(places), "pattern": patterns.index(run.pattern),
         }  # fmt: skip
         table += [words[name] for name in PART]
-        places += [ty * w_y + tx * w_x for (_, ty), (_, tx) in product(rows, columns)]
+        places += [ty * w_y + tx * w_x for (_, ty), tx in product(rows, run.taps)]
     return table, places

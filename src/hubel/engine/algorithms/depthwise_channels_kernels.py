@@ -17,45 +17,54 @@ from hubel.engine.ir.rows import zero_row
 WORDS = (
     "channels", "vectors", "block", "blocks", "units_y", "bands", "per_band", "units_x", "strips", "strip",
     "taps", "phase_table", "parts", "step_y", "step_x", "height", "width",
-    "in_n", "in_y", "in_x", "out_n", "out_y", "out_x", "out_step_y", "out_step_x",
+    "in_n", "in_y", "in_x", "out_n", "out_y", "out_x", "out_step_y", "out_width",
     "zeros_at", "bias_at",
 )  # fmt: skip
 # What a table says of each part: how many rows of the kernel take part, where the first of them and its leftmost
-# column lie for unit (0, 0), how far apart rows are; outputs; where they begin; taps before it; which pattern it has.
-PART = ("rows", "lead_y", "apart_y", "lead_x", "outputs_y", "outputs_x", "start_y", "start_x", "before", "pattern")
+# column lie for unit (0, 0), how far apart rows are; units; where outputs begin; taps before it; which pattern it has.
+PART = ("rows", "lead_y", "apart_y", "lead_x", "units_y", "units_x", "start_y", "start_x", "before", "pattern")
 PACK_WORDS = ("channels", "taps", "places", "apart", "contiguous")
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """What a row of the kernel reads of a row of pixels: `columns`, one a tap, from the leftmost on; `step` pixels from
-    an output to the next. left, right: how many columns of a tile may lie outside of the image, on either side.
+    """What a row of the kernel reads of a row of pixels, by units: a unit is one output, or those that lie beside each
+    other where the outputs of an input gradient fall apart into several sums.
+
+    columns: one a tap, from the leftmost on; step: pixels from a unit to the next. left, right: how many columns of a
+    tile may lie outside of the image, on either side. phases: for each tap, which output of the unit it adds to;
+    outputs: of a unit; apart: outputs from a unit to the next.
     """
 
     columns: tuple[int, ...]
     step: int
     left: int
     right: int
+    phases: tuple[int, ...]
+    outputs: int = 1
+    apart: int = 1
 
-    def span(self, pixels: int) -> int:
-        """Columns that a tile of so many outputs reaches over."""
-        return (pixels - 1) * self.step + (self.columns[-1] + 1 if self.columns else 1)
+    def span(self, units: int) -> int:
+        """Columns that a tile of so many units reaches over."""
+        return (units - 1) * self.step + (self.columns[-1] + 1 if self.columns else 1)
 
-    def readers(self, pixels: int, taps: range) -> dict[int, list[tuple[int, int]]]:
+    def readers(self, units: int, taps: range) -> dict[int, list[tuple[int, int]]]:
         """For each column of a tile the (output, tap) that read it, for some of the taps."""
         found: dict[int, list[tuple[int, int]]] = {}
         for tap in taps:
-            for output in range(pixels):
-                found.setdefault(output * self.step + self.columns[tap], []).append((output, tap))
+            for unit in range(units):
+                output = unit * self.outputs + self.phases[tap]
+                found.setdefault(unit * self.step + self.columns[tap], []).append((output, tap))
         return dict(sorted(found.items()))
 
 
 def kernel_function(
-    patterns: tuple[Pattern, ...], pixels: int, lanes: int, registers: int, ending: Ending = PLAIN, ahead: bool = False
+    patterns: tuple[Pattern, ...], units: int, lanes: int, registers: int, ending: Ending = PLAIN, ahead: bool = False
 ) -> Function:
     """The kernel: `kernel(args, begin, end, scratch)`; an item is a band of rows of a strip of a block of channels.
 
-    ahead: whether the rows below those that are read are asked for, as many as the next outputs read anew.
+    units: of a tile, along a row. ahead: whether the rows below those that are read are asked for, as many as the next
+    outputs read anew.
     """
     f = Function("kernel", [("args", PTR), ("begin", I64), ("end", I64), ("scratch", PTR)])
     args, scratch = f.arg("args"), f.arg("scratch")
@@ -65,7 +74,7 @@ def kernel_function(
     zero_row(f, scratch + a["zeros_at"], f.constant(lanes), lanes)
     bias = scratch + a["bias_at"]
     _collect_bias(f, operands, bias, a["channels"], lanes)
-    rows = _row_function(patterns, pixels, lanes, registers, ending, ahead)
+    rows = _row_function(patterns, units, lanes, registers, ending, ahead)
     with f.loop("item", f.arg("begin"), f.arg("end")) as item:
         block, rest = item.index % a["blocks"], item.index // a["blocks"]
         strip, rest = rest % a["strips"], rest // a["strips"]
@@ -95,7 +104,7 @@ def _collect_bias(f: Function, operands: Channels, to: Value, channels: Value, l
 
 
 def _row_function(
-    patterns: tuple[Pattern, ...], pixels: int, lanes: int, registers: int, ending: Ending, ahead: bool
+    patterns: tuple[Pattern, ...], units: int, lanes: int, registers: int, ending: Ending, ahead: bool
 ) -> Function:
     """row(args, source, weights, biases, target, zeros, operands, y, left, right, first, last): all parts of unit row
     y, from unit `left` to `right`, of the vectors `first` to `last` of channels.
@@ -106,10 +115,10 @@ def _row_function(
     a = job_words(f, WORDS)
     y, operands = f.arg("y"), ending.given(f)
     inner, edge = (
-        [_tile_function(f"{name}_{i}", p, pixels, at, lanes, registers, ending, ahead) for i, p in enumerate(patterns)]
+        [_tile_function(f"{name}_{i}", p, units, at, lanes, registers, ending, ahead) for i, p in enumerate(patterns)]
         for name, at in (("inner", False), ("edge", True))
     )
-    spans = [f.constant(p.span(pixels)) for p in patterns]
+    spans, counts = [p.span(units) for p in patterns], [p.outputs for p in patterns]
     with f.loop("part", 0, a["parts"], at_least_once=True) as part:
         at = f.offset(a["phase_table"], part.index * len(PART), I64, "part_at")
         p = {name: f.word(at, i, name) for i, name in enumerate(PART)}
@@ -121,46 +130,56 @@ def _row_function(
         source = f.arg("source") + (start + above * p["apart_y"]) * a["in_y"]
         row_step = p["apart_y"] * a["in_y"]
         target = f.arg("target") + (y * a["out_step_y"] + p["start_y"]) * a["out_y"] + p["start_x"] * a["out_x"]
-        stop = f.select(y < p["outputs_y"], f.minimum(f.arg("right"), p["outputs_x"]), f.arg("left"))
-        span = spans[0]
-        for i, other in enumerate(spans[1:], 1):
-            span = f.select(p["pattern"].equals(i), other, span)
-        with f.loop("x", f.arg("left"), stop, pixels) as x:
-            unit = f.minimum(x.index, p["outputs_x"] - pixels)
+        stop = f.select(y < p["units_y"], f.minimum(f.arg("right"), p["units_x"]), f.arg("left"))
+        span, outputs = (_chosen(f, numbers, p["pattern"]) for numbers in (spans, counts))
+        apart = patterns[0].apart
+        with f.loop("x", f.arg("left"), stop, units) as x:
+            unit = f.minimum(x.index, p["units_x"] - units)
             column = unit * a["step_x"] + p["lead_x"]
-            inside = (column >= 0) & (column + span <= a["width"])
+            # Outputs of the tile's last unit that the image has.
+            there = a["out_width"] - p["start_x"] - (unit + (units - 1)) * apart
+            inside = (column >= 0) & (column + span <= a["width"]) & (there >= outputs)
             function = f.select(inside, f.one_of(inner, p["pattern"]), f.one_of(edge, p["pattern"]), "tile")
             f.call(
                 inner[0], f.arg("args"), source + column * a["in_x"], f.arg("weights") + p["before"] * lanes,
-                f.arg("biases"), target + unit * (a["out_step_x"] * a["out_x"]), f.arg("zeros"), *operands.arguments,
-                count, above, row_step, column, f.arg("first"), f.arg("last"), at=function,
+                f.arg("biases"), target + unit * (a["out_x"] * apart), f.arg("zeros"), *operands.arguments,
+                count, above, row_step, column, there, f.arg("first"), f.arg("last"), at=function,
             )  # fmt: skip
     f.ret()
     return f
 
 
+def _chosen(f: Function, numbers: list[int], at: Value) -> Value:
+    """numbers[at]"""
+    chosen = f.constant(numbers[0])
+    for i, number in enumerate(numbers[1:], 1):
+        chosen = f.select(at.equals(i), f.constant(number), chosen)
+    return chosen
+
+
 def _tile_function(
-    name: str, pattern: Pattern, pixels: int, edge: bool, lanes: int, registers: int, ending: Ending, ahead: bool
+    name: str, pattern: Pattern, units: int, edge: bool, lanes: int, registers: int, ending: Ending, ahead: bool
 ) -> Function:
-    """tile(args, source, weights, biases, target, zeros, operands, rows, above, row_step, column, first, last):
+    """tile(args, source, weights, biases, target, zeros, operands, rows, above, row_step, column, there, first, last):
     neighbouring outputs of one row, vector by vector of channels.
 
     source, target: at the tile's leftmost column and output, channel 0. rows: of the kernel, after the `above` first.
-    edge: whether columns may lie outside of the image; they are read at `zeros`. ahead: as for `kernel_function`.
+    edge: whether columns may lie outside of the image (they are read at `zeros`) and outputs, too: of the last unit
+    only the first `there` are stored. ahead: as for `kernel_function`.
     """
     pointers = [("args", PTR), ("source", ending.stored), ("weights", PTR), ("biases", PTR), ("target", ending.stored)]
-    numbers = [(n, I64) for n in ("rows", "above", "row_step", "column", "first", "last")]
+    numbers = [(n, I64) for n in ("rows", "above", "row_step", "column", "there", "first", "last")]
     f = Function(name, [*pointers, ("zeros", PTR), *ending.parameters, *numbers], private=True)
-    a = job_words(f, WORDS, "channels", "taps", "in_x", "in_y", "out_x", "out_step_x", "width")
+    a = job_words(f, WORDS, "channels", "taps", "in_x", "in_y", "out_x", "width")
     operands, taps, size = ending.given(f), len(pattern.columns), ending.stored.bytes
-    span = pattern.span(pixels)
+    outputs, span = units * pattern.outputs, pattern.span(units)
     zeros = f.arg("zeros").seen_as(ending.stored)
     place = multiples(f, a["in_x"] * size, span - 1)
-    put = multiples(f, a["out_step_x"] * a["out_x"] * size, pixels - 1)
-    read = row_reader(f, pattern, pixels, place, a["width"], zeros, lanes, edge)
+    put = multiples(f, a["out_x"] * size, (units - 1) * pattern.apart + pattern.outputs - 1)
+    read = row_reader(f, pattern, units, place, a["width"], zeros, lanes, edge)
     vector, width = vector_of(lanes), a["taps"] * lanes
     skipped = f.arg("above") * (taps * lanes)
-    groups = taps_in_groups(taps, registers - pixels - 2)
+    groups = taps_in_groups(taps, registers - outputs - 2)
     below = f.arg("source") + ((f.arg("rows") - 1) * f.arg("row_step") + a["in_y"])
     with f.loop("v", f.arg("first"), f.arg("last"), at_least_once=True) as v:
         channel = f.minimum(v.index * lanes, a["channels"] - lanes)
@@ -169,10 +188,10 @@ def _tile_function(
             # A share for each vector of what the tile's outputs read below, line after line.
             share = (v.index - f.arg("first")) * pattern.step
             row = share // (f.arg("last") - f.arg("first"))
-            line = below + row * a["in_y"] + (share - row * (f.arg("last") - f.arg("first"))) * (pixels * lanes)
-            for at in range(0, pixels * pattern.step * lanes, 16):
+            line = below + row * a["in_y"] + (share - row * (f.arg("last") - f.arg("first"))) * (units * lanes)
+            for at in range(0, units * pattern.step * lanes, 16):
                 f.prefetch(line + at)
-        carried = [f.arg("source") + channel, f.arg("weights") + v.index * width + skipped, *[start] * pixels]
+        carried = [f.arg("source") + channel, f.arg("weights") + v.index * width + skipped, *[start] * outputs]
         with f.loop("row", 0, f.arg("rows"), carry=carried) as row:
             at, w, *acc = row.carried
             for group in groups:
@@ -184,8 +203,13 @@ def _tile_function(
         finish = operands.further(channel).load_lanes(lanes)
         target = f.arg("target") + channel
         for output, total in enumerate(row.results[2:]):
-            to = put(target, output)
-            f.store(finish(total, to), to)
+            unit, phase = divmod(output, pattern.outputs)
+            to = put(target, unit * pattern.apart + phase)
+            if edge and phase and unit == units - 1:
+                with f.when(f.arg("there") > phase, f"output_{output}"):
+                    f.store(finish(total, to), to)
+            else:
+                f.store(finish(total, to), to)
     f.ret()
     return f
 
@@ -193,7 +217,7 @@ def _tile_function(
 def row_reader(
     f: Function,
     pattern: Pattern,
-    pixels: int,
+    units: int,
     place: Callable[[Value, int], Value],
     width: Value,
     zeros: Value,
@@ -205,7 +229,7 @@ def row_reader(
 
     place: where columns lie. edge: whether some may lie outside of an image of this width; they are read at `zeros`.
     """
-    span = pattern.span(pixels)
+    span = pattern.span(units)
     outside = {
         c: f.negate(within(f.arg("column") + c, width))
         for c in range(span)
@@ -213,7 +237,7 @@ def row_reader(
     }
 
     def read(at: Value, taps: range) -> Iterator[tuple[Value, list[tuple[int, int]]]]:
-        for column, readers in pattern.readers(pixels, taps).items():
+        for column, readers in pattern.readers(units, taps).items():
             pixel_at = place(at, column)
             if column in outside:
                 pixel_at = f.select(outside[column], zeros, pixel_at, "pixel_at")

@@ -27,8 +27,8 @@ from hubel.engine.algorithms.depthwise_channels import (
     TILE,
     box_of,
     patterns_of,
-    pixels_of,
     reads_ahead,
+    units_of_tile,
 )
 from hubel.engine.algorithms.depthwise_weight_channels_kernels import (
     REDUCE_WORDS,
@@ -60,7 +60,7 @@ def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusa
         return Refusal(NAME, reason)
     forward = Problem(spec, layout=problem.layout)
     (part,) = sums(forward)
-    pixels = pixels_of([part])
+    pixels = units_of_tile(part.outputs[2], 1)
     vectors = -(-spec.in_channels // machine.lanes)
     block, strip, _ = box_of(forward, [part], pixels, machine, machine.l2 * ROWS_HELD, 1)
     height = part.outputs[1]
@@ -109,7 +109,7 @@ def _declined(problem: Problem, machine: Machine) -> str:
 def emit(plan: Plan) -> dict[str, Callable[[], str]]:
     """The IR of each kernel that the plan runs, by name."""
     problem, machine = plan.problem, plan.machine
-    (pattern,), _ = patterns_of(Problem(problem.spec))
+    (pattern,) = patterns_of(Problem(problem.spec))
     main, reduce, bias = plan.kernels
     lanes, of, ahead = machine.lanes, stored(problem), reads_ahead(problem, machine)
     sources = {
