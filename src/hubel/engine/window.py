@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 from math import prod
+from typing import TypeAlias
 
 # The sizes and strides of a window as a kernel reads them, in this order. Strides and pitches count elements.
 WORDS = (
@@ -74,6 +75,9 @@ class Axis:
         return words
 
 
+Axes: TypeAlias = tuple[Axis, Axis, Axis]
+
+
 @dataclass(frozen=True)
 class Window:
     """A box of outputs along (z, y, x), for `images` images at a time, and the scratch memory of what it reads.
@@ -81,7 +85,7 @@ class Window:
     `like`: lay rows and planes out as another window does (the output gradient beside the input).
     """
 
-    axes: tuple[Axis, Axis, Axis]
+    axes: Axes
     box: tuple[int, int, int]
     images: int = 1
     lanes: int = 16
@@ -150,11 +154,13 @@ class Window:
         """Length of one plane of outputs with the thrown-away places between rows."""
         return (self.box[1] - 1) * self.pitch_y + self.box[2]
 
-    def offsets(self) -> list[int]:
-        """Where each kernel position starts, in the order of the kernel's elements."""
+    def offsets(self, axes: Axes | None = None) -> list[int]:
+        """Where each kernel position starts, in the order of the kernel's elements; of those with the shifts of `axes`,
+        if that is given.
+        """
         _, ny, nx = (len(a.phases) for a in self.axes)
         starts = []
-        for shifts in product(*(axis.shifts for axis in self.axes)):
+        for shifts in product(*(axis.shifts for axis in axes or self.axes)):
             (pz, az), (py, ay), (px, ax) = (axis.place(s) for axis, s in zip(self.axes, shifts, strict=True))
             phase = (pz * ny + py) * nx + px
             starts.append(phase * self.pitch_phase + az * self.pitch_z + ay * self.pitch_y + ax)

@@ -3,6 +3,7 @@
     for every image, group, box of outputs and share of the output channels:               one work item
         for blocks of input channels:
             copy the window that the box reads into scratch                                 padding becomes zeros
+            for the sums of a gradient with a stride, which read the same window,
             for planes z, for runs of pixels q, for tiles of output channels t:             (t, then q: few terms)
                 for channels c of the block, for taps:                                      the register tile
                     acc[row, pixel] += weight[t][c, tap][row] · window[c][offset[tap] + pixel]
@@ -39,7 +40,7 @@ from hubel.engine.plan import Bound, Estimate, Plan, PlannedJob, Refusal, Tile
 from hubel.engine.problem import Direction, Policy, Problem
 from hubel.engine.tables import Tables
 from hubel.engine.threads import RESERVED_WORDS
-from hubel.engine.window import Window
+from hubel.engine.window import Axes, Window
 
 NAME = "direct"
 ANY_EDGES = True
@@ -54,12 +55,14 @@ SLACK = 64
 
 # The words of a job after the base pointers, in this order.
 WORDS = (
-    "offsets", "weights_from", "groups", "channels", "rows", "taps", "block",
+    "parts_at", "parts", "groups", "channels", "rows", "block",
     "chunk_tiles", "chunks", "tiles",
-    "outputs_z", "outputs_y", "outputs_x", "box_z", "box_y", "box_x", "boxes_z", "boxes_y", "boxes_x",
-    "in_n", "in_g", "out_from", "out_n", "out_c", "out_z", "out_y", "out_x",
-    "sums_from", "sums_row", "sums_z", "in_place", "window",
+    "box_z", "box_y", "box_x", "boxes_z", "boxes_y", "boxes_x",
+    "in_n", "in_g", "out_n", "out_c", "out_z", "out_y", "out_x",
+    "sums_row", "sums_z", "in_place", "window",
 )  # fmt: skip
+# What a table says of each of the sums that share a window.
+PART = ("offsets", "weights_from", "taps", "outputs_z", "outputs_y", "outputs_x", "out_from", "sums_from")
 # What `in_place` says: all sums pass through scratch; whole tiles of the box's only row go straight to the output;
 # those of each row do, where rows are long enough to be done one by one.
 SCRATCH, ONE_ROW, ROW_BY_ROW = 0, 1, 2
@@ -172,8 +175,7 @@ def convolution_function(tile: Tile, ending: Ending = PLAIN) -> Function:
     window = WindowWords(f, window_block)
     window.load("stride_c", "pitch_z", "pitch_y")
     fill = fill_window_function(tile.lanes, ending.stored)
-    compute = _compute_function(tile, ending)
-    store = _store_function(tile, ending)
+    part_function = _part_function(tile, ending)
     with f.loop("item", f.arg("begin"), f.arg("end")) as item:
         rest, chunk = item.index // a["chunks"], item.index % a["chunks"]
         origin: dict[str, Value] = {}
@@ -181,54 +183,84 @@ def convolution_function(tile: Tile, ending: Ending = PLAIN) -> Function:
             origin[axis] = (rest % a[f"boxes_{axis}"]) * a[f"box_{axis}"]
             rest = rest // a[f"boxes_{axis}"]
         group, image = rest % a["groups"], rest // a["groups"]
-        size = {axis: f.minimum(a[f"box_{axis}"], a[f"outputs_{axis}"] - origin[axis]) for axis in "xyz"}
-        one_by_one = a["in_place"].equals(ROW_BY_ROW)
-        flat = f.select(one_by_one, size["x"], (size["y"] - 1) * window["pitch_y"] + size["x"], "flat")
-        planes = f.select(one_by_one, size["y"], size["z"], "planes")
         first = chunk * a["chunk_tiles"]
-        tiles = f.minimum(a["chunk_tiles"], a["tiles"] - first)
         source_g = source + image * a["in_n"] + group * a["in_g"]
         row = group * a["rows"] + first * tile.rows
-        out = target + a["out_from"] + image * a["out_n"] + row * a["out_c"]
+        out = target + image * a["out_n"] + row * a["out_c"]
         for axis in "xyz":
             out = out + origin[axis] * a[f"out_{axis}"]
-        rows = f.minimum(a["rows"] - first * tile.rows, tiles * tile.rows)
-        terms = a["channels"] * a["taps"]
-        panel = weights + a["weights_from"] + (group * a["tiles"] + first) * terms * tile.rows
-        of_row = channels.further(row)
-        sums_at = scratch + a["sums_from"]
+        of_row, tile_number = channels.further(row), group * a["tiles"] + first
         with f.loop("c", 0, a["channels"], a["block"]) as c:
             block = f.minimum(a["block"], a["channels"] - c.index)
             from_c = source_g + c.index * window["stride_c"]
             f.call(fill, scratch, from_c, window_block, block, origin["z"], origin["y"], origin["x"])
-            last = c.index + a["block"] >= a["channels"]
-            mode = f.select(c.index > 0, ADD, 0)
-            if ending.plain:
-                mode = mode + f.select(last & of_row.given, BIAS, 0)
+            with f.loop("part", 0, a["parts"], at_least_once=True) as part:
+                f.call(
+                    part_function, args, f.offset(a["parts_at"], part.index * len(PART), I64, "part_at"), weights,
+                    scratch, out, *of_row.arguments, c.index, block, tile_number, first,
+                    origin["z"], origin["y"], origin["x"],
+                )  # fmt: skip
+    f.ret()
+    return f
+
+
+def _part_function(tile: Tile, ending: Ending) -> Function:
+    """part(args, part, weights, scratch, out, operands, c, block, tile, first, z, y, x): what a block of channels, from
+    c on, adds to the sums of one item that belong together, which are stored after the last block.
+
+    part: its words. out: of the item's first output, without `out_from`. tile: the number of the first tile of weights
+    in the whole layer; first: in its group. z, y, x: where the box begins.
+    """
+    pointers = [("args", PTR), ("part", PTR), ("weights", PTR), ("scratch", PTR), ("out", ending.stored)]
+    numbers = [(n, I64) for n in ("c", "block", "tile", "first", "z", "y", "x")]
+    f = Function("part", [*pointers, *ending.parameters, *numbers], private=True)
+    args, c, of_row = f.arg("args"), f.arg("c"), ending.given(f)
+    a = job_words(f, WORDS, "channels", "rows", "block", "chunk_tiles", "tiles", "box_z", "box_y", "box_x", "in_place")
+    window = WindowWords(f, f.offset(args, RESERVED_WORDS + WORDS.index("window"), I64, "window_words"))
+    window.load("pitch_y")
+    p = {name: f.word(f.arg("part"), i, name, PTR if name == "offsets" else I64) for i, name in enumerate(PART)}
+    size = {axis: f.minimum(a[f"box_{axis}"], p[f"outputs_{axis}"] - f.arg(axis)) for axis in "xyz"}
+    one_by_one = a["in_place"].equals(ROW_BY_ROW)
+    flat = f.select(one_by_one, size["x"], (size["y"] - 1) * window["pitch_y"] + size["x"], "flat")
+    planes = f.select(one_by_one, size["y"], size["z"], "planes")
+    tiles = f.minimum(a["chunk_tiles"], a["tiles"] - f.arg("first"))
+    rows = f.minimum(a["rows"] - f.arg("first") * tile.rows, tiles * tile.rows)
+    panel = f.arg("weights") + p["weights_from"] + f.arg("tile") * (a["channels"] * p["taps"] * tile.rows)
+    out, sums = f.arg("out") + p["out_from"], f.arg("scratch") + p["sums_from"]
+    last = c + a["block"] >= a["channels"]
+    mode = f.select(c > 0, ADD, 0)
+    if ending.plain:
+        mode = mode + f.select(last & of_row.given, BIAS, 0)
+    # Some sums have one output fewer along an axis than others.
+    with f.when((size["x"] > 0) & (size["y"] > 0) & (size["z"] > 0), "there"):
+        f.call(
+            _compute_function(tile, ending), args, panel + c * p["taps"] * tile.rows, f.arg("scratch"), p["offsets"],
+            sums, out, of_row.arguments[0], f.arg("block") * p["taps"], a["channels"] * p["taps"], planes, flat, tiles,
+            rows, mode,
+        )  # fmt: skip
+        with f.when(last, "last"):
+            lines = f.select(one_by_one, 1, size["y"], "lines")
             f.call(
-                compute, args, panel + c.index * a["taps"] * tile.rows, scratch, sums_at, out,
-                of_row.arguments[0], block * a["taps"], planes, flat, tiles, rows, mode,
-            )  # fmt: skip
-        lines = f.select(one_by_one, 1, size["y"], "lines")
-        f.call(store, args, sums_at, out, *of_row.arguments, planes, lines, size["x"], rows, flat)
+                _store_function(tile, ending), args, sums, out, *of_row.arguments, planes, lines, size["x"], rows, flat
+            )
     f.ret()
     return f
 
 
 def _compute_function(tile: Tile, ending: Ending) -> Function:
-    """compute(args, panel, window, sums, out, bias, terms, planes, flat, tiles, rows, mode): a block of channels of
-    one item. Planes are rows where rows are done one by one.
+    """compute(args, panel, window, offsets, sums, out, bias, terms, all_terms, planes, flat, tiles, rows, mode): a
+    block of channels of one item, with so many terms; all channels have `all_terms`. Planes are rows where rows are
+    done one by one.
 
     Whole tiles go straight to the output where it lies as the tile does (`in_place`) and takes sums as they are, all
     others into scratch. The last tiles of output channels ask for the pixels that come next, a line each.
     """
-    pointers = [(n, PTR) for n in ("args", "panel", "window", "sums")]
+    pointers = [(n, PTR) for n in ("args", "panel", "window", "offsets", "sums")]
     pointers += [("out", ending.stored), ending.parameters[0]]
-    numbers = [(n, I64) for n in ("terms", "planes", "flat", "tiles", "rows", "mode")]
+    numbers = [(n, I64) for n in ("terms", "all_terms", "planes", "flat", "tiles", "rows", "mode")]
     f = Function("compute", [*pointers, *numbers], private=True)
     args, width = f.arg("args"), tile.vectors * tile.lanes
-    names = ("offsets", "channels", "taps", "out_c", "out_z", "out_y", "sums_row", "sums_z", "in_place")
-    a = job_words(f, WORDS, *names)
+    a = job_words(f, WORDS, "out_c", "out_z", "out_y", "sums_row", "sums_z", "in_place")
     window = WindowWords(f, f.offset(args, RESERVED_WORDS + WORDS.index("window"), I64, "window_words"))
     window.load("pitch_z", "pitch_y")
     one_by_one = a["in_place"].equals(ROW_BY_ROW)
@@ -236,7 +268,7 @@ def _compute_function(tile: Tile, ending: Ending) -> Function:
     out_z = f.select(one_by_one, a["out_y"], a["out_z"], "out_plane")
     inner = outer_product_tile(tile.rows, tile.vectors, tile.lanes)
     lines = max(1, width // 16)
-    panel_tile = a["channels"] * a["taps"] * tile.rows
+    panel_tile = f.arg("all_terms") * tile.rows
     in_place = a["in_place"] > SCRATCH
     along = f.arg("terms") <= ALONG
     runs = (f.arg("flat") + (width - 1)) // width
@@ -259,7 +291,7 @@ def _compute_function(tile: Tile, ending: Ending) -> Function:
             else (parked, Value(f, PTR, "null"))
         )
         f.call(
-            inner, f.arg("panel") + t * panel_tile, pixels, a["offsets"], into, bias, ahead, a["offsets"],
+            inner, f.arg("panel") + t * panel_tile, pixels, f.arg("offsets"), into, bias, ahead, f.arg("offsets"),
             f.arg("terms"), pitch, mode,
         )  # fmt: skip
     f.ret()
@@ -333,60 +365,90 @@ def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...])
     source, target = (x, y) if forward else (y, x)
     tables, jobs, packing = Tables(), [], []
     scratch = packed = 0
-    for part in sums(plan.problem):
-        words, items, needed = _job_words(plan, part, spec.batch, spec.groups, source, target, packed, tables)
+    for parts in _sharing_windows(plan):
+        places = []
+        for part in parts:
+            places.append(packed)
+            if part.tap_count:
+                packing.append(packing_job(plan, part, w, packed, tables))
+                packed += packing[-1].items * plan.tile.rows * part.channels * part.tap_count
+        words, items, needed = _job_words(plan, parts, spec.batch, spec.groups, source, target, places, tables)
         jobs.append(PlannedJob(plan.kernels[0], items, words))
-        if part.tap_count:
-            packing.append(packing_job(plan, part, w, packed, tables))
-            packed += packing[-1].items * plan.tile.rows * part.channels * part.tap_count
         scratch = max(scratch, needed)
     key = packing_key(plan, w) if forward else (*packing_key(plan, w), spec.stride, spec.padding, spec.dilation)
     return Bound(tuple(jobs), tuple(packing), packed, key, scratch, 0, tables.keep())
 
 
+def _sharing_windows(plan: Plan) -> list[list[Sum]]:
+    """The problem's sums in parts that share windows: so many that what they have in scratch stays in L2."""
+    parts = sums(plan.problem)
+    of_one = 4 * plan.row_tiles * plan.tile.rows * prod(plan.box)
+    together = max(1, plan.machine.l2 // 4 // max(1, of_one))
+    return [parts[i : i + together] for i in range(0, len(parts), together)]
+
+
+def _common(parts: list[Sum]) -> Axes:
+    """Axes with the shifts of all the sums."""
+    if len(parts) == 1:
+        return parts[0].axes
+    found = []
+    for of_parts in zip(*(part.axes for part in parts), strict=True):
+        shifts = tuple(sorted({shift for axis in of_parts for shift in axis.shifts}))
+        found.append(replace(of_parts[0], outputs=max(axis.outputs for axis in of_parts), shifts=shifts))
+    return tuple(found)  # type: ignore[return-value]
+
+
 def _job_words(
     plan: Plan,
-    part: Sum,
+    parts: list[Sum],
     batch: int,
     groups: int,
     source: tuple[int, ...],
     target: tuple[int, ...],
-    packed: int,
+    packed: list[int],
     tables: Tables,
 ) -> tuple[tuple[int, ...], int, int]:
-    """(words, work items, numbers of scratch) of the job for one sum."""
-    tile, outputs = plan.tile, part.outputs
+    """(words, work items, numbers of scratch) of the job for sums that share a window, whose packed weights begin at
+    these places.
+    """
+    tile, axes, part = plan.tile, _common(parts), parts[0]
+    outputs = tuple(axis.outputs for axis in axes)
     box = tuple(min(b, o) for b, o in zip(plan.box, outputs, strict=True))
-    window = Window(part.axes, box, lanes=tile.lanes)  # type: ignore[arg-type]
+    window = Window(axes, box, lanes=tile.lanes)  # type: ignore[arg-type]
     boxes = tuple(-(-o // b) for o, b in zip(outputs, box, strict=True))
     tiles = -(-part.rows // tile.rows)
     chunks = -(-tiles // plan.row_tiles)
     width = tile.vectors * tile.lanes
-    taps = window.offsets() if part.tap_count else []
-    channels = part.channels if taps else 1
+    channels = part.channels if any(each.tap_count for each in parts) else 1
     block = min(plan.channel_block, channels)
-    offsets = [c * window.pitch_c + tap for c in range(block) for tap in taps]
     n, c, *space = source
     out_n, out_c, *out_space = target
     strides, out = three(tuple(space), 0), three(tuple(out_space), 0)
-    out_from = sum(r * s for r, s in zip(part.out_start, out, strict=True))
-    out = tuple(o * s for o, s in zip(part.out_step, out, strict=True))
-    straight = out[2] == 1 and ending_of(plan.problem).plain
+    steps = tuple(o * s for o, s in zip(part.out_step, out, strict=True))
+    straight = steps[2] == 1 and ending_of(plan.problem).plain
     one_by_one = straight and row_by_row(box, width)  # type: ignore[arg-type]
     planes, flat = (box[1], box[2]) if one_by_one else (box[0], window.flat)
     sums_z = -(-flat // width) * width
     sums_row = planes * sums_z + (tile.lanes if planes * sums_z % 1024 == 0 else 0)
     sums_from = -(-(block * window.pitch_c + window.overhang + width + SLACK) // 16) * 16
     in_place = ROW_BY_ROW if one_by_one else ONE_ROW if straight and box[0] == box[1] == 1 else SCRATCH
+    table = []
+    for each, place in zip(parts, packed, strict=True):
+        taps = window.offsets(each.axes) if each.tap_count else []
+        table += [
+            tables.add([c * window.pitch_c + tap for c in range(block) for tap in taps]), place, len(taps),
+            *each.outputs, sum(r * s for r, s in zip(each.out_start, out, strict=True)), sums_from,
+        ]  # fmt: skip
+        sums_from += plan.row_tiles * tile.rows * sums_row
     words = (
-        tables.add(offsets), packed, groups, channels, part.rows, len(taps), block,
+        tables.add(table), len(parts), groups, channels, part.rows, block,
         plan.row_tiles, chunks, tiles,
-        *outputs, *box, *boxes,
-        n, part.channels * c, out_from, out_n, out_c, *out,
-        sums_from, sums_row, sums_z, in_place,
-        *window.words((c, *strides), tuple(tables.add(axis.table()) for axis in part.axes)),  # type: ignore[arg-type]
+        *box, *boxes,
+        n, part.channels * c, out_n, out_c, *steps,
+        sums_row, sums_z, in_place,
+        *window.words((c, *strides), tuple(tables.add(axis.table()) for axis in axes)),  # type: ignore[arg-type]
     )  # fmt: skip
-    return words, batch * groups * prod(boxes) * chunks, sums_from + plan.row_tiles * tile.rows * sums_row + SLACK
+    return words, batch * groups * prod(boxes) * chunks, sums_from + SLACK
 
 
 def packing_key(plan: Plan, w: tuple[int, ...]) -> tuple[object, ...]:

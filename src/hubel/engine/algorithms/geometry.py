@@ -16,9 +16,8 @@ from math import prod
 
 from hubel.engine.problem import Direction, Problem
 from hubel.engine.spec import ConvSpec
-from hubel.engine.window import Axis
+from hubel.engine.window import Axes, Axis
 
-Axes = tuple[Axis, Axis, Axis]
 # The batch that training is taken to have where a choice may not depend on it.
 TRAINING_BATCH = 16
 

@@ -11,7 +11,7 @@ from hubel.engine.threads import RESERVED_WORDS
 Words: TypeAlias = dict[str, Value]
 
 # Words that are addresses of tables; all others are numbers.
-TABLES = frozenset({"bands_at", "held", "masks", "offsets", "phase_table", "places", "taps_at"})
+TABLES = frozenset({"bands_at", "held", "masks", "offsets", "parts_at", "phase_table", "places", "taps_at"})
 
 
 def job_words(f: Function, order: Sequence[str], *names: str) -> Words:
