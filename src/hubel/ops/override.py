@@ -36,7 +36,8 @@ def enable(background: bool = False) -> None:
     background: no call waits for a compiler. torch's kernels serve each new layer and image size until Hubel's are
     ready, some 100 ms later; which of the two a call finds depends on the clock, and the last bits of results with it.
 
-    The memory of results of 4 MB and more is kept for the next of their size, up to a sixteenth of the machine's.
+    The memory of results of 4 MB and more is kept for the next of their size, up to a sixteenth of the machine's; such
+    a result cannot be made larger by `resize_`.
 
     Does nothing if the environment has HUBEL_DISABLE=1. On a torch whose operators are not those that Hubel was tested
     with, it warns and leaves torch as it is.

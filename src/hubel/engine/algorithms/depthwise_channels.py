@@ -206,6 +206,7 @@ def _runs_there(problem: Problem) -> list[tuple[Run, int]]:
 
 
 def _written(problem: Problem) -> tuple[int, ...]:
+    """The sizes of an image of what is written."""
     spec = problem.spec
     return spec.output_size if problem.direction is Direction.FORWARD else spec.input_size
 

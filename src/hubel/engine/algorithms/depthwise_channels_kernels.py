@@ -131,7 +131,7 @@ def _row_function(
         row_step = p["apart_y"] * a["in_y"]
         target = f.arg("target") + (y * a["out_step_y"] + p["start_y"]) * a["out_y"] + p["start_x"] * a["out_x"]
         stop = f.select(y < p["units_y"], f.minimum(f.arg("right"), p["units_x"]), f.arg("left"))
-        span, outputs = (_chosen(f, numbers, p["pattern"]) for numbers in (spans, counts))
+        span, outputs = (_chosen(f, each, p["pattern"]) for each in (spans, counts))
         apart = patterns[0].apart
         with f.loop("x", f.arg("left"), stop, units) as x:
             unit = f.minimum(x.index, p["units_x"] - units)
