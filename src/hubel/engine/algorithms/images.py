@@ -22,7 +22,8 @@ from math import prod
 
 from hubel.engine.algorithms import direct
 from hubel.engine.algorithms.channel_lanes import fill_function, region_function, turn_back_function
-from hubel.engine.algorithms.direct import channel_block, pack_function, pack_name, packing_job, packing_key
+from hubel.engine.algorithms.direct import channel_block, pack_name, packing_job, packing_key
+from hubel.engine.algorithms.direct_kernels import pack_function
 from hubel.engine.algorithms.edges import ending_of, number
 from hubel.engine.algorithms.geometry import Sum, flattened, one_run, sums
 from hubel.engine.algorithms.tiling import ITEM, SUM, TILE, error_bound, rows_that_fit, step_cycles

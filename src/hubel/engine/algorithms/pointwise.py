@@ -27,7 +27,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from math import prod
 
-from hubel.engine.algorithms.direct import MOST_TERMS, TINY_FLOPS, pack_function, pack_name, packing_job, packing_key
+from hubel.engine.algorithms.direct import MOST_TERMS, TINY_FLOPS, pack_name, packing_job, packing_key
+from hubel.engine.algorithms.direct_kernels import pack_function
 from hubel.engine.algorithms.edges import ending_of, number
 from hubel.engine.algorithms.geometry import Sum, flat_strides, flattened, sums
 from hubel.engine.algorithms.tiling import (
