@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,14 @@ FAST = ("lenet5", "ds_cnn", "dcgan_generator", "crnn")
 # A size of 1 torch takes for a constant, in maps too: images that are to be free are captured larger.
 EXAMPLES = {"dcgan_generator": (2, 2), "alexnet": (97, 75)}
 NETWORKS = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in ZOO]
+
+
+@pytest.fixture(autouse=True)
+def memory_goes_back() -> Iterator[None]:
+    """What torch keeps compiled holds a network, its packed weights and what its steps keep: gigabytes of a VGG."""
+    yield
+    torch._dynamo.reset()
+    gc.collect()
 
 
 def compiled(net: nn.Module) -> Any:
