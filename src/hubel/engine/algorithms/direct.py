@@ -35,7 +35,7 @@ from hubel.engine.algorithms.direct_kernels import (
 from hubel.engine.algorithms.edges import ending_of, number
 from hubel.engine.algorithms.geometry import Sum, flattened, sums, three
 from hubel.engine.algorithms.tiling import MOST_ALTERNATIVES, Cut, cheapest, cuts, error_bound, row_by_row
-from hubel.engine.algorithms.winograd_forms import allowed, enough_channels
+from hubel.engine.algorithms.winograd_forms import allowed, too_few_channels
 from hubel.engine.ir import module_text
 from hubel.engine.machine import Machine
 from hubel.engine.plan import Bound, Estimate, Plan, PlannedJob, Refusal, Tile
@@ -100,7 +100,7 @@ def extent(part: Sum) -> int:
 
 def may_be_winograd(problem: Problem, policy: Policy) -> bool:
     """Whether images of some size may be Winograd's, whose kernels then count among a layer's."""
-    return enough_channels(problem) and bool(allowed(problem, policy))
+    return not too_few_channels(problem) and bool(allowed(problem, policy))
 
 
 def _widths(problem: Problem, machine: Machine, policy: Policy) -> tuple[int, ...]:

@@ -39,13 +39,11 @@ from collections.abc import Callable
 from hubel.engine.algorithms.edges import ending_of, number
 from hubel.engine.algorithms.geometry import Sum, three
 from hubel.engine.algorithms.winograd_forms import (
-    LEAST_CHANNELS,
-    LEAST_MADE,
     Form,
     allowed,
-    enough_channels,
     error_bound,
     forms_of,
+    too_few_channels,
     whole,
 )
 from hubel.engine.algorithms.winograd_kernels import PIECE, kernel_function, pack_function, piece_tiles, pitches
@@ -107,10 +105,8 @@ def _declined(problem: Problem, policy: Policy) -> str:
     if set(spec.dilation) != {1} or max(spec.stride) > 2:
         return "does strides 1 and 2, and dilation 1"
     # Before the forms, whose matrices of fractions take milliseconds: depthwise layers need none of them.
-    if not enough_channels(problem):
-        plain = spec.kernel_size == (3, 3) and spec.stride == (1, 1)
-        fewest = f"{LEAST_MADE} channels a group to make" if plain else f"{LEAST_CHANNELS} channels a group"
-        return f"transforms take as long as they save with fewer than {fewest}"
+    if few := too_few_channels(problem):
+        return few
     if not forms_of(problem):
         size, stride = ("×".join(map(str, sizes)) for sizes in (spec.kernel_size, spec.stride))
         kernels = f"kernels of {size}" + (f" with stride {stride}" if set(spec.stride) != {1} else "")

@@ -188,13 +188,18 @@ def allowed(problem: Problem, policy: Policy) -> tuple[Form, ...]:
     return tuple(form for form in forms_of(problem) if form.error <= LIMITS[policy.accuracy])
 
 
-def enough_channels(problem: Problem) -> bool:
-    """Whether images of some size may gain."""
+def too_few_channels(problem: Problem) -> str:
+    """Why images of no size gain, or nothing."""
     spec = problem.spec
-    fewest = min(spec.in_channels, spec.out_channels) // spec.groups
     made = (spec.out_channels if problem.direction is Direction.FORWARD else spec.in_channels) // spec.groups
-    plain = spec.kernel_size == (3, 3) and spec.stride == (1, 1)
-    return (plain and made >= LEAST_MADE) or fewest >= LEAST_CHANNELS
+    if min(spec.in_channels, spec.out_channels) // spec.groups >= LEAST_CHANNELS:
+        return ""
+    fewest = f"{LEAST_CHANNELS} channels a group"
+    if spec.kernel_size == (3, 3) and spec.stride == (1, 1):
+        if made >= LEAST_MADE:
+            return ""
+        fewest = f"{LEAST_MADE} channels a group to make"
+    return f"transforms take as long as they save with fewer than {fewest}"
 
 
 def error_bound(form: Form, problem: Problem) -> float:
