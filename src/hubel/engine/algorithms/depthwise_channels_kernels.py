@@ -63,8 +63,8 @@ def kernel_function(
 ) -> Function:
     """The kernel: `kernel(args, begin, end, scratch)`; an item is a band of rows of a strip of a block of channels.
 
-    units: of a tile, along a row. ahead: whether the rows below those that are read are asked for, as many as the next
-    outputs read anew.
+    units: of a tile, along a row. ahead: whether lines of memory are asked for: the rows below those that are read, as
+    many as the next outputs read anew, and outputs, whichever of the two is larger, or both.
     """
     f = Function("kernel", [("args", PTR), ("begin", I64), ("end", I64), ("scratch", PTR)])
     args, scratch = f.arg("args"), f.arg("scratch")
@@ -184,13 +184,18 @@ def _tile_function(
     with f.loop("v", f.arg("first"), f.arg("last"), at_least_once=True) as v:
         channel = f.minimum(v.index * lanes, a["channels"] - lanes)
         start = f.load(f.arg("biases") + channel, vector, "bias")
-        if ahead:
-            # A share for each vector of what the tile's outputs read below, line after line.
-            share = (v.index - f.arg("first")) * pattern.step
+        # A share for each vector, line after line, of what these outputs read below, and of the next tile's outputs.
+        share = v.index - f.arg("first")
+        if ahead and pattern.apart == 1:
+            share = share * pattern.step
             row = share // (f.arg("last") - f.arg("first"))
             line = below + row * a["in_y"] + (share - row * (f.arg("last") - f.arg("first"))) * (units * lanes)
             for at in range(0, units * pattern.step * lanes, 16):
                 f.prefetch(line + at)
+        if ahead and pattern.step == 1:
+            line = f.arg("target") + a["out_x"] * (units * pattern.apart) + share * (units * pattern.apart * lanes)
+            for at in range(0, units * pattern.apart * lanes, 16):
+                f.prefetch(line + at, write=True)
         carried = [f.arg("source") + channel, f.arg("weights") + v.index * width + skipped, *[start] * outputs]
         with f.loop("row", 0, f.arg("rows"), carry=carried) as row:
             at, w, *acc = row.carried

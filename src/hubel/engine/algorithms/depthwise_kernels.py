@@ -233,14 +233,16 @@ def _columns(
     """All tiles of a row of tiles, from left to right.
 
     middle: whether whole vectors may be read of its rows. ahead: (input, output) a tile further down, or at the top of
-    the next channel: lines are asked for there, of the larger of the two.
+    the next channel: lines are asked for there, of the output where it is not the smaller of the two.
     """
     lanes, (out_y, out_x) = stencil.lanes, stencil.out
 
     def tile(number: Value, x: Value, masks: Masks | None) -> None:
         at = x * stencil.step[1] + a["lead_x"]
-        reads = out_x == 1
-        ask(f, stencil, ahead[0] if reads else ahead[1], number, stencil.step if reads else stencil.out, not reads)
+        if out_x == 1:
+            ask(f, stencil, ahead[0], number, stencil.step)
+        if stencil.step[1] == 1:
+            ask(f, stencil, ahead[1], number, stencil.out, write=True)
         sums = sweep(f, stencil, lambda i: row(i) + at, weight, bias, masks, lambda i: not middle)
         for j in range(stencil.rows):
             for y in range(out_y):

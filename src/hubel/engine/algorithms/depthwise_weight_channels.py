@@ -25,9 +25,9 @@ from hubel.engine.algorithms.depthwise_channels import (
     REACHED,
     ROWS_HELD,
     TILE,
+    asks_ahead,
     box_of,
     patterns_of,
-    reads_ahead,
     units_of_tile,
 )
 from hubel.engine.algorithms.depthwise_weight_channels_kernels import (
@@ -73,7 +73,7 @@ def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusa
     computed = 2 * machine.lanes * pixels * tiles * spec.taps
     cycles = computed / (4 * machine.lanes * REACHED) + 2 * TILE * tiles
     shape = f"k{spec.kernel_size[-1]}s{spec.stride[-1]}d{spec.dilation[-1]}p{spec.padding[-1]}_{pixels}"
-    shape += "_ahead" if reads_ahead(problem, machine) else ""
+    shape += "_ahead" if asks_ahead(problem, machine) else ""
     return Plan(
         problem, machine, policy, NAME, Tile(pixels, 1, machine.lanes),
         kernels=(
@@ -111,7 +111,7 @@ def emit(plan: Plan) -> dict[str, Callable[[], str]]:
     problem, machine = plan.problem, plan.machine
     (pattern,) = patterns_of(Problem(problem.spec))
     main, reduce, bias = plan.kernels
-    lanes, of, ahead = machine.lanes, stored(problem), reads_ahead(problem, machine)
+    lanes, of, ahead = machine.lanes, stored(problem), asks_ahead(problem, machine)
     sources = {
         main: lambda: module_text(
             correlation_function(pattern, plan.tile.rows, lanes, machine.registers, of, ahead), lanes
