@@ -9,6 +9,7 @@ import pytest
 
 from hubel.engine import Plan, Policy, Refusal, choose, reference
 from hubel.engine.algorithms import channels, direct
+from hubel.engine.algorithms.geometry import sums
 from hubel.engine.compile import emit_assembly
 from hubel.engine.ir import module_text
 from hubel.engine.ir.broadcast import broadcast_tile
@@ -22,7 +23,8 @@ HERE = Machine.detect()
 MACHINES = [HERE, *(m for m in [Machine.named("haswell")] if m.runs_here() and m.isa != HERE.isa)]
 BOTH = (Direction.FORWARD, Direction.INPUT_GRADIENT)
 # Rows shorter than a tile and than half of one, and longer; ragged output channels; strides with and without rows that
-# no kernel reads; several blocks of channels; dilation, groups, one and three dimensions; no image.
+# no kernel reads; several blocks of channels; dilation, groups, one and three dimensions, planes that meet one tap of
+# four; no image.
 LAYERS = [
     "n2c18o34i9x17k3x3s2p1",
     "n1c40o70i9x9k3x3s2p0",
@@ -33,6 +35,7 @@ LAYERS = [
     "n1c24o33i8x8k4x4s2p1",
     "n1c70o40i9x9k1x1s2p0",
     "n1c20o9i5x6x7k3x3x3s2p1",
+    "n2c30o17i4x7x6k4x4x3s1p3x1x1",
     "n1c17o33i200k3s2p4d2",
     "n1c64o65i2x2k2x2s1p0",
     "n1c5o7i9x9k2x2s3p0",
@@ -83,6 +86,24 @@ def test_the_bits_are_those_of_direct_convolution(text: str, direction: Directio
     assert isinstance(other, Plan)
     mine, _ = convolve(problem, first, w, bias, policy=planned(problem, machine))
     assert same_bits(mine, convolve(problem, first, w, bias, policy=other)[0])
+
+
+def test_planes_of_padding_are_not_summed() -> None:
+    """An infinite weight that meets padding alone leaves no NaN: it was never multiplied with a zero."""
+    problem = Problem(ConvSpec.parse("n1c40o16i6x9x9k3x4x4s1p1"))
+    x, w, _, _ = normal(problem.spec)
+    expected, _ = convolve(problem, x, w, policy=planned(problem))
+    w[:, :, 0] = np.inf
+    result, _ = convolve(problem, x, w, policy=planned(problem))
+    assert same_bits(result[:, :, 0], expected[:, :, 0])
+    assert not np.isfinite(result[:, :, 1:]).any()
+
+
+def test_the_taps_of_a_plane_are_those_inside() -> None:
+    (forward,) = sums(Problem(ConvSpec.parse("n1c1o1i5x8x8k3x2x2s2x1x1p2x0x0")))
+    assert forward.taps_inside() == [range(8, 12), range(12), range(12), range(4)]
+    gradient = sums(Problem(ConvSpec.parse("n1c1o1i3x8x8k3x2x2s1p1x0x0"), Direction.INPUT_GRADIENT))
+    assert [part.taps_inside() for part in gradient] == [[range(8), range(12), range(4, 12)]]
 
 
 @pytest.mark.parametrize("direction", BOTH)

@@ -5,7 +5,7 @@ dimensions, stride, padding, dilation and groups.
         for blocks of input channels:
             copy the window that the box reads into scratch                                 padding becomes zeros
             for phases, for tiles of output channels t, for rows, for runs of pixels p:
-                for channels c of the block, for taps:                                      the register tile
+                for channels c of the block, for taps (but planes of padding):              the register tile
                     acc[pixel][lane] += window[c][offset[tap] + place(pixel)] · weight[t][c, tap][lane]
             after the last block, bias added: transposed into NCHW rows, or stored as they are into channels-last ones
 
@@ -61,6 +61,8 @@ TILE, SUM, ROW, VECTOR = 20.0, 1.0, 25.0, 3.0
 # planes, by the square of its lanes (3→32 at 32×32, 3×3, with 16: 22k cycles more than side by side; with 8 lanes 5 a
 # vector); a number of less than a vector.
 STRAIGHT, PARKED, TURNED, SINGLE = 1.0, 5.0, 0.075, 3.0
+# Taps of a channel from which on those of a plane that lies in the padding are left out.
+STRETCH = 12
 # Bytes a cycle from and to the L3 cache.
 SPILLED = 8
 
@@ -167,6 +169,13 @@ def _largest(shape: Shape) -> Sum:
     return max(shape.parts, key=lambda part: part.tap_count * prod(part.outputs))
 
 
+def _taps_summed(part: Sum) -> list[range]:
+    """For each plane of outputs the taps that are summed: without those that meet padding, if the others are enough for
+    a loop of their own.
+    """
+    return [met if len(met) >= STRETCH else range(part.tap_count) for met in part.taps_inside()]
+
+
 def _tile(machine: Machine, rows: int) -> Tile:
     """The tile with the fewest cycles a pixel for so many output channels."""
     widths = (1, 2, 3, 4) if machine.lanes == 4 else (1, 2, 3)
@@ -257,7 +266,9 @@ def _item(
         pixels = -(-bx // runs)
         if 2 * bx <= tile.rows and by > 1:
             pixels, by = 2 * bx, by / 2
-        row = runs * (shape.channels * part.tap_count * _step(tile, pixels) + blocks * TILE)
+        summed = _taps_summed(part)
+        taps = sum(map(len, summed)) / len(summed)
+        row = runs * (shape.channels * taps * _step(tile, pixels) + blocks * TILE)
         for_tile += bz * by * (row + blocks * SUM * bx * tile.vectors)
     region = prod(b * s for b, s in zip(box, shape.step, strict=True))
     width = tile.vectors * tile.lanes
@@ -326,7 +337,8 @@ def _job_words(
     for part in shape.parts:
         taps = shape.offsets(window, part)
         offsets = [tap * cell + c if by_cells else c * window.pitch_c + tap for c in range(block) for tap in taps]
-        table += [tables.add(offsets), len(taps), before, *part.out_start, *part.outputs]
+        summed = tables.add([word for met in _taps_summed(part) for word in (met.start, len(met))])
+        table += [tables.add(offsets), len(taps), before, *part.out_start, *part.outputs, summed]
         before += len(taps)
     size = tuple(s * b for s, b in zip(shape.step, box, strict=True))
     sums_y = size[2] * width

@@ -26,8 +26,8 @@ WORDS = (
     "cell", "stride_x", "row_z", "row_y", "sums_t", "sums_z", "sums_y", "bias_from", "sums_from", "window",
 )  # fmt: skip
 # A phase in `phase_table`: the table of its terms' offsets, its taps and those of the phases before it, its first
-# output, its number of outputs.
-PHASE = ("offsets", "taps", "before", "first_z", "first_y", "first_x", "count_z", "count_y", "count_x")
+# output, its number of outputs, and for each of its planes the taps that are summed: (the first of them, how many).
+PHASE = ("offsets", "taps", "before", "first_z", "first_y", "first_x", "count_z", "count_y", "count_x", "summed")
 AXES = "zyx"
 # Vectors of pixels of a row that are stored one after the other.
 STRETCH = 8
@@ -140,7 +140,9 @@ def _compute_function(tile: Tile, ending: Ending) -> Function:
     before_x = f.select(added, step["x"], 0, "before_x")
     with f.loop("phase", 0, a["phases"]) as phase:
         at = f.offset(table, phase.index * len(PHASE), I64, "phase")
-        table_of_terms, *words = (f.word(at, i, n, PTR if n == "offsets" else I64) for i, n in enumerate(PHASE))
+        table_of_terms, *words, summed = (
+            f.word(at, i, n, PTR if n in ("offsets", "summed") else I64) for i, n in enumerate(PHASE)
+        )
         taps, before = words[:2]
         sums, out = f.arg("sums"), f.arg("out")
         count = {}
@@ -173,6 +175,12 @@ def _compute_function(tile: Tile, ending: Ending) -> Function:
         ):
             w, done_before = panel + t.index * panel_tile, (z.index * rows + y.index // at_once) * runs
             following = f.offset(w + panel_tile, done_before * terms * asked, "i8", "following")
+            of_plane = f.offset(summed, (f.arg("z") + z.index) * 2, I64, "of_plane")
+            first_tap, taps_summed = f.word(of_plane, 0, "first_tap"), f.word(of_plane, 1, "taps_summed")
+            # One stretch of terms where all taps are summed, else one for each channel.
+            whole = taps_summed.equals(taps)
+            stretches = f.select(whole, 1, f.arg("block"), "stretches")
+            stretch = f.select(whole, terms, taps_summed, "stretch")
             x = f.arg("window") + z.index * a["row_z"] + y.index * a["row_y"]
             at = z.index * step["z"] + y.index * step["y"]
             parked = sums + t.index * a["sums_t"] + at
@@ -187,10 +195,11 @@ def _compute_function(tile: Tile, ending: Ending) -> Function:
                 begin = (short + 1) * done
                 x_run, from_run, to_run = x + apart * begin, from_ + before_x * begin, to + to_x * begin
                 f.call(
-                    functions[0], w, x_run, x_run + second[0], table_of_terms,
+                    functions[0], w + first_tap * width, x_run, x_run + second[0],
+                    f.offset(table_of_terms, first_tap, I64),
                     from_run, from_run + second[1], to_run, to_run + second[2], f.arg("addends"),
                     f.offset(following, terms * asked * done, "i8"), *ending.given(f).arguments,
-                    terms, apart * 4, before_x, to_x, count,
+                    stretches, stretch, taps - taps_summed, apart * 4, before_x, to_x, count,
                     apart * size * 4, before_x * size, to_x * size, asked, f.arg("done"), at=function,
                 )  # fmt: skip
 

@@ -43,6 +43,17 @@ class Sum:
     def tap_count(self) -> int:
         return prod(len(t) for t in self.taps)
 
+    def taps_inside(self) -> list[range]:
+        """For each plane of outputs those of the `tap_count` taps that meet a plane of the input: the others meet
+        padding.
+        """
+        axis, of_plane = self.axes[0], prod(len(t) for t in self.taps[1:])
+        found = []
+        for place in range(axis.outputs):
+            met = [i for i, shift in enumerate(axis.shifts) if 0 <= place * axis.step + shift < axis.size]
+            found.append(range(met[0] * of_plane, (met[-1] + 1) * of_plane) if met else range(0))
+        return found
+
 
 def one_image(problem: Problem) -> Problem:
     """The problem without its batch."""

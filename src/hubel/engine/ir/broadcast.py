@@ -21,8 +21,9 @@ SMALL, MOST_POINTERS = 14, 7
 
 
 def broadcast_tile(pixels: int, vectors: int, lanes: int, ending: Ending = PLAIN) -> Function:
-    """pixels_<n>(w, x, x2, offsets, sums, sums2, to, to2, addends, next, operands, terms, apart, pitch, to_pitch, runs,
-    run_x, run_sums, run_to, asked, done): the sums of `runs` times `pixels` pixels.
+    """pixels_<n>(w, x, x2, offsets, sums, sums2, to, to2, addends, next, operands, stretches, terms, skipped, apart,
+    pitch, to_pitch, runs, run_x, run_sums, run_to, asked, done): the sums of `runs` times `pixels` pixels, over so many
+    stretches of terms, between which some are skipped.
 
     In each run the first half (rounded up) lies at x, the others at x2, neighbours `apart` bytes from each other, and
     the next run's `run_x` bytes further. w: vectors·lanes weights a term, next to each other; offsets: for each term,
@@ -33,7 +34,20 @@ def broadcast_tile(pixels: int, vectors: int, lanes: int, ending: Ending = PLAIN
     at once would keep the tile waiting (512 channels at 7×7, 0.83 ms; Intel Xeon).
     """
     pointers = [(n, PTR) for n in ("w", "x", "x2", "offsets", "sums", "sums2", "to", "to2", "addends", "next")]
-    numbers = ("terms", "apart", "pitch", "to_pitch", "runs", "run_x", "run_sums", "run_to", "asked", "done")
+    numbers = (
+        "stretches",
+        "terms",
+        "skipped",
+        "apart",
+        "pitch",
+        "to_pitch",
+        "runs",
+        "run_x",
+        "run_sums",
+        "run_to",
+        "asked",
+        "done",
+    )
     f = Function(f"pixels_{pixels}", [*pointers, *ending.parameters, *((n, I64) for n in numbers)], private=True)
     halves = [n for n in ((pixels + 1) // 2, pixels // 2) if n]
     carried = [f.arg(n) for n in ("x", "x2", "sums", "sums2", "to", "to2", "next")]
@@ -75,24 +89,29 @@ def _totals(
 ) -> list[Value]:
     """Where the weights that are asked for go on, and the sums over all terms of one run."""
     zero, width = f.constant(0.0, vector_of(lanes)), vectors * lanes
-    start = [f.arg("w"), following] + [zero] * (pixels * vectors)
     # Small tiles do two terms at a time: else there are more than four instructions a cycle.
     pairs = f.arg("terms") // 2 * 2 if pixels * vectors <= SMALL else f.constant(0)
-    if pixels * vectors <= SMALL:
-        twice = f.arg("asked") * 2
-        with f.loop("pair", 0, pairs, 2, carry=start) as k:
+    begin = [f.arg("offsets"), f.arg("w"), following] + [zero] * (pixels * vectors)
+    with f.loop("stretch", 0, f.arg("stretches"), carry=begin, at_least_once=True) as stretch:
+        offsets, *start = stretch.carried
+        if pixels * vectors <= SMALL:
+            twice = f.arg("asked") * 2
+            with f.loop("pair", 0, pairs, 2, carry=start) as k:
+                w, following, *acc = k.carried
+                f.prefetch(following)
+                acc = _term(f, w, offsets, k.index, places, vectors, lanes, acc, ahead)
+                acc = _term(f, w + width, offsets, k.index + 1, places, vectors, lanes, acc)
+                k.carry(w + 2 * width, f.offset(following, twice, "i8"), *acc)
+            start = k.results
+        with f.loop("k", pairs, f.arg("terms"), carry=start) as k:
             w, following, *acc = k.carried
             f.prefetch(following)
-            acc = _term(f, w, k.index, places, vectors, lanes, acc, ahead)
-            acc = _term(f, w + width, k.index + 1, places, vectors, lanes, acc)
-            k.carry(w + 2 * width, f.offset(following, twice, "i8"), *acc)
-        start = k.results
-    with f.loop("k", pairs, f.arg("terms"), carry=start) as k:
-        w, following, *acc = k.carried
-        f.prefetch(following)
-        acc = _term(f, w, k.index, places, vectors, lanes, acc, ahead)
-        k.carry(w + width, f.offset(following, f.arg("asked"), "i8"), *acc)
-    return k.results[1:]
+            acc = _term(f, w, offsets, k.index, places, vectors, lanes, acc, ahead)
+            k.carry(w + width, f.offset(following, f.arg("asked"), "i8"), *acc)
+        w, *after = k.results
+        offsets = f.offset(offsets, f.arg("terms") + f.arg("skipped"), I64)
+        stretch.carry(offsets, w + f.arg("skipped") * width, *after)
+    return stretch.results[2:]
 
 
 def _places(f: Function, starts: list[Value], counts: list[int]) -> Callable[[Value], Iterator[Value]]:
@@ -117,6 +136,7 @@ def _places(f: Function, starts: list[Value], counts: list[int]) -> Callable[[Va
 def _term(
     f: Function,
     w: Value,
+    offsets: Value,
     k: Value,
     places: Callable[[Value], Iterator[Value]],
     vectors: int,
@@ -125,7 +145,7 @@ def _term(
     ahead: Value | None = None,
 ) -> list[Value]:
     """The sums after one more term. ahead: where a line of pixels is asked for, too."""
-    offset = f.load(f.offset(f.arg("offsets"), k, I64, "entry"), I64, "offset")
+    offset = f.load(f.offset(offsets, k, I64, "entry"), I64, "offset")
     if ahead is not None:
         f.prefetch(ahead + offset)
     weights = [f.load(w + v * lanes, vector_of(lanes), f"weights_{v}") for v in range(vectors)]
