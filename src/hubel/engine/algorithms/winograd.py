@@ -47,7 +47,7 @@ from hubel.engine.algorithms.winograd_forms import (
     whole,
 )
 from hubel.engine.algorithms.winograd_kernels import PIECE, kernel_function, pack_function, piece_tiles, pitches
-from hubel.engine.algorithms.winograd_tiling import Cut, cut, most_rows
+from hubel.engine.algorithms.winograd_tiling import Cut, cut, most_rows, planes_held
 from hubel.engine.ir import module_text
 from hubel.engine.machine import Machine
 from hubel.engine.plan import Bound, Estimate, Plan, PlannedJob, Refusal
@@ -186,13 +186,14 @@ def _jobs(
     tiles = -(-part.rows // width)
     axes = [part.axes[axis] for axis in form.axes]
     taps, strip = len(part.taps[form.axes[0]]), how.strip
-    # What is read reaches from the last tap's plane as far as the runs of tiles do.
+    # What is read reaches from the furthest tap's planes as far as the runs of tiles do.
     rows = most_rows(tile, strip, how.planes)
+    furthest = planes_held(how.planes, taps, axes[0].step) - how.planes
     pitch, sums_pitch = -(-part.channels // lanes) * lanes, how.sub_tiles * width
     if how.block < part.channels:
         # Rows of a block of channels do not follow each other: else they would share a few sets of the cache.
         pitch = _odd_lines(pitch)
-    step = _odd_lines(((taps - 1) * strip + max(rows, how.planes * strip)) * pitch)
+    step = _odd_lines((furthest * strip + max(rows, how.planes * strip)) * pitch)
     sums_step = _odd_lines(rows * sums_pitch)
     pieces = strip + -(-strip // piece_tiles(form, lanes)) + 1
     of_region, of_stage = pitches(form, lanes)
@@ -212,7 +213,7 @@ def _jobs(
         channel_parts = how.channel_parts if not multiplying else 1
         row_parts = -(-tiles // how.part_tiles) if multiplying else 1
         words = (
-            spec.groups, part.channels, part.rows, tiles, how.block, taps,
+            spec.groups, part.channels, part.rows, tiles, how.block, taps, axes[0].step,
             how.strips, how.plane_parts, how.planes, outputs[0],
             channel_parts, row_parts, how.part_tiles, how.sub_tiles, int(transforming), int(multiplying),
             how.tiles, tiles_y, tiles_x, *(axis.size for axis in axes), *outputs[1:], *(axis.pad for axis in axes),

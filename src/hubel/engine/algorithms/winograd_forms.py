@@ -2,7 +2,8 @@
 
 A convolution has three axes here (outer, rows, columns). Along the outer one nothing is transformed: its taps are
 summed in the transformed domain, like more channels, which read tiles of other planes. So each tile is transformed
-once, and its products are `outer taps` times as many. Columns are always x, in whose direction memory is read.
+once, and its products are `outer taps` times as many; a stride along it only means that other planes are read. Columns
+are always x, in whose direction memory is read.
 
     kernel                      outer         rows          columns
     3×3, 5×5 (×3, ×5 …)         z             y             x
@@ -15,7 +16,8 @@ Errors grow with the points n = m + r − 1 along both axes, so that 7×7 kernel
 9 taps, F(2, 9), err by 7 u.
 
 Where rows and columns have stride 2, both are taken apart into even and odd ones (`winograd_transforms.strided`, and
-`interleaved` for the input gradient): 3×3, 4×4 and 5×5, and 1-D.
+`interleaved` for the input gradient): 3×3, 4×4 and 5×5, and 1-D; of volumes whose outer axis has a stride, too, the
+forward pass alone.
 """
 
 from __future__ import annotations
@@ -149,11 +151,11 @@ def forms(
 def _forms_with_stride(
     kernel: tuple[int, int, int], stride: tuple[int, int, int], padding: tuple[int, int, int] | None
 ) -> tuple[Form, ...]:
-    """The forms of a kernel with stride 2 wherever it has more than one tap."""
+    """The forms of a kernel with stride 2 in its plane wherever it has more than one tap there."""
     pairs = WITH_STRIDE.get(kernel[1:], ())
-    if stride[0] != 1 or any(
-        step != (1 if taps == 1 else 2) for taps, step in zip(kernel[1:], stride[1:], strict=True)
-    ):
+    if stride[0] != 1 and padding is not None:
+        return ()
+    if any(step != (1 if taps == 1 else 2) for taps, step in zip(kernel[1:], stride[1:], strict=True)):
         return ()
 
     def along(axis: int, outputs: int) -> Transforms:

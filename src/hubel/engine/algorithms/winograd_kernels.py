@@ -13,14 +13,14 @@ from hubel.engine.algorithms.winograd_steps import (
     put_function,
     transform_function,
 )
-from hubel.engine.algorithms.words import job_words
+from hubel.engine.algorithms.words import Words, job_words
 from hubel.engine.ir import F32, I64, PTR, Function, Pointer, Value
 from hubel.engine.ir.epilogue import PLAIN, Ending
 from hubel.engine.plan import Tile
 
 # The words of a job after the base pointers, in this order.
 WORDS = (
-    "groups", "channels", "rows", "tiles", "block", "taps",
+    "groups", "channels", "rows", "tiles", "block", "taps", "step_z",
     "strips", "plane_parts", "planes", "all_planes",
     "channel_parts", "row_parts", "part_tiles", "sub_tiles", "transforming", "multiplying",
     "total", "tiles_y", "tiles_x", "size_z", "size_y", "size_x", "out_size_y", "out_size_x", "pad_z", "pad_y", "pad_x",
@@ -77,10 +77,9 @@ def kernel_function(form: Form, tile: Tile, tail: bool, ending: Ending = PLAIN) 
         f.call(find, args, pieces, first, after)
         transformed = home + block * a["transformed_block"]
         with f.when(a["transforming"].equals(1), "transform"):
-            source_g = source + group * a["channels"] * a["in_c"]
-            inputs = planes + a["taps"] - 1
+            source_g, from_z = source + group * a["channels"] * a["in_c"], z * a["step_z"] - a["pad_z"]
             from_v, to_v = (at * all_vectors // a["channel_parts"] for at in (channel_part, channel_part + 1))
-            f.call(prepare, args, source_g, scratch, transformed, pieces, tiles, z - a["pad_z"], inputs, from_v, to_v)
+            f.call(prepare, args, source_g, scratch, transformed, pieces, tiles, from_z, planes, from_v, to_v)
         with f.when(a["multiplying"].equals(1), "multiply"):
             start = row_part * a["part_tiles"]
             stop = f.minimum(start + a["part_tiles"], a["tiles"])
@@ -89,12 +88,20 @@ def kernel_function(form: Form, tile: Tile, tail: bool, ending: Ending = PLAIN) 
                 row_tiles = f.minimum(a["sub_tiles"], stop - sub.index)
                 first_row = sub.index * width
                 rows = f.minimum(row_tiles * width, a["rows"] - first_row)
-                f.call(multiply, args, panels, transformed, sums_at, tiles * planes, tiles, sub.index, row_tiles, rows)
+                f.call(multiply, args, panels, transformed, sums_at, planes, tiles, sub.index, row_tiles, rows)
                 row = group * a["rows"] + first_row
                 out, of_row = target + row * a["out_c"] + z * a["out_z"], operands.further(row).arguments
                 f.call(finish, args, scratch, out, *of_row, tiles, planes, rows)
     f.ret()
     return f
+
+
+def _place_of_plane(a: Words, planes: Value, plane: Value) -> Value:
+    """Where a plane that is read for `planes` planes of sums lies among the transformed ones: those that one tap of the
+    outer axis meets, `step_z` apart, lie one behind the other.
+    """
+    beside = planes + (a["taps"] - 1) // a["step_z"]
+    return plane % a["step_z"] * beside + plane // a["step_z"]
 
 
 def _pieces_function(form: Form, lanes: int) -> Function:
@@ -145,7 +152,7 @@ def _each_piece(f: Function, table: Value) -> tuple[Value, Callable[[Value], dic
 
 def _prepare_function(form: Form, lanes: int, stored: Pointer) -> Function:
     """prepare(args, source, scratch, transformed, pieces, tiles, z, planes, begin, end): Bᵀ d B of vectors of channels
-    begin ≤ v < end, of so many planes from z on, one behind the other; planes outside are zeros.
+    begin ≤ v < end, of what so many planes of sums read from z on, each in its place; planes outside are zeros.
 
     Pieces within an image whose channels follow each other are read where they lie, all others copied first.
     """
@@ -153,14 +160,14 @@ def _prepare_function(form: Form, lanes: int, stored: Pointer) -> Function:
     numbers = [(n, I64) for n in ("tiles", "z", "planes", "begin", "end")]
     f = Function("prepare", [*pointers, *numbers], private=True)
     names = ("channels", "in_c", "in_z", "in_y", "in_x", "size_z", "size_y", "size_x", "at_region", "pitch")
-    a = job_words(f, WORDS, *names, "transformed_step")
+    a = job_words(f, WORDS, *names, "transformed_step", "taps", "step_z")
     pitch, _ = pitches(form, lanes)
     region, transform = region_function(lanes, None, stored), transform_function(form, lanes)
     copy, (high, wide), m = f.arg("scratch") + a["at_region"], (form.rows.read, form.cols.read), form.cols.advance
     count, piece_at = _each_piece(f, f.arg("pieces"))
-    last = f.arg("planes") - 1
+    last = (f.arg("planes") - 1) * a["step_z"] + a["taps"] - 1
     next_channels = a["in_c"] * lanes - last * a["in_z"]
-    with f.loop("v", f.arg("begin"), f.arg("end")) as v, f.loop("plane", 0, f.arg("planes")) as plane:
+    with f.loop("v", f.arg("begin"), f.arg("end")) as v, f.loop("plane", 0, last + 1) as plane:
         z, c = f.arg("z") + plane.index, v.index * lanes
         source, left = f.arg("source") + c * a["in_c"] + z * a["in_z"], a["channels"] - c
         inside = (z >= 0) & (z < a["size_z"])
@@ -181,7 +188,8 @@ def _prepare_function(form: Form, lanes: int, stored: Pointer) -> Function:
                     region, copy, source + piece["image"], left, y, x, high, cols,
                     a["size_y"], a["size_x"], a["in_c"], a["in_y"], a["in_x"], pitch, ahead,
                 )  # fmt: skip
-            target = f.arg("transformed") + (plane.index * f.arg("tiles") + piece["at"]) * a["pitch"] + c
+            place = _place_of_plane(a, f.arg("planes"), plane.index) * f.arg("tiles") + piece["at"]
+            target = f.arg("transformed") + place * a["pitch"] + c
             with f.loop("tile", 0, piece["tiles"]) as at:
                 to = target + at.index * a["pitch"]
                 f.call(transform, from_ + at.index * apart * m, row, apart, to, a["transformed_step"])
@@ -190,15 +198,13 @@ def _prepare_function(form: Form, lanes: int, stored: Pointer) -> Function:
 
 
 def _multiply_function(form: Form, tile: Tile, tail: bool) -> Function:
-    """multiply(args, panels, transformed, sums, count, plane, first, tiles, rows): the products of `count` tiles of an
-    image, and of a few tiles of output channels that hold `rows` of them.
-
-    plane: tiles from a plane to the next, where the next tap of the outer axis reads."""
+    """multiply(args, panels, transformed, sums, planes, plane, first, tiles, rows): the products of all tiles of some
+    planes, `plane` each, and of a few tiles of output channels that hold `rows` of them."""
     pointers = [(n, PTR) for n in ("args", "panels", "transformed", "sums")]
-    numbers = [(n, I64) for n in ("count", "plane", "first", "tiles", "rows")]
+    numbers = [(n, I64) for n in ("planes", "plane", "first", "tiles", "rows")]
     f = Function("multiply", [*pointers, *numbers], private=True)
     names = "channels", "block", "taps", "tiles", "weights_step", "transformed_step", "sums_step", "pitch", "sums_pitch"
-    a = job_words(f, WORDS, *names)
+    a, count = job_words(f, WORDS, *names, "step_z"), f.arg("planes") * f.arg("plane")
     lanes, width, sizes = tile.lanes, tile.vectors * tile.lanes, row_counts(tile)
     step = sizes[1] - sizes[0] if len(sizes) > 1 else 1
     functions = {
@@ -206,8 +212,8 @@ def _multiply_function(form: Form, tile: Tile, tail: bool) -> Function:
         for vectors in ((tile.vectors, 1) if tail else (tile.vectors,))
     }
     # Runs of about equal length, of the sizes that there are; the last one may reach beyond what is needed.
-    runs = (f.arg("count") + (tile.rows - 1)) // tile.rows
-    least, longer = f.arg("count") // runs, f.arg("count") % runs
+    runs = (count + (tile.rows - 1)) // tile.rows
+    least, longer = count // runs, count % runs
     kinds = [f.maximum((size - (sizes[0] - step + 1)) // step, 0) for size in (least, least + 1)]
     short, long = (kind * step + sizes[0] for kind in kinds)
     found = {vectors: [f.one_of(some, kind) for kind in kinds] for vectors, some in functions.items()}
@@ -228,7 +234,7 @@ def _multiply_function(form: Form, tile: Tile, tail: bool) -> Function:
         start = f.select(more, (here + channels) * term, a["weights_step"], "start")
         after = of_point + start + f.arg("first") * following
         x = f.arg("transformed") + xi.index * a["transformed_step"] + c.index
-        x = x + tap.index * f.arg("plane") * a["pitch"]
+        x = x + _place_of_plane(a, f.arg("planes"), tap.index) * f.arg("plane") * a["pitch"]
         add = f.select(here > 0, 1, 0)
         with f.loop("t", 0, f.arg("tiles")) as t:
             w = weights + t.index * panel

@@ -108,6 +108,13 @@ def most_rows(tile: Tile, strip: int, planes: int) -> int:
     )
 
 
+def planes_held(planes: int, taps: int, step: int) -> int:
+    """Transformed planes that a block of so many planes of sums has room for: those that each tap of the outer axis
+    meets lie one behind the other.
+    """
+    return step * (planes + (taps - 1) // step)
+
+
 class _Counting:
     """Counts the cycles of one problem in one form."""
 
@@ -119,7 +126,7 @@ class _Counting:
         # Whether tensors lie as they are worked on, and only what hangs over the border is copied.
         self.in_place = problem.layout == "channels_last" and problem.dtype == "float32"
         outer, *plane = (self.part.outputs[axis] for axis in form.axes)
-        self.outer, self.taps = outer, len(self.part.taps[form.axes[0]])
+        self.outer, self.taps, self.step = outer, len(self.part.taps[form.axes[0]]), self.part.axes[form.axes[0]].step
         high, self.wide = (-(-size // m) for size, m in zip(plane, form.outputs, strict=True))
         self.all_tiles = problem.spec.batch * high * self.wide
         most = BLOCK if max(form.rows.longest, form.cols.longest) <= 6 else SHORT_BLOCK
@@ -142,12 +149,11 @@ class _Counting:
     def _blocks(self, threads: int) -> Iterator[tuple[int, int]]:
         """(strips, planes of a block) worth a look: blocks that fit the cache, in a few numbers of strips, so that
         threads find equal work."""
-        beyond = self.taps - 1
         fits = max(BLOCKS * self.machine.l2 / (4 * self.points * self.padded), 3 * self.tile.rows)
         seen = set()
         for parts in range(1, self.outer + 1):
             planes = -(-self.outer // parts)
-            most = min(MOST_TILES, int(fits / (planes + beyond)))
+            most = min(MOST_TILES, int(fits / planes_held(planes, self.taps, self.step)))
             if planes in seen or (planes > 1 and most < min(self.tile.rows, self.wide)):
                 continue
             seen.add(planes)
@@ -201,7 +207,7 @@ class _Counting:
 
     def _sub_tiles(self, strip: int, planes: int) -> int:
         """Tiles of output channels whose sums fit the cache beside a block's transformed values."""
-        inputs = strip * (planes + self.taps - 1)
+        inputs = strip * planes_held(planes, self.taps, self.step)
         fit = 4 * self.points * self.padded * inputs <= 0.6 * self.machine.l2
         room = (0.3 if fit else 0.5) * self.machine.l2
         return max(1, int(room / (4 * self.points * self.width * max(1, strip * planes))))
@@ -215,7 +221,7 @@ class _Counting:
         copied = strip * cols.advance + self._pieces(strip) * (cols.read - cols.advance)
         each = copied * rows.read * COPIED * (IN_PLACE if self.in_place else 1)
         each += strip * self.points * VALUE + self._pieces(strip) * PIECE
-        return self.padded / self.lanes * each * (planes + self.taps - 1)
+        return self.padded / self.lanes * each * ((planes - 1) * self.step + self.taps)
 
     def _multiply(self, strip: int, planes: int, tiles: int) -> float:
         """Products, and the making and storing of outputs, of one block and so many tiles of output channels."""
