@@ -20,9 +20,9 @@ from hubel.errors import UnsupportedError, unknown
 
 Strides = tuple[int, ...]
 
-# Below this much work (5 µs) one thread is done as soon as two that have to meet; with twice as much two take 0.86 to
-# 0.95 of the time where calls follow each other (Zen 3): operations, and bytes from the caches.
-SERIAL_FLOPS, SERIAL_BYTES = 400_000, 400_000
+# Below this much work one thread is done before a second has woken up (about 10 µs on one core): operations, and bytes
+# from the caches. Two that are awake would take 0.8 to 1.1 of the time, two that sleep 150 µs more and up (Zen 3).
+SERIAL_FLOPS, SERIAL_BYTES = 1_000_000, 400_000
 # A plan that was measured to be faster than the estimate's choice must have taken at most this share of its time.
 NOTICEABLE = 0.97
 
