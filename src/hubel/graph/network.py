@@ -180,9 +180,9 @@ class Editor:
         return name
 
     def _unused(self, name: str) -> str:
-        taken = self.constants.keys() | self.nodes.keys() | self._renamed.keys() | self.graph.inputs.keys()
+        taken = (self.constants, self.nodes, self._renamed, self.graph.inputs)
         unique, count = name, 0
-        while unique in taken:
+        while any(unique in names for names in taken):
             count += 1
             unique = f"{name}.{count}"
         return unique
