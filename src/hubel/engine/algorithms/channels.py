@@ -61,8 +61,8 @@ TILE, SUM, ROW, VECTOR = 20.0, 1.0, 25.0, 3.0
 # planes, by the square of its lanes (3→32 at 32×32, 3×3, with 16: 22k cycles more than side by side; with 8 lanes 5 a
 # vector); a number of less than a vector.
 STRAIGHT, PARKED, TURNED, SINGLE = 1.0, 5.0, 0.075, 3.0
-# Taps of a channel from which on those of a plane that lies in the padding are left out.
-STRETCH = 12
+# Taps of a channel that inner planes must leave for those that meet padding to be left out.
+FEWEST_TAPS = 12
 # Bytes a cycle from and to the L3 cache.
 SPILLED = 8
 
@@ -173,7 +173,7 @@ def _taps_summed(part: Sum) -> list[range]:
     """For each plane of outputs the taps that are summed: without those that meet padding, if the others are enough for
     a loop of their own.
     """
-    return [met if len(met) >= STRETCH else range(part.tap_count) for met in part.taps_inside()]
+    return [met if len(met) >= FEWEST_TAPS else range(part.tap_count) for met in part.taps_inside()]
 
 
 def _tile(machine: Machine, rows: int) -> Tile:

@@ -35,19 +35,9 @@ def broadcast_tile(pixels: int, vectors: int, lanes: int, ending: Ending = PLAIN
     """
     pointers = [(n, PTR) for n in ("w", "x", "x2", "offsets", "sums", "sums2", "to", "to2", "addends", "next")]
     numbers = (
-        "stretches",
-        "terms",
-        "skipped",
-        "apart",
-        "pitch",
-        "to_pitch",
-        "runs",
-        "run_x",
-        "run_sums",
-        "run_to",
-        "asked",
+        "stretches", "terms", "skipped", "apart", "pitch", "to_pitch", "runs", "run_x", "run_sums", "run_to", "asked",
         "done",
-    )
+    )  # fmt: skip
     f = Function(f"pixels_{pixels}", [*pointers, *ending.parameters, *((n, I64) for n in numbers)], private=True)
     halves = [n for n in ((pixels + 1) // 2, pixels // 2) if n]
     carried = [f.arg(n) for n in ("x", "x2", "sums", "sums2", "to", "to2", "next")]
