@@ -70,7 +70,7 @@ def of_usual_batch(problem: Problem) -> Problem:
 
 
 def _of_batch(problem: Problem, images: int) -> Problem:
-    return replace(problem, spec=replace(problem.spec, batch=images))
+    return problem if problem.spec.batch == images else replace(problem, spec=replace(problem.spec, batch=images))
 
 
 def three(sizes: tuple[int, ...], fill: int) -> tuple[int, int, int]:
