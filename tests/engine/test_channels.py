@@ -97,6 +97,8 @@ def test_planes_of_padding_are_not_summed() -> None:
     result, _ = convolve(problem, x, w, policy=planned(problem))
     assert same_bits(result[:, :, 0], expected[:, :, 0])
     assert not np.isfinite(result[:, :, 1:]).any()
+    # `direct` multiplies them: it may not take this one's place, whatever the batch.
+    assert planned(problem).order == channels.NAME
 
 
 def test_the_taps_of_a_plane_are_those_inside() -> None:

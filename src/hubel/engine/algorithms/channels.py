@@ -15,7 +15,8 @@ vector at a time. What the lanes hold are output channels, of which there must b
 strided convolution comes in phases (`geometry`): a work item does them all, so that the gradient is read once and
 whole rows are stored.
 
-The order of summation is that of `direct`, so results have the same bits.
+The order of summation is that of `direct`, so results have the same bits; where planes of padding are left out, they
+have them as long as all weights are finite, and the order is its own.
 
 Constants. 14 pixels by two AVX-512 vectors take 14 cycles of arithmetic a term, beside 17 loads and 52 instructions; 6
 by two AVX2 vectors 6 cycles, beside 9 loads and 22 instructions where two terms go together. A tile's weights (9 KB of
@@ -160,7 +161,7 @@ def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusa
         channel_block=block, box=best.box, row_tiles=best.row_tiles,
         estimate=Estimate(spec.flops, int(spec.flops * wasted), problem.bytes(), best.cycles),
         error_bound=error_bound(problem), reason="pixels far apart or in short rows: output channels in lanes",
-        sums_like=direct.NAME,
+        sums_like="" if any(_skips(part) for part in shape.parts) else direct.NAME,
     )  # fmt: skip
 
 
@@ -174,6 +175,10 @@ def _taps_summed(part: Sum) -> list[range]:
     a loop of their own.
     """
     return [met if len(met) >= FEWEST_TAPS else range(part.tap_count) for met in part.taps_inside()]
+
+
+def _skips(part: Sum) -> bool:
+    return any(len(met) < part.tap_count for met in _taps_summed(part))
 
 
 def _tile(machine: Machine, rows: int) -> Tile:
