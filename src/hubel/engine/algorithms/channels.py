@@ -38,7 +38,7 @@ from hubel.engine.algorithms import channels_kernels, direct
 from hubel.engine.algorithms.channels_kernels import TAP
 from hubel.engine.algorithms.direct import SLACK, channel_block
 from hubel.engine.algorithms.edges import ending_of, number
-from hubel.engine.algorithms.geometry import Axes, Sum, flattened, sums, three
+from hubel.engine.algorithms.geometry import Axes, Sum, is_product, sums, three
 from hubel.engine.algorithms.tiling import ITEM, UNEVEN, error_bound
 from hubel.engine.ir import module_text
 from hubel.engine.machine import Machine
@@ -142,9 +142,9 @@ def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusa
     """A plan for whatever has enough output channels a group."""
     if problem.direction is Direction.WEIGHT_GRADIENT:
         return Refusal(NAME, "weight gradients are sums over pixels, not over channels")
-    if flattened(problem) is not problem.spec and problem.layout != "channels_last":
+    if is_product(problem) and problem.layout != "channels_last":
         return Refusal(NAME, "a matrix product over one row of pixels: pointwise")
-    spec, shape = problem.spec, Shape(tuple(sums(problem)))
+    spec, shape = problem.spec, Shape(sums(problem))
     if shape.rows < FEWEST:
         return Refusal(NAME, f"needs {FEWEST} output channels a group to fill its lanes")
     tile = _tile(machine, shape.rows)
@@ -208,7 +208,7 @@ def _step(tile: Tile, pixels: int) -> float:
 
 def _cut(problem: Problem, machine: Machine, policy: Policy) -> Cut:
     """The cheapest way to share the work out."""
-    spec, shape = problem.spec, Shape(tuple(sums(problem)))
+    spec, shape = problem.spec, Shape(sums(problem))
     tile = _tile(machine, shape.rows)
     tiles = -(-shape.rows // (tile.vectors * tile.lanes))
     block, out = channel_block(_largest(shape), machine), _carrying(problem, tile, shape.rows)
@@ -307,7 +307,7 @@ def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...])
     weight.
     """
     spec, tile, forward = plan.problem.spec, plan.tile, plan.problem.direction is Direction.FORWARD
-    shape, tables = Shape(tuple(sums(plan.problem))), Tables()
+    shape, tables = Shape(sums(plan.problem)), Tables()
     source, target = (x, y) if forward else (y, x)
     words, items, scratch = _job_words(plan, shape, source, target, tables)
     packing = _packing_job(plan, shape, w, tables)

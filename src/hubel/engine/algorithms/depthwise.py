@@ -67,7 +67,7 @@ REACHED, PLANE = 0.4, 60.0
 def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusal:
     """A plan for one input channel a group, in one or two dimensions."""
     spec = problem.spec
-    reason = _declined(problem)
+    reason = declined(problem)
     if reason:
         return Refusal(NAME, reason)
     stencil, plane, _ = shape_of(problem, machine)
@@ -90,7 +90,8 @@ def cycles(spec: ConvSpec, machine: Machine) -> float:
     return spec.flops / (4 * machine.lanes * REACHED) + planes * PLANE
 
 
-def _declined(problem: Problem) -> str:
+def declined(problem: Problem) -> str:
+    """Why not, or nothing."""
     spec = problem.spec
     stride = three(spec.stride, 1)
     if problem.direction is Direction.WEIGHT_GRADIENT:
@@ -117,7 +118,7 @@ def units(problem: Problem) -> tuple[int, int]:
     return -(-sizes[1] // strides[1]), -(-sizes[2] // strides[2])
 
 
-def _parts(problem: Problem) -> list[Sum]:
+def _parts(problem: Problem) -> tuple[Sum, ...]:
     """The sums that make up a unit: those of an image that is large enough to have all of them, whatever the image."""
     spec = problem.spec
     sizes = tuple(d * k + s for k, s, d in zip(spec.kernel_size, spec.stride, spec.dilation, strict=True))

@@ -25,6 +25,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from math import prod
 
+from hubel.engine.algorithms import depthwise
 from hubel.engine.algorithms.direct_kernels import (
     ONE_ROW,
     ROW_BY_ROW,
@@ -33,7 +34,7 @@ from hubel.engine.algorithms.direct_kernels import (
     pack_function,
 )
 from hubel.engine.algorithms.edges import ending_of, number
-from hubel.engine.algorithms.geometry import Sum, flattened, sums, three
+from hubel.engine.algorithms.geometry import Sum, is_product, sums, three
 from hubel.engine.algorithms.tiling import MOST_ALTERNATIVES, Cut, cheapest, cuts, error_bound, row_by_row
 from hubel.engine.algorithms.winograd_forms import allowed, too_few_channels
 from hubel.engine.ir import module_text
@@ -52,11 +53,13 @@ SLACK = 64
 
 
 def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusal:
-    """Always a plan, but for weight gradients, which another file does."""
+    """A plan for whatever is not a weight gradient, a matrix product or a depthwise layer, which other files do."""
     if problem.direction is Direction.WEIGHT_GRADIENT:
         return Refusal(NAME, "weight gradients are sums over pixels, not over channels")
-    if flattened(problem) is not problem.spec:
+    if is_product(problem):
         return Refusal(NAME, "a matrix product over one row of pixels: pointwise")
+    if problem.spec.in_channels == problem.spec.out_channels > 1 and not depthwise.declined(problem):
+        return Refusal(NAME, "one channel a group fills one row of its tiles: depthwise")
     part, used, found = _cuts(problem, machine, policy)
     return _plan(problem, machine, policy, part, used, cheapest(found))
 

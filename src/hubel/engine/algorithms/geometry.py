@@ -11,6 +11,7 @@ channels change places.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import product
 from math import prod
 
@@ -78,13 +79,20 @@ def three(sizes: tuple[int, ...], fill: int) -> tuple[int, int, int]:
     return (fill,) * (3 - len(sizes)) + sizes  # type: ignore[return-value]
 
 
-def flattened(problem: Problem) -> ConvSpec:
-    """The sizes of a problem; a 1×1 convolution with stride 1 and no padding as one over a single long row, where the
-    layout lets it.
+def is_product(problem: Problem) -> bool:
+    """Whether it is a matrix product over pixels as they lie in memory: a 1×1 convolution with stride 1 and no padding,
+    in a layout whose pixels lie at one distance.
     """
     spec = problem.spec
     plain = set(spec.kernel_size) | set(spec.stride) == {1} and set(spec.padding) == {0}
-    if not plain or problem.layout == "strided":
+    return plain and problem.layout != "strided"
+
+
+@lru_cache(maxsize=1024)
+def flattened(problem: Problem) -> ConvSpec:
+    """The sizes of a problem; of a matrix product as a convolution over a single long row."""
+    spec = problem.spec
+    if not is_product(problem):
         return spec
     return ConvSpec(spec.batch, spec.in_channels, spec.out_channels, (prod(spec.input_size),), 1, groups=spec.groups)
 
@@ -134,7 +142,8 @@ def flat_strides(spec: ConvSpec, x: tuple[int, ...], y: tuple[int, ...]) -> tupl
     return (*x[:2], x_step), (*y[:2], y_step)
 
 
-def sums(problem: Problem) -> list[Sum]:
+@lru_cache(maxsize=1024)
+def sums(problem: Problem) -> tuple[Sum, ...]:
     """The sums that make up a forward convolution (one) or an input gradient (stride of them an axis)."""
     spec = problem.spec
     size, outputs = three(spec.input_size, 1), three(spec.output_size, 1)
@@ -147,7 +156,7 @@ def sums(problem: Problem) -> list[Sum]:
             for a in range(3)
         )
         taps = tuple(tuple(range(k)) for k in kernel)
-        return [Sum(axes, taps, (1, 1, 1), (0, 0, 0), rows, channels)]  # type: ignore[arg-type]
+        return (Sum(axes, taps, (1, 1, 1), (0, 0, 0), rows, channels),)  # type: ignore[arg-type]
     parts = []
     for start in product(*(range(min(stride[a], size[a])) for a in range(3))):
         axes, taps = [], []
@@ -157,4 +166,4 @@ def sums(problem: Problem) -> list[Sum]:
             axes.append(Axis(outputs[a], -(-(size[a] - start[a]) // stride[a]), 1, shifts))
             taps.append(tuple(meet))
         parts.append(Sum(tuple(axes), tuple(taps), stride, start, channels, rows))  # type: ignore[arg-type]
-    return parts
+    return tuple(parts)

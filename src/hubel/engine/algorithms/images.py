@@ -25,7 +25,7 @@ from hubel.engine.algorithms.channel_lanes import fill_function, region_function
 from hubel.engine.algorithms.direct import channel_block, pack_name, packing_job, packing_key
 from hubel.engine.algorithms.direct_kernels import pack_function
 from hubel.engine.algorithms.edges import ending_of, number
-from hubel.engine.algorithms.geometry import Sum, flattened, one_run, sums
+from hubel.engine.algorithms.geometry import Sum, is_product, one_run, sums
 from hubel.engine.algorithms.tiling import ITEM, SUM, TILE, error_bound, rows_that_fit, step_cycles
 from hubel.engine.algorithms.words import job_words
 from hubel.engine.ir import F32, I64, PTR, Function, Value, module_text
@@ -90,7 +90,7 @@ def _declined(problem: Problem, machine: Machine, policy: Policy) -> str:
         return f"needs {machine.lanes} images, one a lane"
     if spec.ndim > 2 or problem.layout != "planes":
         return "does planes whose pixels follow each other in memory"
-    if flattened(problem) is not spec or spec.groups == spec.in_channels > 1:
+    if is_product(problem) or spec.groups == spec.in_channels > 1:
         return "has no place where a map is one row or one channel a group"
     if problem.direction is Direction.INPUT_GRADIENT and set(spec.stride) != {1}:
         return "does input gradients with stride 1"

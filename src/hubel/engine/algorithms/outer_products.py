@@ -28,7 +28,7 @@ from math import prod
 from hubel.engine.algorithms.bias_gradient import bias_function, bias_job, bias_name
 from hubel.engine.algorithms.channel_lanes import even_share
 from hubel.engine.algorithms.edges import number, stored
-from hubel.engine.algorithms.geometry import Sum, flattened, sums, three
+from hubel.engine.algorithms.geometry import Sum, is_product, sums, three
 from hubel.engine.algorithms.outer_products_kernels import Rows, finish_function, kernel_function
 from hubel.engine.algorithms.tiling import error_bound
 from hubel.engine.ir import module_text
@@ -107,7 +107,7 @@ def _declined(problem: Problem, machine: Machine) -> str:
     spec = problem.spec
     if problem.direction is not Direction.WEIGHT_GRADIENT:
         return "does weight gradients only"
-    if flattened(problem) is not spec and spec.groups == 1:
+    if is_product(problem) and spec.groups == 1:
         return "a matrix product over one row of pixels: pointwise"
     if not spec.batch or not prod(spec.output_size):
         return "there are no outputs to add up"

@@ -30,7 +30,7 @@ from math import prod
 from hubel.engine.algorithms.direct import MOST_TERMS, TINY_FLOPS, pack_name, packing_job, packing_key
 from hubel.engine.algorithms.direct_kernels import pack_function
 from hubel.engine.algorithms.edges import ending_of, number
-from hubel.engine.algorithms.geometry import Sum, flat_strides, flattened, sums
+from hubel.engine.algorithms.geometry import Sum, flat_strides, flattened, is_product, sums
 from hubel.engine.algorithms.tiling import (
     ITEM,
     MOST_ALTERNATIVES,
@@ -65,7 +65,7 @@ WORDS = (
 
 def applies(problem: Problem) -> bool:
     """Whether the convolution is a matrix product over pixels as they lie in memory."""
-    return flattened(problem) is not problem.spec and problem.direction is not Direction.WEIGHT_GRADIENT
+    return is_product(problem) and problem.direction is not Direction.WEIGHT_GRADIENT
 
 
 def propose(problem: Problem, machine: Machine, policy: Policy) -> Plan | Refusal:

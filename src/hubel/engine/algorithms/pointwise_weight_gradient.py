@@ -31,7 +31,7 @@ from math import prod
 from hubel.engine.algorithms.bias_gradient import bias_function, bias_job, bias_name
 from hubel.engine.algorithms.channel_lanes import WIDTH, even_share, odd_lines, register_tile
 from hubel.engine.algorithms.edges import number, stored
-from hubel.engine.algorithms.geometry import flat_strides, flattened
+from hubel.engine.algorithms.geometry import flat_strides, flattened, is_product
 from hubel.engine.algorithms.pointwise_weight_kernels import LINE, RUN, add_parts_function, kernel_function
 from hubel.engine.algorithms.tiling import error_bound, step_cycles
 from hubel.engine.ir import module_text
@@ -86,7 +86,7 @@ def _declined(problem: Problem) -> str:
     """Why not, or nothing."""
     if problem.direction is not Direction.WEIGHT_GRADIENT:
         return "does weight gradients only"
-    if flattened(problem) is problem.spec:
+    if not is_product(problem):
         return "does 1×1 kernels with stride 1 and no padding, on images whose pixels lie at one distance"
     if problem.spec.groups > 1:
         return "does one group"
