@@ -31,8 +31,8 @@ class Invocation:
     """Runs one problem on tensors with fixed strides. Holds no tensor; may be used by several threads at once.
 
     packed_bytes: size of the packed weights (0: the kernel reads them as they are). packing_key: equal keys mean the
-    same packed layout of the same weight, whatever the image size. jobs, shared_bytes, scratch_bytes: for whoever runs
-    it as a part of a longer list; the jobs' words point into this object.
+    same packed layout of the same weight, whatever the image size. jobs, packing, shared_bytes, scratch_bytes: for
+    whoever runs it as a part of a longer list; the jobs' words point into this object.
     """
 
     def __init__(self, plan: Plan, x: Strides, w: Strides, y: Strides) -> None:
@@ -47,7 +47,8 @@ class Invocation:
         self.shared_bytes, self.scratch_bytes = 4 * bound.shared, 4 * bound.scratch
         self.jobs = _native(bound.jobs, libraries)
         self._jobs = Block(self.jobs, keep=(bound.tables, libraries))
-        self._packing = Block(_native(bound.packing, libraries), keep=(bound.tables, libraries))
+        self.packing = _native(bound.packing, libraries)
+        self._packing = Block(self.packing, keep=(bound.tables, libraries))
 
     def pack(self, weight: int, packed: int, threads: int = 1) -> None:
         """Write the packed form of the weights at address `weight` to address `packed`."""

@@ -27,6 +27,7 @@ from hubel.ops.kept_memory import KeptMemory
 from hubel.ops.linear import replace_products
 from hubel.ops.max_pool import max_pool2d_with_indices
 from hubel.ops.override import switched_off_by_environment
+from hubel.ops.segments import in_segments
 
 # What `options=` of torch.compile may hold, and its default: fuse=False runs inference graphs as those of training.
 OPTIONS: dict[str, object] = {"fuse": True}
@@ -156,7 +157,7 @@ def _replace(
     replace_products(graph.graph)
     write_in_place(graph.graph)
     graph.recompile()
-    return make_boxed_func(graph.forward if memory is None else memory.served(graph.forward))
+    return make_boxed_func(graph.forward if memory is None else memory.served(in_segments(graph)))
 
 
 def _metadata() -> Any:

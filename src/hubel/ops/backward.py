@@ -8,6 +8,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from hubel.engine.between import mapped
 from hubel.engine.problem import Direction, Problem
 from hubel.engine.spec import ConvSpec
 from hubel.ops import accuracy
@@ -15,6 +16,7 @@ from hubel.ops.arguments import STORED, Handed, Request, check_tensors, request
 from hubel.ops.fallback import torch_convolution_backward
 from hubel.ops.forward import invocation_of, with_zeros
 from hubel.ops.log import count_native
+from hubel.ops.recipe import PACKED, Argument, Made, Recipe, Result, Room, of_invocation, of_work, with_weights
 from hubel.ops.results import empty, room
 from hubel.ops.strides import Config, Strides, result_formats, strides_of
 from hubel.ops.weights import one_of, packed
@@ -69,7 +71,19 @@ def prepare_backward(
         count_native()
         return dx, dw, db
 
+    parts = [getattr(of, "recipe", None) for of in (of_input, of_weight, of_bias) if of]
+    if all(parts):
+        run.recipe = _together(parts)  # type: ignore[attr-defined]
     return run
+
+
+def _together(parts: Sequence[Recipe]) -> Recipe:
+    """One recipe for what is left of three gradients, each of which names its own results and leaves the others out."""
+    results = zip(*(part.results for part in parts), strict=True)
+    made = tuple(next((one for one in each if one), None) for each in results)
+    launches = tuple(launch for part in parts for launch in part.launches)
+    rooms = {room: size for part in parts for room, size in part.rooms.items()}
+    return Recipe(made, launches, rooms, native=1)
 
 
 def _windows_apart(asked: Request) -> bool:
@@ -175,6 +189,10 @@ def _input_gradient(
             dx = allocate().copy_(dx[tuple(slice(n) for n in shape)])
         return dx
 
+    if whole is shape:
+        launches = with_weights(invocation, Argument(0), Argument(2), None, Result(0))
+        made = Made(shape, tuple(strides), dtype)
+        run.recipe = Recipe((made, None, None), launches, {PACKED: invocation.packed_bytes})  # type: ignore[attr-defined]
     return run
 
 
@@ -220,6 +238,14 @@ def _weight_gradient(
             _spares[:] = [spare]
         return dw, db if db is None else db.to(dtype)
 
+    if not (transposed or strict) and dtype == FLOAT:
+        made = Made(shape, tuple(strides), dtype), Made((spec.out_channels,), (1,), FLOAT) if problem.bias else None
+        to = Room("rows as they are summed") if rearranged else Result(1)
+        launches = [of_invocation(invocation, Argument(1), Argument(0), Result(2) if problem.bias else None, to)]
+        if rearranged:
+            launches.append(of_work(mapped("copy", shape, tuple(strides), plain), to, None, None, Result(1)))
+        rooms = {to: 4 * w_numbers} if isinstance(to, Room) else {}
+        run.recipe = Recipe((None, *made), tuple(launches), rooms)  # type: ignore[attr-defined]
     return run
 
 

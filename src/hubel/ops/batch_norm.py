@@ -23,6 +23,7 @@ from hubel.engine.between.batch_norm import fits
 from hubel.engine.between.work import CHUNK
 from hubel.engine.threads import Block, launch
 from hubel.ops import accuracy
+from hubel.ops.recipe import Argument, Recipe, Result, Table, made_like, of_work
 from hubel.ops.results import empty, empty_like
 
 _aten = torch.ops.aten
@@ -64,6 +65,31 @@ def batch_norm_backward(
     given = [dy if y is None else y, *(_dense(t) for t in (w, mean, spread))]
     _run(_backward(x.numel() // channels, channels, activation), dy, given + found, x.data_ptr(), dx)
     return (dx, *found)  # type: ignore[return-value]
+
+
+def forward_recipe(
+    x: Tensor, w: Tensor, b: Tensor, mean: Tensor, variance: Tensor, momentum: float, eps: float, activation: str
+) -> Recipe | None:
+    """What `batch_norm` does with tensors laid out like these; None where it is more than launches."""
+    given = (w, b, mean, variance)
+    if not _lies(x) or any(_dense(t) is not t for t in given):
+        return None
+    work, _ = _forward(x.numel() // x.shape[1], x.shape[1], eps, momentum, activation)
+    table = Table((*(Argument(1 + i) for i in range(4)), *(Result(1 + i) for i in range(4))))
+    return Recipe((made_like(x), *[made_like(w)] * 4), (of_work(work, Argument(0), table, None, Result(0)),))
+
+
+def backward_recipe(
+    dy: Tensor, x: Tensor, w: Tensor, mean: Tensor, spread: Tensor, y: Tensor | None, activation: str, eps: float
+) -> Recipe | None:
+    """What `batch_norm_backward` does with tensors laid out like these; None where it is more than launches."""
+    tensors, given = (dy, x) if y is None else (dy, x, y), (w, mean, spread)
+    if not all(_lies(t) for t in tensors) or any(_dense(t) is not t for t in given):
+        return None
+    work, _ = _backward(x.numel() // x.shape[1], x.shape[1], activation)
+    table = Table((Argument(0 if y is None else 5), *(Argument(2 + i) for i in range(3)), Result(1), Result(2)))
+    launch = of_work(work, Argument(0), table, Argument(1), Result(0))
+    return Recipe((made_like(x), *[made_like(w)] * 2), (launch,))
 
 
 def _applied(activation: str, y: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from hubel.ops.exclude import excluded
 from hubel.ops.fallback import torch_convolution, torch_convolution_backward
 from hubel.ops.forward import Forward, prepare_forward
 from hubel.ops.log import announce, announced, count_fallback
+from hubel.ops.recipe import Recipe
 
 _get_num_threads = torch.get_num_threads
 _mkldnn_enabled = torch._C._get_mkldnn_enabled
@@ -116,6 +117,31 @@ def convolution_backward(
     return run(dy, x, w)
 
 
+def convolution_recipe(
+    x: Tensor, w: Tensor, b: Tensor | None, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
+    transposed: bool, output_padding: Sequence[int], groups: int,
+) -> Recipe | None:  # fmt: skip
+    """What `convolution` does with tensors laid out like these; None where it is more than launches, or torch's."""
+    config = (tuple(stride), tuple(padding), tuple(dilation), transposed, tuple(output_padding), groups)
+    try:
+        return getattr(prepare_forward(x, w, b, config, _get_num_threads()), "recipe", None)
+    except REASONS:
+        return None
+
+
+def backward_recipe(
+    dy: Tensor, x: Tensor, w: Tensor, bias_sizes: Sequence[int] | None, stride: Sequence[int], padding: Sequence[int],
+    dilation: Sequence[int], transposed: bool, output_padding: Sequence[int], groups: int, output_mask: Sequence[bool],
+) -> Recipe | None:  # fmt: skip
+    """The same of `convolution_backward`."""
+    config = (tuple(stride), tuple(padding), tuple(dilation), transposed, tuple(output_padding), groups)
+    try:
+        run = prepare_backward(dy, x, w, bias_sizes, config, tuple(output_mask), _get_num_threads())
+    except REASONS:
+        return None
+    return getattr(run, "recipe", None)
+
+
 def forget() -> None:
     """Prepare every call anew. Compiled kernels and packed weights stay."""
     _forward.clear()
@@ -130,6 +156,10 @@ def prepare_in_background(on: bool) -> None:
     """Whether torch's kernels serve new calls until Hubel's are compiled."""
     global _in_background
     _in_background = on
+
+
+def in_background() -> bool:
+    return _in_background
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from hubel.ops.arguments import STORED, Handed, Request, check_tensors, request
 from hubel.ops.fallback import torch_convolution
 from hubel.ops.log import announce, count_native
 from hubel.ops.native import Prepared
+from hubel.ops.recipe import PACKED, Argument, Made, Recipe, Result, with_weights
 from hubel.ops.results import lies_in_shared_memory, room
 from hubel.ops.strides import Config, Strides, result_formats, strides_of
 from hubel.ops.weights import one_of, packed
@@ -74,6 +75,9 @@ def _bare(
         return y
 
     chosen = run if invocation.packed_bytes else run_on_weights_as_they_are
+    launches = with_weights(invocation, Argument(0), Argument(1), None if b is None else Argument(2), Result(0))
+    made = Made(tuple(shape), tuple(strides), dtype)
+    chosen.recipe = Recipe((made,), launches, {PACKED: invocation.packed_bytes}, native=1)  # type: ignore[attr-defined]
     if not lies_in_shared_memory(shape, dtype):
         chosen.prepared = Prepared(invocation, key, shape, strides, dtype, threads)  # type: ignore[attr-defined]
     return chosen

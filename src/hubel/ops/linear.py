@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from hubel.engine.between.dense import fits
 from hubel.engine.between.work import CHUNK
 from hubel.engine.threads import Block, launch
 from hubel.ops import accuracy
+from hubel.ops.recipe import Argument, Made, Recipe, Result, of_work
 from hubel.ops.results import room
 
 _aten = torch.ops.aten
@@ -27,15 +29,12 @@ MOST_ROWS = 64
 
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """`aten::mm`, or `aten::addmm` with the bias first."""
-    # Sums of dx are not blocked: they stay within what the default allows, but not within strict.
-    ours = _lies(a) and _lies(b) and (bias is None or _is_bias(bias, b)) and accuracy.policy(1).accuracy != "strict"
-    found = _layer(a, b) if ours else None
-    if found is None or (bias is not None and found[0] is not dense_outputs):
+    found = _layer(a, b, bias)
+    if found is None:
         return torch.mm(a, b) if bias is None else torch.addmm(bias, a, b)
-    make, *sizes = found
     shape = a.shape[0], b.shape[1]
     result = room(shape, (shape[1], 1), a.dtype)()
-    work, block = _prepared(make, *sizes, *((bias is not None,) if make is dense_outputs else ()))
+    work, block = _prepared(*found)
     threads = torch.get_num_threads() if a.numel() * shape[1] > CHUNK else 1
     launch(
         block.address, a.data_ptr(), b.data_ptr(), 0 if bias is None else bias.data_ptr(), result.data_ptr(), threads,
@@ -44,15 +43,35 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     return result
 
 
-def _layer(a: Tensor, b: Tensor) -> tuple[Callable[..., Work], int, int, int] | None:
-    """(what the product is, rows, inputs and outputs of the layer)."""
+def recipe(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Recipe | None:
+    """What `product` does with tensors laid out like these; None where torch does it."""
+    found = _layer(a, b, bias)
+    if found is None:
+        return None
+    work, _ = _prepared(*found)
+    shape = a.shape[0], b.shape[1]
+    launch = of_work(work, Argument(0), Argument(1), None if bias is None else Argument(2), Result(0))
+    return Recipe((Made(shape, (shape[1], 1), a.dtype),), (launch,))
+
+
+def _layer(a: Tensor, b: Tensor, bias: Tensor | None) -> tuple[Any, ...] | None:
+    """What the product is, and its sizes: rows, inputs and outputs of the layer, and of outputs whether they have a
+    bias. None where it is torch's.
+    """
+    # Sums of dx are not blocked: they stay within what the default allows, but not within strict.
+    if not (_lies(a) and _lies(b)) or accuracy.policy(1).accuracy == "strict":
+        return None
     (m, k), n = a.shape, b.shape[1]
     if a.is_contiguous():
         found = (dense_outputs, m, k, n) if b.stride() == (1, k) else (dense_input_gradient, m, n, k)
         lies = b.stride() == (1, k) or b.is_contiguous()
     else:
         found, lies = (dense_weight_gradient, k, n, m), a.stride() == (1, m) and b.is_contiguous()
-    return found if lies and found[1] <= MOST_ROWS and fits(*found[1:]) else None
+    if not lies or found[1] > MOST_ROWS or not fits(*found[1:]):
+        return None
+    if found[0] is dense_outputs:
+        return (*found, bias is not None) if bias is None or _is_bias(bias, b) else None
+    return found if bias is None else None
 
 
 def _lies(x: Tensor) -> bool:

@@ -192,7 +192,7 @@ def runs_of(problem: Problem) -> list[Run]:
             tuple(column - lead for column in columns), parts[0].axes[2].step, max(0, -lead), max(0, beyond),
             phases, len(run), parts[0].out_step[2],
         )  # fmt: skip
-        found.append(Run(run[0].out_start[2], lead, taps, pattern))
+        found.append(Run(parts[first].out_start[2], lead, taps, pattern))
     return found
 
 

@@ -21,7 +21,7 @@ bound the rounding error: sums of at most `MOST_TERMS` products are rounded one 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import prod
 
@@ -173,7 +173,7 @@ def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...])
     return Bound(tuple(jobs), tuple(packing), packed, key, scratch, 0, tables.keep())
 
 
-def _sharing_windows(plan: Plan) -> list[list[Sum]]:
+def _sharing_windows(plan: Plan) -> list[tuple[Sum, ...]]:
     """The problem's sums in parts that share windows: so many that what they have in scratch stays in L2."""
     parts = sums(plan.problem)
     of_one = 4 * plan.row_tiles * plan.tile.rows * prod(plan.box)
@@ -181,7 +181,7 @@ def _sharing_windows(plan: Plan) -> list[list[Sum]]:
     return [parts[i : i + together] for i in range(0, len(parts), together)]
 
 
-def _common(parts: list[Sum]) -> Axes:
+def _common(parts: Sequence[Sum]) -> Axes:
     """Axes with the shifts of all the sums."""
     if len(parts) == 1:
         return parts[0].axes
@@ -194,7 +194,7 @@ def _common(parts: list[Sum]) -> Axes:
 
 def _job_words(
     plan: Plan,
-    parts: list[Sum],
+    parts: Sequence[Sum],
     batch: int,
     groups: int,
     source: tuple[int, ...],

@@ -27,7 +27,7 @@ from math import prod
 
 from hubel.engine.algorithms.bias_gradient import bias_function, bias_job, bias_name
 from hubel.engine.algorithms.edges import number, stored
-from hubel.engine.algorithms.geometry import Sum, flat_strides, flattened, sums, three
+from hubel.engine.algorithms.geometry import Sum, flat_strides, flattened, is_product, sums, three
 from hubel.engine.algorithms.tiling import error_bound
 from hubel.engine.algorithms.words import job_words
 from hubel.engine.ir import F32, I64, PTR, Function, Pointer, module_text
@@ -311,7 +311,7 @@ def bind(plan: Plan, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...])
     """Jobs for an input and an output gradient with strides x and y; the weight gradient is contiguous."""
     del w
     spec = flattened(plan.problem)
-    if spec is not plan.problem.spec:
+    if is_product(plan.problem):
         x, y = flat_strides(plan.problem.spec, x, y)
     part = sums(Problem(spec))[0]
     tables = Tables()
