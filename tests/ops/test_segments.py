@@ -224,3 +224,23 @@ def test_a_gradient_that_is_kept_is_not_written_over(launches: list[int]) -> Non
     assert launches
     assert all(torch.equal(g, c) for g, c in zip(held, copies, strict=True) if g is not None)
     assert torch.equal(output, kept)
+
+
+def test_segments_of_a_graph_share_the_memory_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[segments.Segment, int]] = []
+    share = segments.Segment.share
+
+    def seen(segment: segments.Segment, size: int) -> None:
+        asked.append((segment, size))
+        share(segment, size)
+
+    monkeypatch.setattr(segments.Segment, "share", seen)
+    net, x, labels = net_and_images()
+    compiled = torch.compile(net, backend="hubel")
+    step(compiled, net, x, labels)
+    own = [segment.inside_bytes for segment, _ in asked]
+    sizes = {size for _, size in asked}
+    assert len(set(own)) > 2
+    # One size for the forward graph, one for the backward graph: the most that any of its segments needs.
+    assert len(sizes) == 2
+    assert max(sizes) == max(own)

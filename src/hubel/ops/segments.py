@@ -110,6 +110,7 @@ class _Cutter:
         self._graph, self._made = graph, made
         self._gathered: dict[Node, Recipe] = {}
         self._members: dict[Node, Value] = {}
+        self._segments: list[Segment] = []
 
     def cut(self) -> None:
         parts: set[Node] = set()
@@ -124,6 +125,9 @@ class _Cutter:
                 continue
             if _writes(node) or any(n in self._members for n in node.all_input_nodes):
                 self._end(node)
+        most = max((segment.inside_bytes for segment in self._segments), default=0)
+        for segment in self._segments:
+            segment.share(most)
 
     def _recipe(self, node: Node) -> Recipe | None:
         find = _RECIPES.get(node.target)
@@ -149,6 +153,7 @@ class _Cutter:
         inside = {*gathered, *members}
         leaving = [node for node in members if set(node.users) - inside]
         segment = Segment(gathered, members, leaving, self._made)
+        self._segments.append(segment)
         with self._graph.inserting_before(before):
             whole = self._graph.call_function(segment, tuple(segment.given))
             for i, node in enumerate(leaving):
@@ -175,8 +180,8 @@ def _place(value: Node) -> int:
 
 def _writes(node: Node) -> bool:
     """Whether it may do more than to make something of what it is given, or ends the graph."""
-    if node.op != "call_function" or node.target is operator.getitem:
-        return node.op != "get_attr"
+    if node.op == "get_attr" or node.target is operator.getitem:
+        return False
     schema = getattr(node.target, "_schema", None)
     return schema is None or schema.is_mutable
 
@@ -228,15 +233,19 @@ class Segment:
         self._where, self._base, self._at = (np.array(column, np.int64) for column in zip(*patches, strict=True))
         self._shared = max(launch.shared_bytes for _, launch in launches)
         self._scratch = max(launch.scratch_bytes for _, launch in launches)
-        self._inside = room((places.bytes // 4,), (1,), torch.float32)
+        self.inside_bytes = places.bytes
         self._keep: list[Launch] = [launch for _, launch in launches]
+
+    def share(self, size: int) -> None:
+        """Have memory of so many bytes inside: as much as the segments before and behind, so that all use the same."""
+        self._make_inside = room((size // 4,), (1,), torch.float32)
 
     def __call__(self, *given: Tensor) -> list[Tensor]:
         lie = list(map(_strides, given)) == self._strides and list(map(_shape, given)) == self._shapes
         if not lie or _terms() != self._terms:
             return self._one_by_one(given)
         made = [make() for make in self._make]
-        inside, words = self._inside(), self._words.copy()
+        inside, words = self._make_inside(), self._words.copy()
         address = words.ctypes.data
         bases = [0, address, inside.data_ptr(), *map(Tensor.data_ptr, given), *map(Tensor.data_ptr, made)]
         words[self._where] = np.array(bases, np.int64)[self._base] + self._at
