@@ -73,7 +73,7 @@ def prepare_backward(
 
     parts = [getattr(of, "recipe", None) for of in (of_input, of_weight, of_bias) if of]
     if all(parts):
-        run.recipe = _together(parts)  # type: ignore[attr-defined]
+        run.recipe = lambda: _together([part() for part in parts])  # type: ignore[attr-defined]
     return run
 
 
@@ -189,10 +189,12 @@ def _input_gradient(
             dx = allocate().copy_(dx[tuple(slice(n) for n in shape)])
         return dx
 
-    if whole is shape:
+    def recipe() -> Recipe:
         launches = with_weights(invocation, Argument(0), Argument(2), None, Result(0))
-        made = Made(shape, tuple(strides), dtype)
-        run.recipe = Recipe((made, None, None), launches, {PACKED: invocation.packed_bytes})  # type: ignore[attr-defined]
+        return Recipe((Made(shape, tuple(strides), dtype), None, None), launches, {PACKED: invocation.packed_bytes})
+
+    if whole is shape:
+        run.recipe = recipe  # type: ignore[attr-defined]
     return run
 
 
@@ -238,14 +240,17 @@ def _weight_gradient(
             _spares[:] = [spare]
         return dw, db if db is None else db.to(dtype)
 
-    if not (transposed or strict) and dtype == FLOAT:
+    def recipe() -> Recipe:
         made = Made(shape, tuple(strides), dtype), Made((spec.out_channels,), (1,), FLOAT) if problem.bias else None
         to = Room("rows as they are summed") if rearranged else Result(1)
         launches = [of_invocation(invocation, Argument(1), Argument(0), Result(2) if problem.bias else None, to)]
         if rearranged:
             launches.append(of_work(mapped("copy", shape, tuple(strides), plain), to, None, None, Result(1)))
         rooms = {to: 4 * w_numbers} if isinstance(to, Room) else {}
-        run.recipe = Recipe((None, *made), tuple(launches), rooms)  # type: ignore[attr-defined]
+        return Recipe((None, *made), tuple(launches), rooms)
+
+    if not (transposed or strict) and dtype == FLOAT:
+        run.recipe = recipe  # type: ignore[attr-defined]
     return run
 
 

@@ -124,9 +124,10 @@ def convolution_recipe(
     """What `convolution` does with tensors laid out like these; None where it is more than launches, or torch's."""
     config = (tuple(stride), tuple(padding), tuple(dilation), transposed, tuple(output_padding), groups)
     try:
-        return getattr(prepare_forward(x, w, b, config, _get_num_threads()), "recipe", None)
+        run = prepare_forward(x, w, b, config, _get_num_threads())
     except REASONS:
         return None
+    return run.recipe() if hasattr(run, "recipe") else None  # type: ignore[attr-defined]
 
 
 def backward_recipe(
@@ -139,7 +140,7 @@ def backward_recipe(
         run = prepare_backward(dy, x, w, bias_sizes, config, tuple(output_mask), _get_num_threads())
     except REASONS:
         return None
-    return getattr(run, "recipe", None)
+    return run.recipe() if hasattr(run, "recipe") else None  # type: ignore[attr-defined]
 
 
 def forget() -> None:

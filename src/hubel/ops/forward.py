@@ -75,9 +75,14 @@ def _bare(
         return y
 
     chosen = run if invocation.packed_bytes else run_on_weights_as_they_are
-    launches = with_weights(invocation, Argument(0), Argument(1), None if b is None else Argument(2), Result(0))
-    made = Made(tuple(shape), tuple(strides), dtype)
-    chosen.recipe = Recipe((made,), launches, {PACKED: invocation.packed_bytes}, native=1)  # type: ignore[attr-defined]
+    bias = None if b is None else Argument(2)
+
+    def recipe() -> Recipe:
+        launches = with_weights(invocation, Argument(0), Argument(1), bias, Result(0))
+        made = Made(tuple(shape), tuple(strides), dtype)
+        return Recipe((made,), launches, {PACKED: invocation.packed_bytes}, native=1)
+
+    chosen.recipe = recipe  # type: ignore[attr-defined]
     if not lies_in_shared_memory(shape, dtype):
         chosen.prepared = Prepared(invocation, key, shape, strides, dtype, threads)  # type: ignore[attr-defined]
     return chosen

@@ -1,7 +1,8 @@
 """What a prepared call does, as data: which results it makes, which memory it needs meanwhile, and its launches.
 
 A call that is nothing but launches says so with a `Recipe`, for whoever runs several calls as one (`segments`).
-Whatever does more (copies of its arguments, checks of its results) has none.
+Whatever does more (copies of its arguments, checks of its results) has none. Recipes are made when they are asked for:
+kernels that only they need are not compiled for calls that come alone.
 """
 
 from __future__ import annotations
