@@ -35,7 +35,10 @@ def run(work: Work, *operands: np.ndarray | None, out: np.ndarray, threads: int 
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "copy": lambda a: a, "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide,
-    "maximum": np.maximum, "affine": lambda a, b, c: (a.astype(np.float64) * b + c).astype(np.float32),
+    "maximum": np.maximum,
+    "through_relu": lambda g, y: np.where(y <= 0, np.float32(0), g),
+    "through_relu6": lambda g, y: np.where((y <= 0) | (y >= 6), np.float32(0), g),
+    "affine": lambda a, b, c: (a.astype(np.float64) * b + c).astype(np.float32),
 }  # fmt: skip
 
 

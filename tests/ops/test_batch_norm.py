@@ -166,6 +166,30 @@ def test_training_graphs(activation: Callable[[], nn.Module], name: str, shows: 
     assert len(backward) == 2
 
 
+class BeforeAMean(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.activation = nn.Conv2d(3, 2 * LANES, 3), nn.BatchNorm2d(2 * LANES), nn.ReLU6()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.norm(self.conv(x))).mean((2, 3))
+
+
+def test_a_gradient_in_planes_is_copied(graphs: list) -> None:
+    """The gradient of a mean over the image."""
+    torch.manual_seed(0)
+    ours = BeforeAMean().to(memory_format=LAST)  # type: ignore[call-overload]
+    theirs, x = copy.deepcopy(ours), torch.randn(4, 3, 9, 9).contiguous(memory_format=LAST)
+    for run in (torch.compile(ours, backend="hubel"), theirs):
+        run(x).square().sum().backward()
+    _, ((given, *_, activation, _),) = graphs
+    assert given.target is torch.ops.aten.clone.default
+    assert activation == "relu6"
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert a.grad is not None and b.grad is not None
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-5)
+
+
 def test_without_weights_it_is_torchs(graphs: list) -> None:
     torch.manual_seed(0)
     net: Any = Net(nn.ReLU, False, affine=False)

@@ -157,7 +157,7 @@ def _replace(
     replace_products(graph.graph)
     write_in_place(graph.graph)
     graph.recompile()
-    return make_boxed_func(graph.forward if memory is None else memory.served(in_segments(graph)))
+    return make_boxed_func(graph.forward if memory is None else memory.served(in_segments(graph, returned)))
 
 
 def _metadata() -> Any:

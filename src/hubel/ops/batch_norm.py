@@ -166,13 +166,17 @@ def _fuse_forward(graph: Graph, node: Node) -> None:
 def _fuse_backward(graph: Graph, node: Node) -> None:
     given: Any = node.args
     dy, x, w, _, _, mean, spread, training, eps, mask = given
-    if not training or w is None or list(mask) != [True, True, True] or not (_may_lie(x) and _may_lie(dy)):
+    if not training or w is None or list(mask) != [True, True, True] or not _may_lie(x):
         return
-    name, y = "", None
+    name, y, given = "", None, dy
     for other, (_, (gradient, *further)) in _ACTIVATIONS.items():
-        if dy.target is gradient and list(dy.args[2:]) == further and len(dy.users) == 1 and _may_lie(dy.args[0]):
-            name, y = other, dy.args[1]
-    node.target, node.args = batch_norm_backward, (dy if y is None else dy.args[0], x, w, mean, spread, y, name, eps)
+        if dy.target is gradient and list(dy.args[2:]) == further and len(dy.users) == 1 and _may_lie(dy.args[1]):
+            name, (given, y) = other, dy.args[:2]
+    if not _may_lie(given):
+        # As behind a mean over the image, whose gradient lies in planes. A copy costs less than what torch would do.
+        with graph.inserting_before(node):
+            given = graph.call_function(_aten.clone.default, (given,), {"memory_format": torch.channels_last})
+    node.target, node.args = batch_norm_backward, (given, x, w, mean, spread, y, name, eps)
     if y is not None:
         graph.erase_node(dy)
 

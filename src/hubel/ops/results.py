@@ -24,6 +24,8 @@ from hubel.ops.kept_memory import SHARED, TYPES, serving
 # What Inductor's code allocates with: past the dispatcher, 1 µs less than `torch.empty_strided` on every call, and no
 # default device, dtype or torch function mode can change what comes back.
 empty = torch._C._dynamo.guards._empty_strided_cpu  # type: ignore[attr-defined]
+# part(x, shape, strides, first): a tensor in the memory of x, which autograd takes for one of its own.
+part = torch._C._dynamo.guards._reinterpret_tensor  # type: ignore[attr-defined]
 
 # Results from so many bytes on lie in a graph's kept memory, or in the shared one, which take 5 µs longer to allocate.
 _LARGE, _SHARED = 2**18, 2**22
@@ -31,8 +33,13 @@ _LARGE, _SHARED = 2**18, 2**22
 
 def room(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype) -> Callable[[], Tensor]:
     """What allocates dense tensors that lie so. strides: in elements."""
-    small = prod(shape) * dtype.itemsize < _LARGE
-    return partial(empty if small else _empty_large, tuple(shape), tuple(strides), dtype)
+    allocate = _empty_large if is_large(shape, dtype) else empty
+    return partial(allocate, tuple(shape), tuple(strides), dtype)
+
+
+def is_large(shape: Sequence[int], dtype: torch.dtype) -> bool:
+    """Whether such a result may lie in kept memory."""
+    return prod(shape) * dtype.itemsize >= _LARGE
 
 
 def empty_like(x: Tensor) -> Tensor:

@@ -8,8 +8,9 @@ in one list, done in one parallel region; what nobody else reads lies in one pie
 
     x, weights, …  ->  [convolution, batch norm, convolution, batch norm]  ->  what the backward graph keeps
 
-A step on other terms (another accuracy, other strides, under a profiler, with a layer left out) runs a segment's
-operators one by one, as they stand in the graph.
+Sums of residuals and activations, which are torch's operators, join in (`elementwise`). Each size, and each way to lie
+in memory, has segments of its own; a step on other terms (strict, under a profiler, with a layer left out) runs
+operator by operator.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from torch.fx import Graph, GraphModule, Interpreter, Node
 from torch.fx.node import map_arg
 
 from hubel.engine.threads import Block, Job, launch_placed
-from hubel.graph.memory import Life, arena
-from hubel.ops import accuracy, batch_norm, calls, library, linear
+from hubel.graph.memory import ALIGNMENT, Life, arena
+from hubel.ops import accuracy, batch_norm, calls, elementwise, library, linear
 from hubel.ops.exclude import excluded
 from hubel.ops.log import count_native_calls
 from hubel.ops.override import switched_off_by_environment
 from hubel.ops.recipe import Argument, Launch, Made, Pointer, Recipe, Result, Room, Table, made_like
-from hubel.ops.results import room
+from hubel.ops.results import is_large, part, room
 
 # What says what an operator does, from arguments like its own.
 _RECIPES: dict[Any, Callable[..., Recipe | None]] = {
@@ -40,40 +41,44 @@ _RECIPES: dict[Any, Callable[..., Recipe | None]] = {
     batch_norm.batch_norm: batch_norm.forward_recipe,
     batch_norm.batch_norm_backward: batch_norm.backward_recipe,
     linear.product: linear.recipe,
+    **elementwise.RECIPES,
 }
+# Whose results the graph picks one by one.
+_SEVERAL = (library.run_backward, batch_norm.batch_norm, batch_norm.batch_norm_backward)
 # A segment of one operator gains nothing.
 _FEWEST = 2
-# Beyond so many combinations of sizes the graphs that were cut for them are not worth their memory.
-_MOST_SIZES = 8
+# Beyond so many combinations of terms the graphs that were cut for them are not worth their memory.
+_MOST_TERMS = 8
 # Bases of addresses: nothing, the words themselves, the memory inside; then what a segment is given, and what it makes.
 _NOTHING, _SELF, _INSIDE, _GIVEN = range(4)
 # A value of the graph: a node, or one of a node's results.
 Value: TypeAlias = tuple[Node, int]
 _profiling = torch.autograd._profiler_enabled  # type: ignore[attr-defined]
-_shape, _strides = operator.attrgetter("shape"), Tensor.stride
+_shape = operator.attrgetter("shape")
 
 
-def in_segments(graph: GraphModule) -> Callable[..., Any]:
-    """What does what `graph` does: the first call with tensors of some sizes operator by operator, later ones in
-    segments.
+def in_segments(graph: GraphModule, returned: int | None = None) -> Callable[..., Any]:
+    """What does what `graph` does: the first call on some terms operator by operator, later ones in segments.
+
+    returned: how many of the results are the caller's, those behind them being kept for the backward graph; None: all.
     """
-    cut: dict[tuple[Any, ...], Callable[..., Any]] = {}
+    # A list: hashing some hundred sizes takes longer than to find that they are those of last time.
+    cut: list[tuple[tuple[Any, ...], Callable[..., Any]]] = []
 
     def run(*given: Any) -> Any:
-        sizes = tuple(getattr(value, "shape", value) for value in given)
-        function = cut.get(sizes)
-        if function is not None:
-            return function(*given)
-        if _terms() is None:
+        terms = _terms(given)
+        if terms is None:
             return graph.forward(*given)
+        for known, function in cut:
+            if known == terms:
+                return function(*given)
         copied = Graph()
         copied.output(copied.graph_copy(graph.graph, {}))
         first = _First(GraphModule(graph, copied))
         results = first.run(*given)
-        _Cutter(copied, first.made).cut()
-        if len(cut) >= _MOST_SIZES:
-            cut.clear()
-        cut[sizes] = GraphModule(graph, copied).forward
+        _Cutter(copied, first.made, _kept(copied, returned)).cut()
+        cut.insert(0, (terms, GraphModule(graph, copied).forward))
+        del cut[_MOST_TERMS:]
         return results
 
     return run
@@ -93,21 +98,37 @@ class _First(Interpreter):
         return result
 
 
-def _terms() -> tuple[Any, ...] | None:
-    """What a recipe depends on beside its tensors; None where there can be no segments."""
-    threads = torch.get_num_threads()
-    policy = accuracy.policy(threads)
+def _terms(given: Sequence[Any]) -> tuple[Any, ...] | None:
+    """What all recipes of a graph depend on: settings, and how what it is given lies; None where there can be no
+    segments.
+    """
+    policy = accuracy.policy(torch.get_num_threads())
+    tensors = [value for value in given if isinstance(value, Tensor)]
     # Strict gradients look at their results.
-    if policy.accuracy == "strict" or excluded or _profiling() or switched_off_by_environment():
+    off = policy.accuracy == "strict" or excluded or _profiling() or switched_off_by_environment()
+    if off or any(map(Tensor.is_neg, tensors)):
         return None
-    return policy, torch._C._get_mkldnn_enabled(), calls.in_background()
+    numbers = tuple(value for value in given if not isinstance(value, Tensor)) if len(tensors) < len(given) else ()
+    lie = tuple(map(_shape, tensors)), tuple(map(Tensor.stride, tensors))
+    return policy, torch._C._get_mkldnn_enabled(), calls.in_background(), numbers, lie
+
+
+def _kept(graph: Graph, returned: int | None) -> set[Node]:
+    """Values that only operators of ours read, of this graph and of the backward graph: nobody tells where they lie."""
+    (output,) = (node for node in graph.nodes if node.op == "output")
+    results: Any = output.args[0]
+    theirs = set(results if returned is None else results[:returned])
+    return {
+        node for node in graph.nodes
+        if node not in theirs and all(user is output or user.target in _RECIPES for user in node.users)
+    }  # fmt: skip
 
 
 class _Cutter:
     """Goes through a graph once, gathers operators, and puts a segment in their place where one has to end."""
 
-    def __init__(self, graph: Graph, made: dict[Node, Made]) -> None:
-        self._graph, self._made = graph, made
+    def __init__(self, graph: Graph, made: dict[Node, Made], kept: set[Node]) -> None:
+        self._graph, self._made, self._kept = graph, made, kept
         self._gathered: dict[Node, Recipe] = {}
         self._members: dict[Node, Value] = {}
         self._segments: list[Segment] = []
@@ -131,12 +152,12 @@ class _Cutter:
 
     def _recipe(self, node: Node) -> Recipe | None:
         find = _RECIPES.get(node.target)
-        if find is None or node.kwargs or any(n not in self._made for n in node.all_input_nodes):
+        if find is None or any(n not in self._made for n in node.all_input_nodes):
             return None
         known = [(n, self._made[n]) for n in node.all_input_nodes]
         # Memory that nobody writes to costs nothing.
         like = {n: torch.empty_strided(m.shape, m.strides, dtype=m.dtype) for n, m in known}
-        recipe = find(*map_arg(node.args, like.__getitem__))
+        recipe = find(*map_arg(node.args, like.__getitem__), **map_arg(node.kwargs, like.__getitem__))
         values = _values(node)
         places = [_place(value) for value in values]
         if recipe is None or not values or len(set(places)) < len(places):
@@ -152,7 +173,7 @@ class _Cutter:
             return
         inside = {*gathered, *members}
         leaving = [node for node in members if set(node.users) - inside]
-        segment = Segment(gathered, members, leaving, self._made)
+        segment = Segment(gathered, members, leaving, self._made, self._kept)
         self._segments.append(segment)
         with self._graph.inserting_before(before):
             whole = self._graph.call_function(segment, tuple(segment.given))
@@ -166,9 +187,9 @@ class _Cutter:
 
 def _values(node: Node) -> list[Node]:
     """The nodes that are an operator's results: itself, or what picks one of several."""
-    if node.target in (library.run_convolution, linear.product):
-        return [node]
     users = list(node.users)
+    if node.target not in _SEVERAL:
+        return [node]
     return users if all(user.target is operator.getitem for user in users) else []
 
 
@@ -188,25 +209,22 @@ def _writes(node: Node) -> bool:
 
 class Segment:
     """Does what some operators of a graph do. given: the nodes whose values it is called with, in this order; it gives
-    back the values of the `leaving` nodes.
+    back the values of the `leaving` nodes. kept: those that may share their memory with others.
     """
 
     # fx names its calls by this.
     __name__ = "segment"
 
     def __init__(
-        self, gathered: dict[Node, Recipe], members: dict[Node, Value], leaving: Sequence[Node], made: dict[Node, Made]
-    ) -> None:
+        self, gathered: dict[Node, Recipe], members: dict[Node, Value], leaving: Sequence[Node], made: dict[Node, Made],
+        kept: set[Node],
+    ) -> None:  # fmt: skip
         arguments = [n for node in gathered for n in node.all_input_nodes]
         self.given = list(dict.fromkeys(n for n in arguments if n not in members))
-        self._strides, self._shapes = [made[n].strides for n in self.given], [made[n].shape for n in self.given]
-        self._terms = _terms()
-        in_order = dict.fromkeys(n for node in gathered for n in (node, *_values(node)))
-        self._steps: list[tuple[Node, Any, Any]] = [(node, node.target, node.args) for node in in_order]
         self._leaving = list(leaving)
-        self._make = [room(m.shape, m.strides, m.dtype) for m in (made[n] for n in leaving)]
         self._native = sum(recipe.native for recipe in gathered.values())
         self._threads = torch.get_num_threads()
+        self._make_results = _Results([made[n] for n in leaving], [n in kept for n in leaving])
         self._assemble(gathered, members)
 
     def _assemble(self, gathered: dict[Node, Recipe], members: dict[Node, Value]) -> None:
@@ -241,11 +259,7 @@ class Segment:
         self._make_inside = room((size // 4,), (1,), torch.float32)
 
     def __call__(self, *given: Tensor) -> list[Tensor]:
-        lie = list(map(_strides, given)) == self._strides and list(map(_shape, given)) == self._shapes
-        if not lie or _terms() != self._terms:
-            return self._one_by_one(given)
-        made = [make() for make in self._make]
-        inside, words = self._make_inside(), self._words.copy()
+        made, inside, words = self._make_results(), self._make_inside(), self._words.copy()
         address = words.ctypes.data
         bases = [0, address, inside.data_ptr(), *map(Tensor.data_ptr, given), *map(Tensor.data_ptr, made)]
         words[self._where] = np.array(bases, np.int64)[self._base] + self._at
@@ -253,11 +267,25 @@ class Segment:
         count_native_calls(self._native)
         return made
 
-    def _one_by_one(self, given: Sequence[Tensor]) -> list[Tensor]:
-        values: dict[Node, Any] = dict(zip(self.given, given, strict=True))
-        for node, target, args in self._steps:
-            values[node] = target(*map_arg(args, values.__getitem__))
-        return [values[node] for node in self._leaving]
+
+class _Results:
+    """Allocates tensors. Large ones that may share memory lie in one block: one of its own takes a tensor 5 µs."""
+
+    def __init__(self, made: Sequence[Made], may_share: Sequence[bool]) -> None:
+        # Of each tensor what allocates it, or how it lies in the block: shape, strides, first number.
+        self._each: list[Callable[[], Tensor] | tuple[Any, ...]] = []
+        numbers = 0
+        for m, shares in zip(made, may_share, strict=True):
+            if shares and m.dtype is torch.float32 and is_large(m.shape, m.dtype):
+                self._each.append((m.shape, m.strides, numbers))
+                numbers += -(-_bytes(m) // ALIGNMENT) * ALIGNMENT // 4
+            else:
+                self._each.append(room(m.shape, m.strides, m.dtype))
+        self._make_block = room((numbers,), (1,), torch.float32)
+
+    def __call__(self) -> list[Tensor]:
+        block = self._make_block()
+        return [part(block, *each) if type(each) is tuple else each() for each in self._each]  # type: ignore[operator]
 
 
 class _Places:

@@ -26,8 +26,7 @@ import numpy as np
 from hubel.engine.between.work import Work, kernel_function
 from hubel.engine.compile import compiled
 from hubel.engine.ir import F32, I64, PTR, Function, Value, module_text, vector_of
-from hubel.engine.ir.activation import activated
-from hubel.engine.ir.storage import of_shape
+from hubel.engine.ir.activation import STOPS, activated, let_through
 from hubel.engine.machine import Machine
 from hubel.engine.threads import RESERVED_WORDS, Job
 
@@ -35,12 +34,6 @@ from hubel.engine.threads import RESERVED_WORDS, Job
 BLOCK_BYTES = 2**17
 # Vectors of channels at a time: sums enough to hide the latency of adding.
 VECTORS = 4
-# Where an activation stops the gradient, by its output.
-STOPS: dict[str, tuple[tuple[str, float], ...]] = {
-    "": (),
-    "relu": (("ole", 0.0),),
-    "relu6": (("ole", 0.0), ("oge", 6.0)),
-}
 _WORDS = ("rows", "channels", "per_block", "blocks", "shares")
 
 
@@ -156,16 +149,6 @@ class _Kernel:
             self.f.store(value, at + i * self.lanes)
 
 
-def _passed(f: Function, activation: str, g: Value, y: Value) -> Value:
-    """g where the activation let x through, by its output y; 0 elsewhere. NaN passes, as in torch."""
-    for stops, bound in STOPS[activation]:
-        flags = of_shape("i1", y.type)
-        beyond = f._emit(flags, f"fcmp {stops} {y.type} {y.text}, {f.constant(bound, y.type).text}", "beyond")
-        zero = f.constant(0.0, g.type)
-        g = f._emit(g.type, f"select {flags} {beyond.text}, {g.type} {zero.text}, {g.type} {g.text}", "g")
-    return g
-
-
 def forward_functions(eps: float, momentum: float, activation: str, lanes: int) -> Kernels:
     """The three kernels, by job; each takes how many vectors go together."""
 
@@ -242,13 +225,12 @@ def forward_functions(eps: float, momentum: float, activation: str, lanes: int) 
 def backward_functions(activation: str, lanes: int) -> Kernels:
     """The three kernels, by job; each takes how many vectors go together."""
 
-    def let_through(k: _Kernel, at: Value) -> list[Value]:
-        passed = k.each(k.p[0] + at)
-        if STOPS[activation]:
-            passed = [
-                _passed(k.f, activation, g, y) for g, y in zip(passed, k.each(k.address(0, "y") + at), strict=True)
-            ]
-        return passed
+    def gradient(k: _Kernel, at: Value) -> list[Value]:
+        gradients = k.each(k.p[0] + at)
+        if not STOPS[activation]:
+            return gradients
+        outputs = k.each(k.address(0, "y") + at)
+        return [let_through(k.f, activation, g, y) for g, y in zip(gradients, outputs, strict=True)]
 
     def sums(together: int) -> Function:
         k = _Kernel(lanes, together)
@@ -258,7 +240,7 @@ def backward_functions(activation: str, lanes: int) -> Kernels:
             means = k.each(k.address(2, "mean") + c)
             with f.loop("row", first, last, carry=zeros, at_least_once=True) as row:
                 at = row.index * k.channels + c
-                passed, numbers = let_through(k, at), k.each(x + at)
+                passed, numbers = gradient(k, at), k.each(x + at)
                 plain, weighted = row.carried[:together], row.carried[together:]
                 row.carry(
                     *(total + g for total, g in zip(plain, passed, strict=True)),
@@ -301,7 +283,7 @@ def backward_functions(activation: str, lanes: int) -> Kernels:
                     [
                         (g - t - (n - m) * d) * s
                         for g, n, m, s, t, d in zip(
-                            let_through(k, at), k.each(x + at), means, scales, shifts, slopes, strict=True
+                            gradient(k, at), k.each(x + at), means, scales, shifts, slopes, strict=True
                         )
                     ],
                     dx + at,

@@ -17,7 +17,7 @@ from math import prod
 
 from hubel.engine.between.work import Work, kernel_function, work
 from hubel.engine.ir import F32, PTR, Function, Value, vector_of
-from hubel.engine.ir.activation import activated
+from hubel.engine.ir.activation import activated, let_through
 from hubel.engine.machine import Machine
 from hubel.engine.threads import RESERVED_WORDS
 from hubel.errors import UnsupportedError
@@ -46,8 +46,14 @@ BINARY: dict[str, Callable[[Function, Value, Value], Value]] = {
     "div": lambda f, a, b: f.binary("div", a, b),
     "maximum": _larger,
 }
+# Of activations: of a gradient, and of the activation's output or what it was given.
+GRADIENTS: dict[str, Callable[[Function, Value, Value], Value]] = {
+    "through_relu": lambda f, g, y: let_through(f, "relu", g, y),
+    "through_relu6": lambda f, g, y: let_through(f, "relu6", g, y),
+}
+_OF_TWO = BINARY | GRADIENTS
 # How many operands each function has.
-OPERANDS = {"copy": 1, "affine": 3} | dict.fromkeys(BINARY, 2)
+OPERANDS = {"copy": 1, "affine": 3} | dict.fromkeys(_OF_TWO, 2)
 
 
 @dataclass(frozen=True)
@@ -130,7 +136,7 @@ def map_function(
         if function == "affine":
             value = f.fma(values[0], values[1], values[2])
         else:
-            value = values[0] if function == "copy" else BINARY[function](f, *values)
+            value = values[0] if function == "copy" else _OF_TWO[function](f, *values)
         return activated(f, activation, slope, value) if activation else value
 
     with f.loop("item", f.arg("begin"), f.arg("end")) as item:

@@ -32,6 +32,12 @@ LN2_HIGH = 0.693359375
 LN2_LOW = log(2) - LN2_HIGH
 # e^y of smaller y is too small for a number with all its digits: 0.
 LEAST = -87.0
+# Where an activation stops the gradient, by its output.
+STOPS: dict[str, tuple[tuple[str, float], ...]] = {
+    "": (),
+    "relu": (("ole", 0.0),),
+    "relu6": (("ole", 0.0), ("oge", 6.0)),
+}
 
 
 def activated(f: Function, name: str, slope: float, x: Value) -> Value:
@@ -55,6 +61,17 @@ def activated(f: Function, name: str, slope: float, x: Value) -> Value:
         return _gelu(f, x)
     assert name == "tanh", name
     return _tanh(f, x)
+
+
+def let_through(f: Function, name: str, g: Value, y: Value) -> Value:
+    """The gradient g where the activation called `name` let x through, by its output y; 0 elsewhere. NaN lets it
+    through, as in torch's ReLU.
+    """
+    flags = of_shape("i1", y.type)
+    for stops, bound in STOPS[name]:
+        beyond = f._emit(flags, f"fcmp {stops} {y.type} {y.text}, {f.constant(bound, y.type).text}", "beyond")
+        g = _where(f, beyond, 0.0, g)
+    return g
 
 
 def _sigmoid(f: Function, x: Value) -> Value:
