@@ -137,3 +137,21 @@ def test_which_way_is_gone_does_not_depend_on_the_batch(monkeypatch: pytest.Monk
         with hubel.enabled():
             whole, one = (_gradients(dy[:n], x[:n], w, None, *config)[0] for n in (24, 1))
         assert len(taken) == calls_taken and torch.equal(whole[:1], one)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("kernel", "stride", "groups"), [(3, 1, 1), (3, 2, 8), (1, 1, 1), (2, 2, 1), (5, 1, 2)])
+def test_a_weights_gradient_may_lie_as_the_weight_does(
+    kernel: int, stride: int, groups: int, layout: torch.memory_format
+) -> None:
+    torch.manual_seed(0)
+    w = torch.randn(16, 8 // groups, kernel, kernel).contiguous(memory_format=layout)
+    for other in (torch.contiguous_format, torch.channels_last):
+        x = torch.randn(2, 8, 12, 12).contiguous(memory_format=other)
+        config = [stride] * 2, [0, 0], [1, 1], False, [0, 0], groups
+        dy = torch.randn_like(torch.ops.aten.convolution.default(x, w, None, *config))
+        found = calls.convolution_backward(dy, x, w, None, *config, (True, True, False), like_weight=True)
+        for ours, theirs in zip(found[:2], _gradients(dy, x, w, None, *config, (True, True, False)), strict=False):
+            assert ours is not None
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
+        assert found[1] is not None and found[1].stride() == w.stride()

@@ -2,10 +2,11 @@
 
 torch captures the network and traces it down to its basic operators. A graph for inference becomes a network of ours
 (`compiled`): batch norms folded, activations, sums and concatenations fused, one arena, as few parallel regions as can
-be; what it does not know runs as torch's own operator in place. In a graph for training every convolution, and every
-convolution's gradient, becomes Hubel's; batch norms of channels-last tensors take the activations behind them along
-(`batch_norm`); so do fully connected layers of a few images (`linear`); all other nodes run as torch's own, in place
-where nobody can tell (`in_place`). Nothing process-wide is switched.
+be; what it does not know runs as torch's own operator in place. In a graph for training images lie in channels-last
+memory, whatever they came in (`channels_last`); every convolution, and every convolution's gradient, becomes Hubel's;
+batch norms take the activations behind them along (`batch_norm`); so do fully connected layers of a few images
+(`linear`); all other nodes run as torch's own, in place where nobody can tell (`in_place`); from the second step on
+operators run many at a time (`segments`). Nothing process-wide is switched.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._guards import TracingContext
 from torch._subclasses import FakeTensor
 from torch.fx import GraphModule, Node
@@ -21,6 +23,7 @@ from torch.fx import GraphModule, Node
 from hubel.errors import HubelError, unknown
 from hubel.ops import library
 from hubel.ops.batch_norm import fuse_batch_norms
+from hubel.ops.channels_last import lay_out_in_channels_last
 from hubel.ops.compiled import Compiled
 from hubel.ops.in_place import keep_clipped, write_in_place
 from hubel.ops.kept_memory import KeptMemory
@@ -94,6 +97,8 @@ def hubel(
         run._boxed_call = True  # type: ignore[attr-defined]
         return run
 
+    if torch.is_grad_enabled() and any(isinstance(given, Tensor) and given.requires_grad for given in inputs):
+        lay_out_in_channels_last(graph)
     infer = fused if chosen["fuse"] else _replace
     wrapped = aot_autograd(fw_compiler=forward, bw_compiler=backward, inference_compiler=infer)(graph, inputs)
     return _directly(direct[0], wrapped) if direct else wrapped
@@ -151,6 +156,9 @@ def _replace(
             # What the dispatcher would find takes it 20 µs to find.
             if all(_on_cpu(argument) for argument in node.all_input_nodes):
                 node.target = DIRECT.get(node.target, node.target)
+            if node.target is library.run_backward and _is_only_returned(node, 1):
+                # Where it lies as its weight does, autograd takes it as it is; otherwise it would make a copy.
+                node.kwargs = {"like_weight": True}
     (output,) = (node for node in graph.graph.nodes if node.op == "output")
     keep_clipped(graph.graph, leaving=set(output.args[0][:returned]))
     fuse_batch_norms(graph.graph)
@@ -164,6 +172,12 @@ def _metadata() -> Any:
     """What torch knows of the graph being compiled, or None."""
     context = TracingContext.try_get()
     return context.fw_metadata if context is not None else None
+
+
+def _is_only_returned(node: Node, place: int) -> bool:
+    """Whether nobody in the graph reads this one of an operator's results."""
+    picked = [user for user in node.users if user.args[1:] == (place,)]
+    return all(reader.op == "output" for user in picked for reader in user.users)
 
 
 def _on_cpu(node: Node) -> bool:

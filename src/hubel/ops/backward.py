@@ -19,7 +19,7 @@ from hubel.ops.log import count_native
 from hubel.ops.recipe import PACKED, Argument, Made, Recipe, Result, Room, of_invocation, of_work, with_weights
 from hubel.ops.results import empty, room
 from hubel.ops.strides import Config, Strides, result_formats, strides_of
-from hubel.ops.weights import one_of, packed
+from hubel.ops.weights import is_dense, one_of, packed
 
 FLOAT = torch.float32
 Gradients: TypeAlias = tuple[Tensor | None, Tensor | None, Tensor | None]
@@ -38,8 +38,10 @@ def prepare_backward(
     config: Config,
     mask: Sequence[bool],
     threads: int,
+    like_weight: bool = False,
 ) -> Backward:
-    """(dx, dw, db) = f(dy, x, w) for tensors laid out like these; None where `mask` does not ask.
+    """(dx, dw, db) = f(dy, x, w) for tensors laid out like these; None where `mask` does not ask. like_weight: dw lies
+    as a dense w does.
 
     Raises one of `arguments.REASONS` where torch must do it.
     """
@@ -49,14 +51,15 @@ def prepare_backward(
         raise Handed("the gradient has not the output's shape; torch says so")
 
     formats = result_formats(x, w, None, bias_sizes, config)
-    if formats is not None and _windows_apart(asked):
-        strides = strides_of(x.shape, formats[0]), strides_of(w.shape, formats[1])
-        return _on_windows(dy, x, w, bias_sizes, asked.spec, mask, strides, threads)
     if formats is None:
         theirs = torch_convolution_backward(dy, x, w, bias_sizes, *config, (True, True, False))
         x_strides, w_strides = theirs[0].stride(), theirs[1].stride()
     else:
         x_strides, w_strides = strides_of(x.shape, formats[0]), strides_of(w.shape, formats[1])
+    if like_weight and is_dense(w):
+        w_strides = w.stride()
+    if formats is not None and _windows_apart(asked):
+        return _on_windows(dy, x, w, bias_sizes, asked.spec, mask, (x_strides, w_strides), threads)
 
     wants_x, wants_w, wants_b = mask
     of_input = _input_gradient(dy, x, w, asked, x_strides, threads) if wants_x else None

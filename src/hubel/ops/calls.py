@@ -90,8 +90,13 @@ def convolution_backward(
     output_padding: Sequence[int],
     groups: int,
     output_mask: Sequence[bool],
+    *,
+    like_weight: bool = False,
 ) -> Gradients:
-    """`aten::convolution_backward` for dense CPU tensors: gradients of input, weight and bias, None where not asked."""
+    """`aten::convolution_backward` for dense CPU tensors: gradients of input, weight and bias, None where not asked.
+
+    like_weight: the weight's gradient lies in memory as a dense weight does, instead of as torch would lay it out.
+    """
     if excluded and id(w) in excluded:
         count_fallback(f"convolution_backward of a weight of shape {tuple(w.shape)}", EXCLUDED)
         config = (stride, padding, dilation, transposed, output_padding, groups)
@@ -100,14 +105,14 @@ def convolution_backward(
         dy.shape, dy.stride(), dy.dtype, x.shape, x.stride(), x.dtype, w.shape, w.stride(), w.dtype,
         None if bias_sizes is None else tuple(bias_sizes),
         tuple(stride), tuple(padding), tuple(dilation), transposed, tuple(output_padding), groups,
-        tuple(output_mask), _get_num_threads(), _mkldnn_enabled(),
+        tuple(output_mask), like_weight, _get_num_threads(), _mkldnn_enabled(),
     )  # fmt: skip
     run = _backward.get(key)
     if run is None:
         config = (tuple(stride), tuple(padding), tuple(dilation), transposed, tuple(output_padding), groups)
         mask, threads = tuple(output_mask), _get_num_threads()
         run = _remember(
-            _backward, key, lambda: prepare_backward(dy, x, w, bias_sizes, config, mask, threads),
+            _backward, key, lambda: prepare_backward(dy, x, w, bias_sizes, config, mask, threads, like_weight),
             f"convolution_backward {describe(x, w, mask[2], config)}", torch_convolution_backward,
             lambda dy, x, w: (dy, x, w, bias_sizes, *config, mask),
         )  # fmt: skip
@@ -133,11 +138,13 @@ def convolution_recipe(
 def backward_recipe(
     dy: Tensor, x: Tensor, w: Tensor, bias_sizes: Sequence[int] | None, stride: Sequence[int], padding: Sequence[int],
     dilation: Sequence[int], transposed: bool, output_padding: Sequence[int], groups: int, output_mask: Sequence[bool],
+    *, like_weight: bool = False,
 ) -> Recipe | None:  # fmt: skip
     """The same of `convolution_backward`."""
     config = (tuple(stride), tuple(padding), tuple(dilation), transposed, tuple(output_padding), groups)
     try:
-        run = prepare_backward(dy, x, w, bias_sizes, config, tuple(output_mask), _get_num_threads())
+        mask = tuple(output_mask)
+        run = prepare_backward(dy, x, w, bias_sizes, config, mask, _get_num_threads(), like_weight)
     except REASONS:
         return None
     return run.recipe() if hasattr(run, "recipe") else None  # type: ignore[attr-defined]

@@ -40,10 +40,10 @@ def run_convolution(*arguments: Any) -> Tensor:
     return calls.convolution(*arguments)
 
 
-def run_backward(*arguments: Any) -> list[Tensor]:
+def run_backward(*arguments: Any, like_weight: bool = False) -> list[Tensor]:
     if switched_off_by_environment():
         return _backward_elsewhere(*arguments)
-    return _all_tensors(calls.convolution_backward(*arguments), arguments[0])
+    return _all_tensors(calls.convolution_backward(*arguments, like_weight=like_weight), arguments[0])
 
 
 def _convolution_elsewhere(*arguments: Any) -> Tensor:
