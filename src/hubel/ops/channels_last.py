@@ -8,7 +8,7 @@ Parameters stay as they are, and so do results, which are laid out again as they
     x -> [contiguous(channels_last)] -> convolution -> … -> flatten -> linear        most classifiers: one small copy
 
 Only where that cannot change what is computed: all operators on images are of a list of those that mean the same in any
-memory, and none writes into what a view of another tensor might be.
+memory, and none writes to what a view of another tensor is in one layout and a copy in the other.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def lay_out_in_channels_last(graph: GraphModule) -> None:
     """
     nodes = list(graph.graph.nodes)
     calls = [node for node in nodes if node.op in ("call_function", "call_method")]
-    if not _pays(calls) or not all(map(_means_the_same, calls)):
+    if not _pays(calls) or not all(map(_means_the_same, calls)) or _writes_behind_a_copy(calls):
         return
     # What comes of a convolution, and of that the images that lie in channels-last memory.
     moved, laid = set[Node](), set[Node]()
@@ -106,7 +106,10 @@ def _pays(calls: Sequence[Node]) -> bool:
 
 def _means_the_same(node: Node) -> bool:
     """Whether an operator computes the same wherever images lie."""
-    if _writes_in_place(node) and not _is_made(node.args[0]):
+    writes = _writes_in_place(node)
+    if (writes or node.target in _VIEWS or node.target in _ENDS) and not (node.args and isinstance(node.args[0], Node)):
+        return False  # given by name
+    if "out" in node.kwargs or (writes and not _is_made(node.args[0])):
         return False
     if not any(_axes(given) >= 4 for given in node.all_input_nodes):
         return True
@@ -131,6 +134,26 @@ def _is_made(value: Any) -> bool:
             return value.target in _MAKERS or value.target in _ACTIVATIONS
         value = value.args[0]
     return _axes(value) < 4
+
+
+def _writes_behind_a_copy(calls: Sequence[Node]) -> bool:
+    """Whether anything is written to after it was given to what makes a view or a copy of it."""
+    copied = set[Any]()
+    for node in calls:
+        if node.target in _ENDS or node.target == "contiguous":
+            copied.add(_origin(node.args[0]))
+        elif _writes_in_place(node) and _origin(node.args[0]) in copied:
+            return True
+    return False
+
+
+def _origin(value: Any) -> Any:
+    """Whose memory it may be."""
+    while value.op in ("call_function", "call_method") and (
+        value.target in _VIEWS or value.target in _ENDS or _writes_in_place(value)
+    ):
+        value = value.args[0]
+    return value
 
 
 def _value(node: Any) -> Any:
