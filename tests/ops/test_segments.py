@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import hubel
 from hubel.ops import segments
+from hubel.ops.kept_memory import KeptMemory
 from hubel.ops.log import Log
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
@@ -277,3 +278,24 @@ def test_what_the_caller_gets_has_memory_of_its_own(launches: list[int], monkeyp
     assert len({y.untyped_storage().data_ptr() for y in shared}) < len(shared)
     for result in [*outputs, *(p.grad for p in net.parameters() if p.grad is not None)]:
         assert result.untyped_storage().nbytes() == result.numel() * 4
+
+
+def test_memory_of_the_first_step_is_given_back(launches: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    memories: list[Any] = []
+    clear = KeptMemory.clear
+
+    def seen(memory: KeptMemory) -> None:
+        memories.append((memory, sum(map(len, memory._free.values()))))
+        clear(memory)
+
+    monkeypatch.setattr(KeptMemory, "clear", seen)
+    torch.manual_seed(0)
+    net = in_channels_last(Net())
+    x = torch.randn(8, 3, 80, 80).contiguous(memory_format=torch.channels_last)
+    compiled = torch.compile(net, backend="hubel")
+    for _ in range(4):
+        step(compiled, net, x, torch.arange(8))
+    # Once a graph, when it first runs in segments; then the first step's results lie there, free.
+    assert len(memories) == 2
+    assert memories[0][0] is memories[1][0]
+    assert memories[0][1] > 3

@@ -219,6 +219,13 @@ def physical_memory() -> int:
         return 2**62
 
 
+def give_back_memory() -> None:
+    """Freed memory goes back to the system; glibc keeps it, and what it keeps only grows where sizes vary."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
+
+
 def _physical_cores() -> int:
     """Cores this process may run on; two hardware threads of a core count once."""
     if not hasattr(os, "sched_getaffinity"):

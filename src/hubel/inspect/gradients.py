@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hubel.engine.machine import give_back_memory
 from hubel.inspect.hooks import Call, watch
-from hubel.inspect.running import BATCH, give_back_memory, in_batches, run
+from hubel.inspect.running import BATCH, in_batches, run
 
 # (what the network answered, the first image of the batch, how many) -> the sum over these images
 Objective = Callable[[object, int, int], Tensor]

@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hubel.engine.machine import give_back_memory
 from hubel.errors import DataError, HubelError, ModelError, unknown
 from hubel.inspect import profiles
 from hubel.inspect.hooks import evaluating
 from hubel.inspect.receptive_field import remembering
-from hubel.inspect.running import Output, first_line, give_back_memory, run
+from hubel.inspect.running import Output, first_line, run
 from hubel.inspect.store import Store, key_of
 from hubel.inspect.sweep import Sweep, sweep
 from hubel.inspect.training_history import Snapshots

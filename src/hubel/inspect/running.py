@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -70,13 +68,6 @@ def in_batches(images: Tensor, batch: int, work: Callable[[Tensor], T]) -> Itera
             continue
         yield start, result
         start += len(part)
-
-
-def give_back_memory() -> None:
-    """Freed tensors go back to the system; glibc keeps them, and what it keeps only grows where sizes vary."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
-    if trim is not None:
-        trim(0)
 
 
 def out_of_memory(error: Exception) -> bool:

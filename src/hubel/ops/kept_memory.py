@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hubel.engine.machine import physical_memory
+from hubel.engine.machine import give_back_memory, physical_memory
 
 # Alignment of a tensor, in bytes.
 _LINE = 64
@@ -64,6 +64,11 @@ class KeptMemory:
         array.give_back = partial(self._taker(size), (self._runs, block))
         tensor = torch.from_numpy(array)
         return tensor if tensor.dtype is dtype else tensor.view(dtype)
+
+    def clear(self) -> None:
+        """Give back all that no tensor holds, to the operating system."""
+        self._free = defaultdict(list)
+        give_back_memory()
 
     def _taker(self, size: int) -> Callable[[_Block], None]:
         """What takes a block of this size back. It may outlive this object."""
@@ -112,10 +117,6 @@ class SharedMemory(KeptMemory):
     def kept(self) -> int:
         """Bytes that no tensor holds."""
         return sum(size * len(blocks) for size, blocks in list(self._free.items()))
-
-    def clear(self) -> None:
-        """Give back all that no tensor holds."""
-        self._free = defaultdict(list)
 
     def _taker(self, size: int) -> Callable[[_Block], None]:
         return partial(self._take, size)

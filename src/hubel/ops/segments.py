@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -29,6 +30,7 @@ from hubel.engine.threads import Block, Job, launch_placed
 from hubel.graph.memory import ALIGNMENT, Life, arena
 from hubel.ops import accuracy, batch_norm, calls, elementwise, library, linear
 from hubel.ops.exclude import excluded
+from hubel.ops.kept_memory import serving
 from hubel.ops.log import count_native_calls
 from hubel.ops.override import switched_off_by_environment
 from hubel.ops.recipe import Argument, Launch, Made, Pointer, Recipe, Result, Room, Table, made_like
@@ -63,25 +65,44 @@ def in_segments(graph: GraphModule, returned: int | None = None) -> Callable[...
     returned: how many of the results are the caller's, those behind them being kept for the backward graph; None: all.
     """
     # A list: hashing some hundred sizes takes longer than to find that they are those of last time.
-    cut: list[tuple[tuple[Any, ...], Callable[..., Any]]] = []
+    cut: list[_Cut] = []
 
     def run(*given: Any) -> Any:
         terms = _terms(given)
         if terms is None:
             return graph.forward(*given)
-        for known, function in cut:
-            if known == terms:
-                return function(*given)
+        for known in cut:
+            if known.terms == terms:
+                return known(*given)
         copied = Graph()
         copied.output(copied.graph_copy(graph.graph, {}))
         first = _First(GraphModule(graph, copied))
         results = first.run(*given)
         _Cutter(copied, first.made, _kept(copied, returned)).cut()
-        cut.insert(0, (terms, GraphModule(graph, copied).forward))
+        cut.insert(0, _Cut(terms, GraphModule(graph, copied).forward))
         del cut[_MOST_TERMS:]
         return results
 
     return run
+
+
+@dataclass
+class _Cut:
+    """A graph in segments, for some terms."""
+
+    terms: tuple[Any, ...]
+    function: Callable[..., Any]
+    began: bool = False
+
+    def __call__(self, *given: Any) -> Any:
+        if not self.began:
+            self.began = True
+            # Operator by operator results had memory of other sizes, which nobody will ask for again: 350 MB of a step
+            # of ResNet-50 (batch 32, 96²).
+            memory = serving()
+            if memory is not None:
+                memory.clear()
+        return self.function(*given)
 
 
 class _First(Interpreter):
