@@ -170,7 +170,8 @@ def test_gradients_take_the_memory_that_the_last_ones_left() -> None:
     torch._dynamo.reset()
     net, x = Net(), torch.randn(4, 3, 32, 32)
     compiled = torch.compile(net, backend="hubel", fullgraph=True)
-    gradients(compiled, net, x)
+    for _ in range(2):
+        gradients(compiled, net, x)  # the first step's memory goes back when the second runs in segments
     weight = net.hidden.weight
     assert weight.grad is not None and weight.grad.nbytes >= 2**18
     first = weight.grad.data_ptr()
