@@ -59,18 +59,18 @@ class Net(nn.Module):
         return self.head(self.last(x + self.block(x)).mean((2, 3)))
 
 
-def net_and_images(batch: int = 4, seed: int = 0) -> tuple[Net, Tensor, Tensor]:
-    torch.manual_seed(seed)
-    net = in_channels_last(Net())
-    return net, images(batch), torch.arange(batch) % 10
+def net_and_images(batch: int = 4, size: int = 20, kind: type[Net] = Net) -> tuple[Net, Tensor, Tensor]:
+    torch.manual_seed(0)
+    net = in_channels_last(kind())
+    return net, images(batch, size), torch.arange(batch) % 10
 
 
 def in_channels_last(net: Net) -> Net:
     return net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
-def images(batch: int) -> Tensor:
-    return torch.randn(batch, 3, 20, 20).contiguous(memory_format=torch.channels_last)
+def images(batch: int, size: int = 20) -> Tensor:
+    return torch.randn(batch, 3, size, size).contiguous(memory_format=torch.channels_last)
 
 
 def step(run: Any, net: nn.Module, x: Tensor, labels: Tensor) -> None:
@@ -265,9 +265,7 @@ def test_what_the_caller_gets_has_memory_of_its_own(launches: list[int], monkeyp
         return shared[-1]
 
     monkeypatch.setattr(segments, "part", seen)
-    torch.manual_seed(0)
-    net = in_channels_last(Shows())
-    x = torch.randn(8, 3, 80, 80).contiguous(memory_format=torch.channels_last)
+    net, x, _ = net_and_images(8, size=80, kind=Shows)
     compiled = torch.compile(net, backend="hubel")
     for _ in range(3):
         shared.clear()
@@ -289,12 +287,10 @@ def test_memory_of_the_first_step_is_given_back(launches: list[int], monkeypatch
         clear(memory)
 
     monkeypatch.setattr(KeptMemory, "clear", seen)
-    torch.manual_seed(0)
-    net = in_channels_last(Net())
-    x = torch.randn(8, 3, 80, 80).contiguous(memory_format=torch.channels_last)
+    net, x, labels = net_and_images(8, size=80)
     compiled = torch.compile(net, backend="hubel")
     for _ in range(4):
-        step(compiled, net, x, torch.arange(8))
+        step(compiled, net, x, labels)
     # Once a graph, when it first runs in segments; then the first step's results lie there, free.
     assert len(memories) == 2
     assert memories[0][0] is memories[1][0]
