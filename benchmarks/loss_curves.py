@@ -92,7 +92,8 @@ def draw(curves: list[dict[str, list[float]]], path: Path, title: str) -> None:
         lines = [np.abs(smooth(each[one]) - smooth(each[other])) for each in curves]
         below.plot(steps, np.mean(lines, axis=0), label=f"{other} from {one}", linewidth=1.4)
     below.set(xlabel="step", ylabel=f"gap, mean of {len(curves)} seeds", yscale="log")
-    below.legend(frameon=False)
+    # Beside the curves: they leave no corner free.
+    below.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(PAIRS), fontsize="small")
     for axes in (above, below):
         axes.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
